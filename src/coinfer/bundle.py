@@ -1,0 +1,182 @@
+"""The folder that both machines hold: a menu of plans, their segments and tables, and the evidence.
+
+    DIR/bundle.json          the Manifest: what this is, the menu, sha256 and size of every other file
+    DIR/evidence.json        every candidate that was considered, with what was measured (plan reads it)
+    DIR/profile.json         the building machine's Profile
+    DIR/segments/*.onnx      heads, tails and whole networks of the menu
+    DIR/tables/*.safetensors static tables of the menu's codecs
+
+A bundle's identity (`Bundle.digest`) is the sha256 of bundle.json, which holds the sha256 of every other file;
+device and edge agree on it in the handshake.  Written to a temporary folder, synced, then renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from .errors import BundleError
+from .plan import Candidate, Plan, Preprocess, TensorSpec, Value
+from .profile import Profile
+
+FORMAT = 1
+
+
+class FileEntry(Value, frozen=True):
+    """Size and sha256 of one file of a bundle."""
+
+    num_bytes: int
+    sha256: str
+
+
+class Manifest(Value, frozen=True):
+    """What bundle.json holds.
+
+    `input` is the picture or array a request brings (without batch); `outputs` the network's output
+    tensors; `preprocess` None means that a request already is the network's input.
+    `weights_sha256` maps each variant's name to its weights' hash.
+    """
+
+    format: int
+    coinfer: str
+    model: str
+    data: str
+    created: str
+    input: TensorSpec
+    outputs: tuple[TensorSpec, ...]
+    preprocess: Preprocess | None
+    classes: tuple[str, ...]
+    goal: str
+    max_loss_points: float
+    reference_accuracy: float
+    int8_slowdown_ratio: float
+    weights_sha256: dict[str, str]
+    menu: tuple[Plan, ...]
+    files: dict[str, FileEntry]
+
+
+class Bundle:
+    """A loaded and checked bundle."""
+
+    def __init__(self, folder: Path, manifest: Manifest, digest: str) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.digest = digest
+
+    def plan(self, number: int) -> Plan:
+        """The menu's plan of that number.
+
+        Raises:
+            BundleError: no plan of the menu has it.
+        """
+        for plan in self.manifest.menu:
+            if plan.number == number:
+                return plan
+        have = ", ".join(str(plan.number) for plan in self.manifest.menu)
+        raise BundleError(f"plan {number} is not on the menu, which has {have} (bundle {self.folder})")
+
+    def path(self, name: str) -> Path:
+        """The path of one file that the manifest lists.
+
+        Raises:
+            BundleError: the manifest does not list it.
+        """
+        if name not in self.manifest.files:
+            raise BundleError(f'"{name}" is not listed in bundle.json (bundle {self.folder})')
+        return self.folder / name
+
+    def candidates(self) -> list[Candidate]:
+        """Every candidate that was considered, the menu's included, with its evidence."""
+        return msgspec.json.decode(self.path("evidence.json").read_bytes(), type=list[Candidate])
+
+    def profile(self) -> Profile:
+        """The building machine's times."""
+        return msgspec.json.decode(self.path("profile.json").read_bytes(), type=Profile)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """The bundle in `folder`, every file checked against its sha256.
+
+    Raises:
+        BundleError: no bundle there, another version, or a file that is missing, altered or unlisted.
+    """
+    path = folder / "bundle.json"
+    if not path.is_file():
+        raise BundleError(f"no bundle.json in {folder}: give a folder that `coinfer build -o` wrote")
+    raw = path.read_bytes()
+    try:
+        version = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("format", b"none")
+        if bytes(version) != str(FORMAT).encode():
+            raise BundleError(f"bundle format must be {FORMAT}, got {bytes(version).decode()} (bundle {folder})")
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise BundleError(f"bundle.json is not a manifest: {error} (bundle {folder})") from error
+    for name, entry in manifest.files.items():
+        _check_file(folder, name, entry)
+    return Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise BundleError(f'file name "{name}" leads out of the bundle (bundle {folder})')
+    if not path.is_file() or path.is_symlink():
+        raise BundleError(f'file "{name}" is missing (bundle {folder})')
+    if path.stat().st_size != entry.num_bytes or sha256_of(path) != entry.sha256:
+        raise BundleError(f'file "{name}" does not have the sha256 that bundle.json states (bundle {folder})')
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that becomes `target` on success and is removed on any error.
+
+    An existing target is replaced only where it holds a bundle or is empty.
+
+    Raises:
+        BundleError: `target` exists and is something else.
+    """
+    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / "bundle.json").exists())):
+        raise BundleError(f"{target} exists and is not a bundle: choose another folder for -o")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if target.exists():
+            retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            os.rename(target, retired / "bundle")
+            os.rename(temporary, target)
+            shutil.rmtree(retired)
+        else:
+            os.rename(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """List every file below `folder` in the manifest, write it as bundle.json, and sync all to disk."""
+    files = {
+        path.relative_to(folder).as_posix(): FileEntry(num_bytes=path.stat().st_size, sha256=sha256_of(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "bundle.json"
+    }
+    listed = msgspec.structs.replace(manifest, files=files)
+    (folder / "bundle.json").write_bytes(msgspec.json.format(msgspec.json.encode(listed), indent=1))
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

@@ -1,0 +1,186 @@
+"""The decision and what is known about it: the file to open first.
+
+    Plan       what runs where, and what crosses the link: data, nothing else
+    Evidence   what was measured of a plan in its deployed form, and on how many images
+    Candidate  a Plan with its Evidence; `search` ranks candidates, a `Bundle` holds a menu of plans
+
+Three kinds of plan exist, and all three are always among the candidates:
+
+    device   the whole network on the device; nothing crosses
+    upload   the input image crosses, coded by an image codec; the whole network on the edge
+    split    the head on the device, a cut's values cross, the tail on the edge
+
+A plan never names layers by number; a cut is named by module path and call (`layer2.1#0`).
+Finding a plan (search), pricing it (stages), simulating it and running it are other modules.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+
+from .errors import PlanError
+
+Kind = Literal["device", "upload", "split"]
+Precision = Literal["fp32", "int8"]
+Transform = Literal["float32", "float16", "uniform", "picture", "image"]
+Coder = Literal["none", "zstd", "range", "rans", "png", "webp-lossless", "webp", "jpeg", "jpeg-bare"]
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Common options of every noun: frozen, keyword-only, unknown fields refused."""
+
+
+class TensorSpec(Value, frozen=True):
+    """Name, shape without the batch dimension, and dtype of one value.
+
+    `dtype` is numpy's name: "float32", "uint8" or "int64".
+
+    >>> TensorSpec(name="x", shape=(3, 32, 32)).num_bytes
+    12288
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of one sample."""
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one sample as it lies in memory."""
+        sizes = {"bool": 1, "uint8": 1, "int8": 1, "float16": 2, "int32": 4, "float32": 4, "int64": 8, "float64": 8}
+        return self.num_elements * sizes[self.dtype]
+
+
+class Preprocess(Value, frozen=True):
+    """How a camera's picture becomes the network's input: `(pixels / 255 - mean) / std`.
+
+    Pictures are (N, H, W, C) uint8; the network's input is (N, C, H, W) float32.  The step is part
+    of every exported network, so that it is timed and coded as deployed.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class CodecSpec(Value, frozen=True):
+    """What turns arrays into bytes: a transform to symbols, then a coder.
+
+    transform   float32, float16: as they are; uniform: `bits` per element with static ranges, one
+                for the tensor or one per channel; picture: 8-bit features tiled to one grey
+                picture; image: the input picture itself (uint8).
+    coder       none, zstd (after bit-packing), range / rans (static integer tables), or an
+                image format.  `quality` is for webp and jpeg alone.
+
+    `name` is the canonical short form, unique for each spec: `uniform4c-range`.
+
+    >>> CodecSpec(transform="uniform", bits=4, per_channel=True, coder="range").name
+    'uniform4c-range'
+    >>> CodecSpec(transform="image", coder="webp", quality=95).name
+    'webp-q95'
+    """
+
+    transform: Transform
+    coder: Coder = "none"
+    bits: int = 8
+    per_channel: bool = False
+    quality: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Canonical short form."""
+        quality = "" if self.quality is None else f"-q{self.quality}"
+        if self.transform == "image":
+            return ("raw" if self.coder == "none" else self.coder) + quality
+        if self.transform == "uniform":
+            return f"uniform{self.bits}{'c' if self.per_channel else ''}-{self.coder}{quality}"
+        return f"{self.transform}-{self.coder}{quality}"
+
+
+class Plan(Value, frozen=True):
+    """One way to run the network: data only, the same on both machines.
+
+    `number` names the plan in every frame of the link.  `head` and `tail` are file names of
+    segments within the bundle (None where that machine computes nothing); `tables` is the file
+    name of the codec's static tables (None where it needs none).  `variant` is the network (or
+    its pruned or extended form); `top` limits the reply to that many best classes (None: every
+    output tensor as it is).
+    """
+
+    number: int
+    kind: Kind
+    variant: str
+    precision: Precision = "fp32"
+    cut: str | None = None
+    codec: CodecSpec | None = None
+    crossing: tuple[TensorSpec, ...] = ()
+    head: str | None = None
+    tail: str | None = None
+    tables: str | None = None
+    top: int | None = None
+
+    def __post_init__(self) -> None:
+        needs = {
+            "device": (True, False, False, False),
+            "upload": (False, True, False, True),
+            "split": (True, True, True, True),
+        }[self.kind]
+        has = (self.head is not None, self.tail is not None, self.cut is not None, self.codec is not None)
+        if has != needs:
+            raise PlanError(
+                f"a {self.kind} plan has (head, tail, cut, codec) = {needs}, got {has} (plan {self.number})"
+            )
+
+    @property
+    def label(self) -> str:
+        """Short text for tables: `split layer2.1#0 uniform4c-range`."""
+        parts: list[str] = [self.kind, self.variant]
+        if self.precision != "fp32":
+            parts.append(self.precision)
+        if self.cut is not None:
+            parts.append(self.cut)
+        if self.codec is not None:
+            parts.append(self.codec.name)
+        return " ".join(parts)
+
+
+class Evidence(Value, frozen=True):
+    """What was measured of a plan in its deployed form.
+
+    Accuracy is of `num_images` held-out images of the part named `split` ("validation": choices,
+    "test": reported); `loss_points` is top-1 points against the unmodified fp32 network on the same images,
+    and `loss_ci_points` the half width of its 95 % interval.  Payload bytes are whole payloads, header and CRC included;
+    `bytes_how` says whether they were coded or computed from the static tables.  Times are medians on
+    the machine that built the bundle, unslowed, on one thread: `head_s` and `encode_s` on the
+    device's side, `decode_s` and `tail_s` on the edge's.
+    """
+
+    split: Literal["validation", "test"]
+    num_images: int
+    accuracy: float
+    accuracy_ci: float
+    loss_points: float
+    loss_ci_points: float
+    payload_bytes: float
+    payload_bytes_p95: float
+    reply_bytes: float
+    head_s: float
+    encode_s: float
+    decode_s: float
+    tail_s: float
+    bytes_how: Literal["measured", "estimated"] = "measured"
+    times_how: Literal["measured", "estimated"] = "measured"
+
+
+class Candidate(Value, frozen=True):
+    """A plan with its evidence; `dropped` says in which round and why it was measured no further."""
+
+    plan: Plan
+    evidence: Evidence
+    dropped: str | None = None

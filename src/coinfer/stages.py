@@ -1,0 +1,140 @@
+"""What a plan does to each resource, and what that costs: the only reading and the only price list.
+
+    device compute   head, encode
+    uplink           send
+    edge compute     decode, tail
+    downlink         reply
+
+`stages` reads a plan with its evidence (or a table of many: every number may be an array of equal
+length) into a list of `Stage`; `cost` prices one stage under `Conditions`.  Latency is the sum of the
+stages (the longest path of this chain) plus the exchange; the steady period of a stream is the
+largest sum of occupied time on one resource.  A link's delay adds to latency and occupies nothing.
+Estimate, simulation and run all go through here, so the three cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .plan import Candidate
+from .profile import Conditions
+from .protocol import wire_bytes
+
+Resource = Literal["device", "uplink", "edge", "downlink"]
+Number = float | NDArray[np.float64]
+RESOURCES: tuple[Resource, ...] = ("device", "uplink", "edge", "downlink")
+
+
+class Work(NamedTuple):
+    """The measured amounts of one plan (floats) or of a table of plans (arrays of one length).
+
+    Times in seconds, unslowed; bytes are whole payloads and reply bodies; the last two are booleans.
+    """
+
+    head_s: Number
+    encode_s: Number
+    decode_s: Number
+    tail_s: Number
+    payload_bytes: Number
+    reply_bytes: Number
+    is_int8: bool | NDArray[np.bool_]
+    is_remote: bool | NDArray[np.bool_]
+
+
+class Stage(NamedTuple):
+    """One serial resource's share of a plan: measured seconds, or bytes to carry (frames included)."""
+
+    name: Literal["head", "encode", "send", "decode", "tail", "reply"]
+    resource: Resource
+    work_s: Number
+    num_bytes: Number
+    is_int8: bool | NDArray[np.bool_]
+
+
+class Cost(NamedTuple):
+    """Seconds a stage occupies its resource, and seconds it then waits without occupying it."""
+
+    busy_s: Number
+    delay_s: Number
+
+
+def work_of(candidates: list[Candidate]) -> Work:
+    """The table of amounts of many candidates, one row each.
+
+    Raises:
+        ValueError: `candidates` is empty.
+    """
+    columns = np.array(
+        [
+            (e.head_s, e.encode_s, e.decode_s, e.tail_s, e.payload_bytes, e.reply_bytes)
+            for e in (c.evidence for c in candidates)
+        ],
+        dtype=np.float64,
+    ).T
+    head_s, encode_s, decode_s, tail_s, payload_bytes, reply_bytes = columns
+    is_int8 = np.array([c.plan.precision == "int8" for c in candidates])
+    is_remote = np.array([c.plan.kind != "device" for c in candidates])
+    return Work(head_s, encode_s, decode_s, tail_s, payload_bytes, reply_bytes, is_int8, is_remote)
+
+
+def stages(work: Work) -> tuple[Stage, ...]:
+    """The stages of a plan in order; a stage that a plan does not have costs nothing."""
+    up = np.where(work.is_remote, wire_bytes(work.payload_bytes, masked=True), 0.0)
+    down = np.where(work.is_remote, wire_bytes(work.reply_bytes, masked=False), 0.0)
+    return (
+        Stage("head", "device", work.head_s, 0.0, work.is_int8),
+        Stage("encode", "device", work.encode_s, 0.0, False),
+        Stage("send", "uplink", 0.0, up, False),
+        Stage("decode", "edge", work.decode_s, 0.0, False),
+        Stage("tail", "edge", work.tail_s, 0.0, work.is_int8),
+        Stage("reply", "downlink", 0.0, down, False),
+    )
+
+
+def cost(stage: Stage, conditions: Conditions) -> Cost:
+    """What one stage costs under these conditions."""
+    link = conditions.link
+    if stage.resource == "device":
+        factor = np.where(stage.is_int8, conditions.device.int8, conditions.device.fp32)
+        return Cost(stage.work_s * factor, 0.0)
+    if stage.resource == "edge":
+        return Cost(stage.work_s * conditions.edge_load, 0.0)
+    rate_bps = link.rate_bps
+    if stage.resource == "downlink" and link.down_rate_bps is not None:
+        rate_bps = link.down_rate_bps
+    crosses = np.asarray(stage.num_bytes) > 0
+    return Cost(np.asarray(stage.num_bytes) * 8.0 / rate_bps, np.where(crosses, link.delay_s, 0.0))
+
+
+class Price(NamedTuple):
+    """Latency of one request and period of a stream, per plan; busy seconds per resource; device energy."""
+
+    latency_s: NDArray[np.float64]
+    period_s: NDArray[np.float64]
+    busy_s: dict[Resource, NDArray[np.float64]]
+    energy_j: NDArray[np.float64]
+
+
+def price(work: Work, conditions: Conditions) -> Price:
+    """The whole price of one plan or of every row of a table, arrays of the table's length (or 0-d).
+
+    Energy is the device's: compute at `device_power_w`, sending at the radio's power; NaN where the
+    conditions do not say both.
+    """
+    shape = np.shape(work.head_s)
+    latency_s = np.zeros(shape)
+    busy_s: dict[Resource, NDArray[np.float64]] = {name: np.zeros(shape) for name in RESOURCES}
+    for stage in stages(work):
+        stage_cost = cost(stage, conditions)
+        latency_s = latency_s + stage_cost.busy_s + stage_cost.delay_s
+        busy_s[stage.resource] = busy_s[stage.resource] + stage_cost.busy_s
+    latency_s = latency_s + np.where(work.is_remote, conditions.exchange_s, 0.0)
+    period_s = np.maximum.reduce([busy_s[name] for name in RESOURCES])
+    energy_j = np.full(shape, np.nan)
+    if conditions.device_power_w is not None and conditions.radio is not None:
+        sending_w = conditions.radio.power_w(conditions.link.rate_bps)
+        energy_j = busy_s["device"] * conditions.device_power_w + busy_s["uplink"] * sending_w
+    return Price(latency_s, period_s, busy_s, energy_j)
