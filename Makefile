@@ -1,0 +1,48 @@
+# coinfer: the commands of the project.  `make` alone lists them.
+
+PYTHON ?= python3.11
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DATA ?= scene-digits
+RETRAIN ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow docs bench-main results clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+install: $(STAMP) ## make .venv with everything (PIP_FLAGS=... is handed to pip)
+
+# Done again only where the requirements have changed since.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[build,test]'
+	@touch $@
+
+demo: $(STAMP) ## the whole main job on DATA (scene-digits, or cifar10); RETRAIN=1 trains the network anew
+	$(BIN)/coinfer demo --data $(DATA) $(if $(RETRAIN),--retrain) -o out/demo-$(DATA)
+
+test: $(STAMP) ## lint, types, and the fast tests
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: $(STAMP) ## trainings to an accuracy and whole-zoo sweeps
+	$(BIN)/python -m pytest -m slow
+
+docs: $(STAMP) ## write docs/cli.md anew from --help
+	$(BIN)/python -m coinfer.cli.reference > docs/cli.md.new
+	mv docs/cli.md.new docs/cli.md
+
+bench-main: $(STAMP) ## measure everything in docs/results/main-job.md (hours; needs the data folder)
+	$(BIN)/python bench/main_job.py
+
+results: $(STAMP) ## recompute the tables and JSON of docs/results from the raw logs
+	$(BIN)/python bench/results.py
+
+clean: ## remove what can be made again, .venv excepted
+	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
