@@ -36,7 +36,9 @@ def parse_rate_bps(text: str) -> float:
         match = pattern.fullmatch(text)
         if match and float(match[1]) > 0:
             return float(match[1]) * _PREFIX[match[2]] * bits
-    raise UsageError(f'a rate must be a positive number with bit/s, kbit/s, Mbit/s, Gbit/s or kB/s, got "{text}"')
+    raise UsageError(
+        f'a rate must be a positive number with bit/s, kbit/s, Mbit/s, Gbit/s or kB/s, got "{text}"'
+    )
 
 
 def parse_duration_s(text: str) -> float:
@@ -51,37 +53,42 @@ def parse_duration_s(text: str) -> float:
     return float(match[1]) * _SECONDS[match[2]]
 
 
-def _scaled(value: float, unit: str) -> str:
-    for prefix, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= scale:
-            return f"{value / scale:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}"
+def _scaled(value: float, unit: str, digits: int) -> str:
+    for prefix, scale in (("", 1.0), ("k", 1e3), ("M", 1e6)):
+        shown = f"{value / scale:.{digits}g}"
+        if abs(float(shown)) < 1e3:
+            return f"{shown} {prefix}{unit}"
+    return f"{float(f'{value / 1e9:.{digits}g}'):.15g} G{unit}"
 
 
-def format_rate(rate_bps: float) -> str:
-    """A rate with a decimal prefix, three significant digits.
+def format_rate(rate_bps: float, *, digits: int = 3) -> str:
+    """A rate with a decimal prefix.
 
     >>> format_rate(3e5)
     '300 kbit/s'
     """
-    return _scaled(rate_bps, "bit/s")
+    return _scaled(rate_bps, "bit/s", digits)
 
 
-def format_bytes(num_bytes: float) -> str:
-    """A size in B, kB, MB, GB (powers of 1,000), three significant digits."""
-    return _scaled(num_bytes, "B")
+def format_bytes(num_bytes: float, *, digits: int = 3) -> str:
+    """A size in B, kB, MB, GB (powers of 1,000).
+
+    >>> format_bytes(999.6)
+    '1 kB'
+    """
+    return _scaled(num_bytes, "B", digits)
 
 
-def format_duration(duration_s: float) -> str:
-    """A duration in us, ms or s, three significant digits.
+def format_duration(duration_s: float, *, digits: int = 3) -> str:
+    """A duration in us, ms or s; `-` where it is not finite.
 
     >>> format_duration(0.01234)
     '12.3 ms'
     """
     if not math.isfinite(duration_s):
         return "-"
-    if abs(duration_s) >= 1:
-        return f"{duration_s:.3g} s"
-    if abs(duration_s) >= 1e-3:
-        return f"{duration_s * 1e3:.3g} ms"
-    return f"{duration_s * 1e6:.3g} us"
+    for unit, seconds in (("us", 1e-6), ("ms", 1e-3)):
+        shown = f"{duration_s / seconds:.{digits}g}"
+        if abs(float(shown)) < 1e3:
+            return f"{shown} {unit}"
+    return f"{float(f'{duration_s:.{digits}g}'):.15g} s"

@@ -1,0 +1,164 @@
+"""What to make best, subject to what, and what to say when that is impossible.
+
+The accuracy constraint is on the point estimate: `loss_points <= max_loss_points` on the validation
+images, not its confidence bound, which would refuse lossless plans wherever images are few.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import PlanError
+from ..plan import Value
+from ..units import format_bytes, format_duration
+from .estimate import Table
+
+Objective = Literal["latency", "throughput", "bytes", "energy"]
+# Losses are differences of percentages; the last bits of a double must not reject "exactly 1 point".
+LOSS_TOLERANCE = 1e-9
+
+
+class Goal(Value, frozen=True):
+    """What to make least (or, for throughput, most), subject to what.
+
+    `max_loss_points` is top-1 points against the unmodified fp32 network; `max_bytes` is uplink bytes
+    of one request on the wire; `max_energy_j` the device's energy for one request.
+    """
+
+    minimise: Objective = "latency"
+    max_loss_points: float = 1.0
+    max_latency_s: float | None = None
+    min_throughput_hz: float | None = None
+    max_energy_j: float | None = None
+    max_bytes: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.minimise not in ("latency", "throughput", "bytes", "energy"):
+            raise PlanError(
+                f'a goal must be latency, throughput, bytes or energy, got "{self.minimise}" (goal)'
+            )
+        if math.isnan(self.max_loss_points):
+            raise PlanError("max_loss_points must be a number, got nan (goal)")
+        for name in ("max_latency_s", "min_throughput_hz", "max_energy_j", "max_bytes"):
+            limit = getattr(self, name)
+            if limit is not None and not limit >= 0:
+                raise PlanError(f"{name} must be at least 0, got {limit} (goal)")
+
+
+class Constraint(NamedTuple):
+    """One limit of a goal beside the column that it limits; `is_floor`: values must be at least the limit."""
+
+    name: str
+    limit: float
+    values: NDArray[np.float64]
+    is_floor: bool = False
+
+    @property
+    def is_met(self) -> NDArray[np.bool_]:
+        """Which rows meet it; an unmeasured value (NaN) never does."""
+        if self.is_floor:
+            return self.values >= self.limit
+        return self.values <= self.limit + (LOSS_TOLERANCE if self.name == "max_loss_points" else 0.0)
+
+    @property
+    def excess(self) -> NDArray[np.float64]:
+        """How far each row misses it, relative to the limit (losses: to 1 point at least); 0 where met."""
+        scale = max(abs(self.limit), 1.0 if self.name == "max_loss_points" else 1e-12)
+        distance = (self.limit - self.values) if self.is_floor else (self.values - self.limit)
+        return np.where(self.is_met, 0.0, distance / scale)
+
+    def broken_text(self, index: int) -> str:
+        """How one row breaks it, as `loss 1.8 > 1 points`."""
+        return broken_text(self.name, float(self.values[index]), self.limit)
+
+
+def broken_text(name: str, value: float, limit: float) -> str:
+    """A broken constraint in few words, with as many digits as tell the two numbers apart.
+
+    >>> broken_text("max_loss_points", 1.8, 1.0)
+    'loss 1.8 > 1 points'
+    >>> broken_text("min_throughput_hz", 3.2, 5.0)
+    'throughput 3.2 < 5 a second'
+    >>> broken_text("max_latency_s", 0.0200004, 0.02)
+    'latency 20.0004 ms > 20 ms'
+    """
+    if math.isnan(value):
+        return "loss not measured"
+    for digits in range(3, 18):
+        shown, wanted = _quantity(name, value, digits), _quantity(name, limit, digits)
+        if shown != wanted:
+            break
+    noun, sign, unit = {
+        "max_loss_points": ("loss ", ">", " points"),
+        "max_latency_s": ("latency ", ">", ""),
+        "min_throughput_hz": ("throughput ", "<", " a second"),
+        "max_energy_j": ("energy ", ">", " J"),
+        "max_bytes": ("", ">", " on the wire"),
+    }[name]
+    return f"{noun}{shown} {sign} {wanted}{unit}"
+
+
+def _quantity(name: str, value: float, digits: int) -> str:
+    if name == "max_latency_s":
+        return format_duration(value, digits=digits)
+    if name == "max_bytes":
+        return format_bytes(value, digits=digits)
+    return f"{value:.{digits}g}"
+
+
+def nearest_miss(table: Table, constraints: Sequence[Constraint]) -> str:
+    """One line for `Infeasible`: the candidate that misses least, what to relax, and to what.
+
+    "Least" is the fewest broken constraints, then the smallest sum of relative excesses. Each other
+    constraint that would do when relaxed alone is named with the value it needs.
+    """
+    rows = np.flatnonzero(~table.is_dropped)
+    if not rows.size:
+        return f"no candidate is left: all {len(table)} were dropped while their accuracy was measured"
+    excess = np.array([constraint.excess[rows] for constraint in constraints])
+    excess = np.where(np.isnan(excess), np.inf, excess)
+    place = int(np.lexsort((excess.sum(axis=0), (excess > 0).sum(axis=0)))[0])
+    nearest = int(rows[place])
+    broken = [c for c, e in zip(constraints, excess[:, place], strict=True) if e > 0]
+    plan = table.candidates[nearest].plan
+    misses = ", ".join(c.broken_text(nearest) for c in broken)
+    relax = " and ".join(f"{c.name} from {c.limit:g} to {_relaxed(c, nearest)}" for c in broken)
+    return (
+        f"no candidate meets the goal; the nearest miss is plan {plan.number} ({plan.label}) with {misses}: "
+        f"relax {relax}{_relaxed_alone(constraints, rows, excess, broken)}"
+    )
+
+
+def _relaxed_alone(
+    constraints: Sequence[Constraint],
+    rows: NDArray[np.int64],
+    excess: NDArray[np.float64],
+    broken: Sequence[Constraint],
+) -> str:
+    """The other ways out: constraints that suffice when relaxed alone."""
+    ways: list[str] = []
+    for k, constraint in enumerate(constraints):
+        is_named = len(broken) == 1 and broken[0].name == constraint.name
+        others = np.delete(excess, k, axis=0).sum(axis=0)
+        allowed = np.flatnonzero((others == 0) & np.isfinite(excess[k]))
+        if not is_named and allowed.size:
+            least = int(rows[allowed[np.argmin(excess[k][allowed])]])
+            ways.append(f"{constraint.name} alone to {_relaxed(constraint, least)}")
+    return "".join(f", or {way}" for way in ways)
+
+
+def _relaxed(constraint: Constraint, index: int) -> str:
+    """The limit that lets one row in, in three digits, rounded to the side that lets it in."""
+    value = float(constraint.values[index])
+    nearest = f"{value:.3g}"
+    lets_in = float(nearest) <= value if constraint.is_floor else float(nearest) >= value
+    if lets_in:
+        return nearest
+    rounding = ROUND_FLOOR if constraint.is_floor else ROUND_CEILING
+    return f"{float(Context(prec=3, rounding=rounding).create_decimal(Decimal(value))):g}"

@@ -1,0 +1,93 @@
+"""Which codecs are worth trying: at a cut, and on the input picture.
+
+Every combination listed here is a candidate of its own whose accuracy and bytes the build
+measures, so the lists are wide where a choice matters (bits, quality) and narrow elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+
+from ..plan import CodecSpec, Coder, TensorSpec
+
+INPUT_QUALITIES = (10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 93, 95, 98)
+PICTURE_QUALITIES = (10, 30, 50, 70, 80, 90, 95)
+PACKED_BITS = (1, 2, 4, 8)
+
+
+def feature_codecs(crossing: tuple[TensorSpec, ...]) -> list[CodecSpec]:
+    """Codecs to try at a cut whose values are `crossing`, each spec once, in a fixed order.
+
+    All float32 values: the values themselves (float32, float16), uniform 1 to 8 bits, and, where one
+    (C, H, W) tensor crosses, the tiled picture. All uint8 values (the codes of an int8 head):
+    8 bits are the codes themselves, fewer are a table on the codes.
+    Empty where a value of another dtype crosses: no codec carries it, so the cut is not offered.
+
+    >>> names = [spec.name for spec in feature_codecs((TensorSpec(name="x", shape=(8, 4, 4)),))]
+    >>> "uniform4c-zstd" in names, "picture-webp-q90" in names
+    (True, True)
+    """
+    dtypes = {spec.dtype for spec in crossing}
+    if dtypes == {"uint8"}:
+        return list(_uniform(crossing, per_channel_8=False))
+    if dtypes != {"float32"}:
+        return []
+    plain = [
+        CodecSpec(transform="float32", coder="none"),
+        CodecSpec(transform="float32", coder="zstd"),
+        CodecSpec(transform="float16", coder="none"),
+        CodecSpec(transform="float16", coder="zstd"),
+    ]
+    is_picture = len(crossing) == 1 and len(crossing[0].shape) == 3
+    return [*plain, *_uniform(crossing, per_channel_8=True), *(_pictures() if is_picture else ())]
+
+
+def input_codecs() -> list[CodecSpec]:
+    """Codecs to try on the input picture (uint8): raw, lossless, and lossy at swept quality.
+
+    >>> [spec.name for spec in input_codecs()][:4]
+    ['raw', 'png', 'webp-lossless', 'webp-q10']
+    """
+    lossless: tuple[Coder, ...] = ("none", "png", "webp-lossless")
+    lossy: tuple[Coder, ...] = ("webp", "jpeg", "jpeg-bare")
+    return [CodecSpec(transform="image", coder=coder) for coder in lossless] + [
+        CodecSpec(transform="image", coder=coder, quality=quality)
+        for coder in lossy
+        for quality in INPUT_QUALITIES
+    ]
+
+
+def _uniform(crossing: tuple[TensorSpec, ...], *, per_channel_8: bool) -> Iterable[CodecSpec]:
+    """Uniform codecs: entropy coded at all bits, bit-packed with zstd at a few.
+
+    One range per channel differs from one for the tensor only where a tensor has several channels.
+    """
+    coder: Coder = "range" if find_spec("constriction") else "rans"
+    has_channels = any(_num_channels(spec) > 1 for spec in crossing)
+    for bits in range(1, 9):
+        for per_channel in (False, True) if has_channels else (False,):
+            if per_channel and bits == 8 and not per_channel_8:
+                continue
+            yield CodecSpec(transform="uniform", bits=bits, per_channel=per_channel, coder=coder)
+            if bits in PACKED_BITS and per_channel == has_channels:
+                yield CodecSpec(transform="uniform", bits=bits, per_channel=per_channel, coder="zstd")
+    if not per_channel_8:
+        yield CodecSpec(transform="uniform", bits=8, coder="none")
+
+
+def _pictures() -> Iterable[CodecSpec]:
+    lossless: tuple[Coder, ...] = ("png", "webp-lossless")
+    lossy: tuple[Coder, ...] = ("webp", "jpeg")
+    for coder in lossless:
+        yield CodecSpec(transform="picture", coder=coder)
+    for coder in lossy:
+        for quality in PICTURE_QUALITIES:
+            yield CodecSpec(transform="picture", coder=coder, quality=quality)
+
+
+def _num_channels(spec: TensorSpec) -> int:
+    """Channels of a crossing tensor: the first axis of (C, H, W) and (C,), the last of (T, C)."""
+    if not spec.shape:
+        return 1
+    return spec.shape[-1] if len(spec.shape) == 2 else spec.shape[0]
