@@ -1,0 +1,197 @@
+"""Slow machines out of a fast one, always labelled as emulated.
+
+`SlowedDevice` runs a call, measures it, and waits for the rest of factor x its time: all of the
+device's work goes through it, segments of int8 by their own factor, everything else (fp32 segments,
+codecs, image encoding, serialisation) by the fp32 factor, so that encoding is never free.  A slowed x86
+core is not an ARM core; the label says so wherever a figure stands.
+
+`CpuQuota` slows a whole process instead: by the kernel's quota (cgroup v2) where it may, else by stopping and
+continuing it at a duty cycle.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self, TypeVar
+
+from ..errors import PlanError
+from ..profile import Slowdown
+from .clock import now_s, sharpen_sleep, wait_until
+
+T = TypeVar("T")
+Work = Literal["fp32", "int8"]
+
+
+def label(slowdown: Slowdown, *, machine: str = "x86 core") -> str:
+    """How a slowed device is named beside every figure.
+
+    >>> label(Slowdown(fp32=30, int8=60))
+    'emulated: x86 core slowed 30x (fp32), 60x (int8)'
+    """
+    if slowdown.fp32 == slowdown.int8 == 1:
+        return f"{machine}, not slowed"
+    return f"emulated: {machine} slowed {slowdown.fp32:g}x (fp32), {slowdown.int8:g}x (int8)"
+
+
+class SlowedDevice:
+    """A pace (`runtime.pace.Pace`) that makes every call take its factor times as long.
+
+    Safe to use from several threads, and nested: a call within a call is slowed once, by its own factor.
+    `slowdown` may be changed between calls.
+
+    Raises:
+        PlanError: a factor is below 1; no wait makes a machine faster.
+    """
+
+    def __init__(self, slowdown: Slowdown) -> None:
+        self._inner = threading.local()
+        self.slowdown = slowdown
+
+    @property
+    def slowdown(self) -> Slowdown:
+        """The factors."""
+        return self._slowdown
+
+    @slowdown.setter
+    def slowdown(self, slowdown: Slowdown) -> None:
+        if min(slowdown.fp32, slowdown.int8) < 1:
+            raise PlanError(
+                f"an emulated slowdown must be at least 1, got fp32 {slowdown.fp32:g}, int8 {slowdown.int8:g}"
+            )
+        self._slowdown = slowdown
+
+    @property
+    def label(self) -> str:
+        """What to print beside figures of this device."""
+        return label(self._slowdown)
+
+    def run(self, work: Work, call: Callable[[], T]) -> T:
+        """The call's result, returned when `factor` times its own time has passed.
+
+        A call that raises is not slowed.
+        """
+        if not hasattr(self._inner, "seconds"):
+            self._inner.seconds = 0.0
+            sharpen_sleep()
+        outside_s: float = self._inner.seconds
+        self._inner.seconds = 0.0
+        start_s = now_s()
+        try:
+            result = call()
+            own_s = now_s() - start_s - self._inner.seconds
+            factor = self._slowdown.int8 if work == "int8" else self._slowdown.fp32
+            wait_until(start_s + self._inner.seconds + factor * own_s)
+        finally:
+            self._inner.seconds = outside_s + now_s() - start_s
+        return result
+
+
+def slowed_edge(load: float) -> SlowedDevice:
+    """A pace for an edge that shares its processor: everything takes `load` times as long."""
+    return SlowedDevice(Slowdown(fp32=load, int8=load))
+
+
+class CpuQuota:
+    """Holds the process `pid` to `share` (0 to 1) of one core while entered.
+
+    `how` "cgroup" uses the kernel's quota (cgroup v2, needs the right to write there); "signals" stops and
+    continues the process every `period_s`; None takes the first that works.  Either way the process's
+    time comes in slices: calls much shorter than the period are not slowed one by one but on average.
+
+    Raises:
+        PlanError: `share` is out of range, or (on entering) the chosen way does not work here.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        share: float,
+        *,
+        how: Literal["cgroup", "signals"] | None = None,
+        period_s: float = 0.02,
+        root: Path = Path("/sys/fs/cgroup"),
+    ) -> None:
+        if not 0 < share <= 1:
+            raise PlanError(f"a CPU share must be above 0 and at most 1, got {share} (process {pid})")
+        self.pid, self.share, self.how = pid, share, how
+        self._period_s = period_s
+        self._root = root
+        self._group: Path | None = None
+        self._stop = threading.Event()
+        self._beat = threading.Thread(target=self._duty_cycle, name="cpu-quota", daemon=True)
+
+    @property
+    def label(self) -> str:
+        """What to print beside figures of this process."""
+        way = "cgroup quota" if self._group is not None else "stop and continue"
+        return f"emulated: x86 core, CPU quota {self.share:.3g} ({way}, every {self._period_s * 1e3:g} ms)"
+
+    def __enter__(self) -> Self:
+        if self.how != "signals":
+            try:
+                self._enter_group()
+                return self
+            except OSError as error:
+                self._leave_group()
+                if self.how == "cgroup":
+                    raise PlanError(
+                        f"no CPU quota by cgroup here: {error.strerror or error} (process {self.pid})"
+                    ) from error
+        if not _is_alive(self.pid):
+            raise PlanError(f"no process {self.pid} of ours to slow")
+        self._beat.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave_group()
+        if self._beat.is_alive():
+            self._stop.set()
+            self._beat.join()
+
+    def _enter_group(self) -> None:
+        if not (self._root / "cgroup.controllers").exists():
+            raise FileNotFoundError(2, "cgroup v2 is not mounted")
+        group = self._root / f"coinfer-{os.getpid()}-{self.pid}"
+        group.mkdir()
+        self._group = group
+        period_us = int(self._period_s * 1e6)
+        (group / "cpu.max").write_text(f"{max(int(period_us * self.share), 1000)} {period_us}")
+        (group / "cgroup.procs").write_text(str(self.pid))
+
+    def _leave_group(self) -> None:
+        if self._group is None:
+            return
+        with suppress(OSError):  # the process may be gone, and then nothing is left to move
+            (self._root / "cgroup.procs").write_text(str(self.pid))
+        with suppress(OSError):
+            self._group.rmdir()
+        self._group = None
+
+    def _duty_cycle(self) -> None:
+        sharpen_sleep()
+        deadline_s = now_s()
+        with suppress(ProcessLookupError):
+            while not self._stop.is_set():
+                deadline_s += self._period_s * self.share
+                wait_until(deadline_s)
+                if self.share < 1:
+                    os.kill(self.pid, signal.SIGSTOP)
+                deadline_s += self._period_s * (1 - self.share)
+                wait_until(deadline_s)
+                os.kill(self.pid, signal.SIGCONT)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True
