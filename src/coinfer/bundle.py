@@ -3,6 +3,7 @@
     DIR/bundle.json          the Manifest: what this is, the menu, sha256 and size of every other file
     DIR/evidence.json        every candidate that was considered, with what was measured (plan reads it)
     DIR/profile.json         the building machine's Profile
+    DIR/samples.safetensors  four pictures, so that a machine can time codecs on real input
     DIR/segments/*.onnx      heads, tails and whole networks of the menu
     DIR/tables/*.safetensors static tables of the menu's codecs
 
@@ -41,6 +42,8 @@ class Manifest(Value, frozen=True):
 
     `input` is the picture or array a request brings (without batch); `outputs` the network's output
     tensors; `preprocess` None means that a request already is the network's input.
+    `reference_plan` is the unmodified fp32 network on the device, always on the menu: losses are counted
+    against it.  `is_agreement` says that the pictures have no labels and its own answers stand in.
     `weights_sha256` maps each variant's name to its weights' hash.
     """
 
@@ -55,7 +58,9 @@ class Manifest(Value, frozen=True):
     classes: tuple[str, ...]
     goal: str
     max_loss_points: float
+    reference_plan: int
     reference_accuracy: float
+    is_agreement: bool
     int8_slowdown_ratio: float
     weights_sha256: dict[str, str]
     menu: tuple[Plan, ...]

@@ -154,19 +154,20 @@ class Evidence(Value, frozen=True):
     """What was measured of a plan in its deployed form.
 
     Accuracy is of `num_images` held-out images of the part named `split` ("validation": choices,
-    "test": reported); `loss_points` is top-1 points against the unmodified fp32 network on the same images,
-    and `loss_ci_points` the half width of its 95 % interval.  Payload bytes are whole payloads, header and CRC included;
-    `bytes_how` says whether they were coded or computed from the static tables.  Times are medians on
+    "test": reported); `loss_points` is top-1 points against the unmodified fp32 network on the same
+    images, `loss_ci_points` the half width of its 95 % interval; all four are None where the candidate
+    was dropped before any image was classified (num_images 0).  Payload bytes are whole payloads, header and
+    CRC included; `bytes_how` says whether they were coded or computed from the static tables.  Times are medians on
     the machine that built the bundle, unslowed, on one thread: `head_s` and `encode_s` on the
     device's side, `decode_s` and `tail_s` on the edge's.
     """
 
     split: Literal["validation", "test"]
     num_images: int
-    accuracy: float
-    accuracy_ci: float
-    loss_points: float
-    loss_ci_points: float
+    accuracy: float | None
+    accuracy_ci: float | None
+    loss_points: float | None
+    loss_ci_points: float | None
     payload_bytes: float
     payload_bytes_p95: float
     reply_bytes: float
@@ -179,8 +180,13 @@ class Evidence(Value, frozen=True):
 
 
 class Candidate(Value, frozen=True):
-    """A plan with its evidence; `dropped` says in which round and why it was measured no further."""
+    """A plan with its evidence; `dropped` says in which round and why it was measured no further.
+
+    `evidence` is what choices are made on (validation images); `reported` is the same of images that no
+    choice has seen (test images), measured for the menu alone.
+    """
 
     plan: Plan
     evidence: Evidence
+    reported: Evidence | None = None
     dropped: str | None = None

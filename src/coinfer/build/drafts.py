@@ -1,0 +1,78 @@
+"""Every candidate of a job, before anything is measured: device, upload and split drafts.
+
+A draft is a plan with what is known of it so far.  Drafts whose codecs restore the very same values (the
+same quantiser behind another coder) share a `group`: they are classified once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..plan import CodecSpec, Kind, Plan, Precision
+from ..search.space import feature_codecs, input_codecs
+from .workshop import Workshop
+
+Group = tuple[str, ...]
+LOSSLESS_CODERS = ("none", "zstd", "range", "rans", "png", "webp-lossless")
+
+
+@dataclass
+class Draft:
+    """A plan and what has been measured of it: bytes, seconds (unslowed), and which images it got right."""
+
+    plan: Plan
+    group: Group
+    payload_bytes: float = 0.0
+    payload_bytes_p95: float = 0.0
+    bytes_how: str = "measured"
+    head_s: float = 0.0
+    encode_s: float = 0.0
+    decode_s: float = 0.0
+    tail_s: float = 0.0
+    dropped: str | None = None
+    correct: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
+
+
+def restores_same(codec: CodecSpec) -> str:
+    """A key that two codecs share where they restore the same values from the same input."""
+    if codec.transform == "image":
+        return "exact" if codec.coder in LOSSLESS_CODERS else f"{codec.coder.removesuffix('-bare')}{codec.quality}"
+    if codec.coder in LOSSLESS_CODERS:
+        return f"{codec.transform}{codec.bits}{codec.per_channel}"
+    return codec.name
+
+
+def all_drafts(workshop: Workshop) -> list[Draft]:
+    """Device-only of every network, upload by every input codec, every cut by every codec; numbered in order."""
+    drafts: list[Draft] = []
+    wanted = workshop.job.build.precisions
+
+    def add(kind: Kind, network: str, precision: Precision, **parts: Any) -> None:
+        plan = Plan(
+            number=len(drafts),
+            kind=kind,
+            variant=network,
+            precision=precision,
+            top=workshop.job.model.top,
+            **parts,
+        )
+        codec = "" if plan.codec is None else restores_same(plan.codec)
+        drafts.append(Draft(plan, (kind, network, precision, plan.cut or "", codec)))
+
+    for network, entry in workshop.networks.items():
+        for precision in (p for p in wanted if p in entry.wholes):
+            add("device", network, precision, head=workshop.whole_name(network, precision))
+    main = workshop.main
+    for precision in (p for p in wanted if p in workshop.networks[main].wholes):
+        whole = workshop.whole_name(main, precision)
+        for codec in input_codecs():
+            add("upload", main, precision, tail=whole, codec=codec, crossing=(workshop.input,))
+        for cut in workshop.cuts(main, precision):
+            head, tail = workshop.segments(main, precision, cut.name)
+            for codec in feature_codecs(cut.specs):
+                add("split", main, precision, head=head, tail=tail, cut=cut.name, codec=codec, crossing=cut.specs)
+    return drafts

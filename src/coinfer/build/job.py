@@ -1,0 +1,178 @@
+"""The job file: what to build, from what, for which conditions.  TOML in, values only.
+
+    [model]
+    source = "resnet56"                 # a built-in name, or "package.module:factory"
+    weights = "weights/cifar10_resnet56.safetensors"
+    smaller = ["resnet32", "resnet20"]  # honest rivals for the device alone
+    [data]
+    source = "cifar10"
+    [device]
+    slowdown = 30.0
+    [link]
+    rate = "1 Mbit/s"
+    delay = "5 ms"
+    [goal]
+    minimise = "latency"
+    max_loss = 1.0
+
+Paths are relative to the job file's folder.  Weights of a smaller network are looked for beside
+the main network's, in the file of the same name with the network's name exchanged, unless
+`smaller_weights` names them.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ..errors import JobError
+from ..plan import Value
+from ..profile import Conditions, Link, Slowdown
+from ..units import parse_duration_s, parse_rate_bps
+
+
+class ModelJob(Value, frozen=True):
+    """Which network; `mean` and `std` (of pixels / 255) override the network's own, `top` the reply's form."""
+
+    source: str
+    weights: str | None = None
+    smaller: tuple[str, ...] = ()
+    smaller_weights: dict[str, str] = {}
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    top: int | None = None
+
+
+class DataJob(Value, frozen=True):
+    """Which pictures; `size` is (height, width) where the source has none of its own."""
+
+    source: str
+    size: tuple[int, int] | None = None
+    holdout: str | None = None
+
+
+class DeviceJob(Value, frozen=True):
+    """How many times slower the device is than the building machine, for fp32 and, if given, for int8."""
+
+    slowdown: float = 1.0
+    int8_slowdown: float | None = None
+
+
+class EdgeJob(Value, frozen=True):
+    """How loaded the edge is: a factor on its times."""
+
+    load: float = 1.0
+
+
+class LinkJob(Value, frozen=True):
+    """Rate and one-way delay, as text with units."""
+
+    rate: str = "1 Mbit/s"
+    delay: str = "5 ms"
+
+
+class GoalJob(Value, frozen=True):
+    """What to minimise, and the top-1 points that may be lost."""
+
+    minimise: Literal["latency", "throughput", "bytes", "energy"] = "latency"
+    max_loss: float = 1.0
+
+
+class BuildJob(Value, frozen=True):
+    """How much work: images of the three rounds of choice, images of the report, calibration pictures.
+
+    `precisions` and `cuts` (shell patterns of cut names) narrow what is tried.
+    """
+
+    rounds: tuple[int, ...] = (250, 1000, 2000)
+    report_images: int = 8000
+    calibration_images: int = 256
+    precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
+    cuts: tuple[str, ...] = ("*",)
+
+
+class Job(Value, frozen=True):
+    """A whole job file."""
+
+    model: ModelJob
+    data: DataJob
+    device: DeviceJob = DeviceJob()
+    edge: EdgeJob = EdgeJob()
+    link: LinkJob = LinkJob()
+    goal: GoalJob = GoalJob()
+    build: BuildJob = BuildJob()
+
+    def __post_init__(self) -> None:
+        rounds = self.build.rounds
+        if not rounds or min(rounds) < 1 or list(rounds) != sorted(rounds):
+            raise JobError(f"[build] rounds must be increasing image counts, got {list(rounds)}")
+        if self.build.report_images < 1 or self.build.calibration_images < 1:
+            raise JobError("[build] report_images and calibration_images must be at least 1")
+        if not self.goal.max_loss >= 0:
+            raise JobError(f"[goal] max_loss must be at least 0 points, got {self.goal.max_loss}")
+        if not (self.device.slowdown > 0 and self.edge.load > 0):
+            raise JobError("[device] slowdown and [edge] load must be above 0")
+        if (self.model.mean is None) != (self.model.std is None):
+            raise JobError("[model] mean and std must be given together")
+        if self.model.top is not None and self.model.top < 1:
+            raise JobError(f"[model] top must be at least 1, got {self.model.top}")
+
+
+def load_job(path: Path) -> Job:
+    """The job in a TOML file, its weight paths made absolute.
+
+    Raises:
+        JobError: the file is missing, not TOML, or holds a value or a key that is not allowed.
+    """
+    try:
+        job = msgspec.convert(tomllib.loads(path.read_text()), Job)
+    except OSError as error:
+        raise JobError(f"job file {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise JobError(f"job file {path} is not TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise JobError(f"job file {path}: {error}") from error
+    except JobError as error:
+        raise JobError(f"job file {path}: {error}") from error
+    folder = path.resolve().parent
+    model = msgspec.structs.replace(
+        job.model,
+        weights=None if job.model.weights is None else str(folder / job.model.weights),
+        smaller_weights={name: str(folder / file) for name, file in job.model.smaller_weights.items()},
+    )
+    return msgspec.structs.replace(job, model=model)
+
+
+def weights_of_smaller(job: Job, name: str) -> Path | None:
+    """Where the weights of one of the `smaller` networks lie; None where the main network has none either.
+
+    Raises:
+        JobError: neither named nor to be found beside the main network's.
+    """
+    if name in job.model.smaller_weights:
+        return Path(job.model.smaller_weights[name])
+    if job.model.weights is None:
+        return None
+    main = Path(job.model.weights)
+    beside = main.with_name(main.name.replace(job.model.source, name))
+    if beside == main or not beside.is_file():
+        raise JobError(f'weights of smaller network "{name}" are neither in [model] smaller_weights nor at {beside}')
+    return beside
+
+
+def conditions_of(job: Job, *, int8_ratio: float) -> Conditions:
+    """The job's link, device and edge; int8's slowdown is `slowdown * int8_ratio` where the job has none.
+
+    Raises:
+        UsageError: rate or delay is not understood.
+    """
+    device = job.device
+    int8 = device.int8_slowdown if device.int8_slowdown is not None else device.slowdown * int8_ratio
+    return Conditions(
+        link=Link(rate_bps=parse_rate_bps(job.link.rate), delay_s=parse_duration_s(job.link.delay)),
+        device=Slowdown(fp32=device.slowdown, int8=int8),
+        edge_load=job.edge.load,
+    )

@@ -1,0 +1,256 @@
+"""Job in, bundle out: prepare, weigh, classify in rounds, choose the menu, report on unseen images.
+
+    prepare      capture and export every network, fp32 and int8                  workshop
+    drafts       every candidate there is                                         drafts
+    weigh, time  bytes, coding times, segments timed as deployed                  measured
+    rounds       accuracy on 250 images, then 1,000, then all; drop what is beaten  rounds
+    menu         what wins somewhere over the grid of conditions                  search.menu
+    assemble     the menu's files into a bundle; accuracy on test images          here
+
+The workshop keeps every survivor's segments and tables, so that `assemble` can make a bundle of other
+plans later (a benchmark measures candidates that are on no menu).
+"""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from .. import __version__
+from ..bundle import FORMAT, Bundle, Manifest, load_bundle, new_folder, write_manifest
+from ..data import Images
+from ..engine.measure import describe_machine, pin
+from ..engine.onnx import Session
+from ..errors import BundleError, DataError, PlanError
+from ..plan import Candidate, Evidence, Plan
+from ..profile import Profile, Timing
+from ..protocol import reply_bytes
+from ..search.goal import Goal
+from ..search.menu import menu
+from .drafts import Draft, all_drafts
+from .evaluate import Deployed, evidence_of, loss_of, proportion_ci
+from .job import Job, conditions_of
+from .measured import Tables, calibrate_and_weigh, codec_of, store_tables, time_codec, time_segments
+from .rounds import classify, drop_dominated, drop_hopeless
+from .workshop import Progress, Workshop, prepare, quiet
+
+
+def build(
+    job: Job, out: Path, *, work: Path | None = None, progress: Progress = quiet, data_dir: Path | None = None
+) -> Bundle:
+    """Build the job's bundle at `out`; the workshop lies at `work` (default: beside it, `out`.work).
+
+    Raises:
+        CoinferError: the job, its model or its data do not fit; nothing is left at `out` then.
+    """
+    work = work or out.with_name(out.name + ".work")
+    workshop = prepare(job, work, progress=progress, data_dir=data_dir)
+    drafts = all_drafts(workshop)
+    tables = calibrate_and_weigh(workshop, drafts, progress=progress)
+    pin(0)
+    time_segments(workshop, drafts, repeats=7, progress=progress)
+    pin(None)
+    int8_ratio = int8_ratio_of(workshop, drafts)
+    log = [f"{len(drafts)} candidates, {drop_dominated(drafts, 0, int8_ratio)} dropped before any image"]
+    reference = _rounds(workshop, drafts, tables, int8_ratio, log, progress)
+    alive = [draft for draft in drafts if draft.dropped is None]
+    for draft in alive:
+        store_tables(workshop, draft, tables)
+    pin(0)
+    profile = _final_times(workshop, alive, tables, progress)
+    pin(None)
+    candidates = [_candidate(workshop, draft, reference) for draft in drafts]
+    conditions = conditions_of(job, int8_ratio=int8_ratio)
+    goal = Goal(minimise=job.goal.minimise, max_loss_points=job.goal.max_loss)
+    chosen = menu(candidates, goal, int8_ratio=int8_ratio, delay_s=conditions.link.delay_s, also=(conditions,))
+    main = next(c for c in candidates if c.plan.head == workshop.whole_name(workshop.main, "fp32"))
+    manifest = _manifest(workshop, candidates, main, int8_ratio)
+    (work / "log.txt").write_text("\n".join(log) + "\n")
+    _save(work / "manifest.json", manifest)
+    _save(work / "evidence.json", candidates)
+    _save(work / "profile.json", profile)
+    samples = np.ascontiguousarray(workshop.source.images("validation").pixels[:4])
+    save_file({"pixels": samples}, work / "samples.safetensors")
+    numbers = sorted({candidates[index].plan.number for index in chosen} | {main.plan.number})
+    test = workshop.source.images("test")
+    images = Images(
+        pixels=test.pixels[: job.build.report_images],
+        labels=None if test.labels is None else test.labels[: job.build.report_images],
+    )
+    return assemble(work, numbers, out, images=images, progress=progress)
+
+
+def _rounds(
+    workshop: Workshop,
+    drafts: list[Draft],
+    tables: Tables,
+    int8_ratio: float,
+    log: list[str],
+    progress: Progress,
+) -> NDArray[np.bool_]:
+    images = workshop.source.images("validation")
+    counts = sorted({min(n, len(images.pixels)) for n in workshop.job.build.rounds})
+    if counts[0] == 0:
+        raise DataError(f'no validation images to choose on (source "{workshop.source.name}")')
+    correct = np.zeros(0, dtype=np.bool_)
+    for count in counts:
+        pixels = images.pixels[:count]
+        labels = None if images.labels is None else images.labels[:count]
+        stage = f"accuracy on {count}"
+        reference = classify(workshop, drafts, tables, pixels, labels, stage=stage, progress=progress)
+        correct = reference == (reference if labels is None else labels)
+        hopeless = drop_hopeless(drafts, correct, workshop.job.goal.max_loss)
+        beaten = drop_dominated(drafts, count, int8_ratio)
+        left = sum(draft.dropped is None for draft in drafts)
+        log.append(f"{count} images: {hopeless} hopeless, {beaten} beaten, {left} left")
+    return correct
+
+
+def int8_ratio_of(workshop: Workshop, drafts: list[Draft]) -> float:
+    """How much more an int8 segment is slowed than an fp32 one, so that int8 is at most 2x faster there.
+
+    The ratio is of the main network as a whole: max(1, (fp32 time / int8 time) / 2).
+    """
+    whole = {d.plan.precision: d.head_s for d in drafts if d.plan.kind == "device" and d.plan.variant == workshop.main}
+    return max(1.0, whole["fp32"] / whole["int8"] / 2) if "int8" in whole else 1.0
+
+
+def _final_times(workshop: Workshop, alive: list[Draft], tables: Tables, progress: Progress) -> Profile:
+    """Time the survivors' segments and codecs once more, with more repeats."""
+    segments = time_segments(workshop, alive, repeats=30, progress=progress)
+    pictures = workshop.source.images("validation").pixels[:4]
+    codecs: dict[str, tuple[Timing, Timing]] = {}
+    features: dict[str, list[NDArray[np.generic]]] = {}
+    for draft in (d for d in alive if d.plan.codec is not None):
+        values: list[NDArray[np.generic]] = [pictures]
+        if draft.plan.head is not None:
+            if draft.plan.head not in features:
+                features[draft.plan.head] = list(Session(workshop.folder / draft.plan.head).run([pictures]))
+            values = features[draft.plan.head]
+        encode, decode = time_codec(codec_of(draft.plan, tables), values, repeats=20)
+        draft.encode_s, draft.decode_s = encode.median_s, decode.median_s
+        codecs[str(draft.plan.number)] = (encode, decode)
+    return Profile(
+        machine=describe_machine(),
+        threads=1,
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        segments=segments,
+        codecs=codecs,
+    )
+
+
+def _candidate(workshop: Workshop, draft: Draft, reference: NDArray[np.bool_]) -> Candidate:
+    count = len(draft.correct)
+    loss, loss_ci = loss_of(reference[:count], draft.correct) if count else (None, None)
+    evidence = Evidence(
+        split="validation",
+        num_images=count,
+        accuracy=100 * float(np.mean(draft.correct)) if count else None,
+        accuracy_ci=proportion_ci(draft.correct) if count else None,
+        loss_points=loss,
+        loss_ci_points=loss_ci,
+        payload_bytes=draft.payload_bytes,
+        payload_bytes_p95=draft.payload_bytes_p95,
+        reply_bytes=0.0 if draft.plan.kind == "device" else reply_bytes(draft.plan, workshop.outputs),
+        head_s=draft.head_s,
+        encode_s=draft.encode_s,
+        decode_s=draft.decode_s,
+        tail_s=draft.tail_s,
+        bytes_how="measured" if draft.bytes_how == "measured" else "estimated",
+    )
+    return Candidate(plan=draft.plan, evidence=evidence, dropped=draft.dropped)
+
+
+def _manifest(workshop: Workshop, candidates: list[Candidate], main: Candidate, int8_ratio: float) -> Manifest:
+    job, source = workshop.job, workshop.source
+    return Manifest(
+        format=FORMAT,
+        coinfer=__version__,
+        model=job.model.source,
+        data=source.name,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        input=workshop.input,
+        outputs=workshop.outputs,
+        preprocess=workshop.preprocess,
+        classes=tuple(source.classes),
+        goal=job.goal.minimise,
+        max_loss_points=job.goal.max_loss,
+        reference_plan=main.plan.number,
+        reference_accuracy=main.evidence.accuracy or 0.0,
+        is_agreement=source.images("validation").labels is None,
+        int8_slowdown_ratio=int8_ratio,
+        weights_sha256={network.name: network.weights_sha256 for network in workshop.networks.values()},
+        menu=tuple(c.plan for c in candidates if c.dropped is None),
+        files={},
+    )
+
+
+def assemble(
+    work: Path,
+    numbers: list[int],
+    out: Path,
+    *,
+    images: Images | None = None,
+    progress: Progress = quiet,
+) -> Bundle:
+    """A bundle at `out` with these plans of a finished workshop; with `images`, accuracy on them is reported.
+
+    Raises:
+        BundleError: `work` is not a finished workshop.
+        PlanError: a number that no surviving candidate has.
+    """
+    if not (work / "manifest.json").is_file():
+        raise BundleError(f"{work} is not a finished workshop: run `coinfer build` first")
+    manifest = msgspec.json.decode((work / "manifest.json").read_bytes(), type=Manifest)
+    candidates = msgspec.json.decode((work / "evidence.json").read_bytes(), type=list[Candidate])
+    survivors = {plan.number: plan for plan in manifest.menu}
+    missing = [number for number in numbers if number not in survivors]
+    if missing:
+        raise PlanError(f"plans {missing} did not survive the build, so their files do not exist (workshop {work})")
+    plans = tuple(survivors[number] for number in sorted({*numbers, manifest.reference_plan}))
+    if images is not None:
+        candidates = _reported(work, manifest.reference_plan, candidates, plans, images, progress)
+    with new_folder(out) as folder:
+        for name in sorted({n for p in plans for n in (p.head, p.tail, p.tables) if n is not None}):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(work / name, folder / name)
+        _save(folder / "evidence.json", candidates)
+        for name in ("profile.json", "samples.safetensors"):
+            shutil.copyfile(work / name, folder / name)
+        write_manifest(folder, msgspec.structs.replace(manifest, menu=plans))
+    return load_bundle(out)
+
+
+def _reported(
+    work: Path,
+    reference_plan: int,
+    candidates: list[Candidate],
+    plans: tuple[Plan, ...],
+    images: Images,
+    progress: Progress,
+) -> list[Candidate]:
+    """Candidates with accuracy on test images, for the plans of the menu."""
+    wanted = {plan.number for plan in plans}
+    by_number = {c.plan.number: c for c in candidates}
+    reference, _ = Deployed(work, by_number[reference_plan].plan).classify(images.pixels)
+    result = []
+    for done, candidate in enumerate(candidates):
+        if candidate.plan.number in wanted:
+            progress("report", done, len(candidates), candidate.plan.label)
+            classes, num_bytes = Deployed(work, candidate.plan).classify(images.pixels)
+            reported = evidence_of(candidate.evidence, classes, reference, images.labels, num_bytes)
+            candidate = msgspec.structs.replace(candidate, reported=reported)
+        result.append(candidate)
+    return result
+
+
+def _save(path: Path, value: object) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=1))
+    temporary.replace(path)

@@ -1,0 +1,139 @@
+"""Bytes and times of drafts: calibrated static tables, a few pictures' payloads, segments timed as deployed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ..codec import Codec, calibrate, make_codec, save_tables
+from ..codec import Tables as CodecTables
+from ..engine.measure import measure
+from ..engine.onnx import Session
+from ..plan import Plan
+from ..profile import Timing
+from .drafts import Draft
+from .workshop import Progress, Workshop, safe_name
+
+Tables = dict[int, CodecTables]
+BYTES_PICTURES = 64
+
+
+def threads() -> int:
+    """Threads for work whose time is not measured."""
+    return os.cpu_count() or 1
+
+
+def codec_of(plan: Plan, tables: Tables) -> Codec:
+    """The codec of a split or upload plan with its calibrated tables."""
+    assert plan.codec is not None
+    return make_codec(plan.codec, plan.crossing, tables.get(plan.number))
+
+
+def calibrate_and_weigh(workshop: Workshop, drafts: list[Draft], *, progress: Progress) -> Tables:
+    """Calibrate every codec on training pictures; set bytes and coding times of every draft.
+
+    Bytes are means over `BYTES_PICTURES` validation pictures, coding times medians on one picture.
+    """
+    tables: Tables = {}
+    pictures = workshop.source.images("validation").pixels[:BYTES_PICTURES]
+    splits = [d for d in drafts if d.plan.kind == "split"]
+    for draft in drafts:
+        if draft.plan.kind == "upload":
+            _weigh(draft, codec_of(draft.plan, tables), [pictures])
+    calibration = workshop.calibration
+    both = np.concatenate([calibration, pictures])
+    done = 0
+    for network, precision in dict.fromkeys((d.plan.variant, d.plan.precision) for d in splits):
+        by_cut: dict[str, list[Draft]] = {}
+        for draft in splits:
+            if (draft.plan.variant, draft.plan.precision) == (network, precision):
+                by_cut.setdefault(str(draft.plan.cut), []).append(draft)
+        wanted = [cut for cut in workshop.cuts(network, precision) if cut.name in by_cut]
+        for cut, features in workshop.features(network, precision, wanted, both):
+            progress("codecs", done, len(splits), cut.name)
+            for draft in by_cut[cut.name]:
+                assert draft.plan.codec is not None
+                made = calibrate(draft.plan.codec, cut.specs, [f[: len(calibration)] for f in features])
+                tables[draft.plan.number] = made
+                _weigh(draft, codec_of(draft.plan, tables), [f[len(calibration) :] for f in features])
+                done += 1
+    progress("codecs", len(splits), len(splits), "")
+    return tables
+
+
+def _weigh(draft: Draft, codec: Codec, values: list[NDArray[np.generic]]) -> None:
+    _, num_bytes = codec.roundtrip(values)
+    draft.payload_bytes = float(np.mean(num_bytes))
+    draft.payload_bytes_p95 = float(np.percentile(num_bytes, 95))
+    draft.bytes_how = codec.bytes_how
+    encode, decode = time_codec(codec, values, repeats=5)
+    draft.encode_s, draft.decode_s = encode.median_s, decode.median_s
+
+
+def time_codec(codec: Codec, values: list[NDArray[np.generic]], *, repeats: int) -> tuple[Timing, Timing]:
+    """Seconds to encode and to decode one picture's values, over the first few pictures in turn."""
+    singles = [[v[i : i + 1] for v in values] for i in range(min(4, len(values[0])))]
+    payloads = [codec.encode(single) for single in singles]
+    encode = measure(partial(_each, codec.encode, singles), warmup=1, repeats=repeats)
+    decode = measure(partial(_each, codec.decode, payloads), warmup=1, repeats=repeats)
+    return _share(encode, len(singles)), _share(decode, len(singles))
+
+
+def _each(call: Callable[[Any], object], arguments: Sequence[object]) -> None:
+    for argument in arguments:
+        call(argument)
+
+
+def _share(timing: Timing, count: int) -> Timing:
+    return Timing(
+        median_s=timing.median_s / count,
+        p5_s=timing.p5_s / count,
+        p95_s=timing.p95_s / count,
+        repeats=timing.repeats,
+    )
+
+
+def time_segment(path: Path, *, repeats: int) -> Timing:
+    """Seconds of one segment as deployed: a session of its own, one thread, batch size 1."""
+    session = Session(path, threads=1)
+    arrays = [np.zeros((1, *spec.shape), dtype=spec.dtype) for spec in session.inputs]
+    rng = np.random.default_rng(0)
+    for array in arrays:
+        noise = rng.integers(0, 200, array.shape) if array.dtype == np.uint8 else rng.normal(size=array.shape)
+        array[...] = noise.astype(array.dtype)
+    return measure(partial(session.run, arrays), warmup=3, repeats=repeats)
+
+
+def time_segments(workshop: Workshop, drafts: list[Draft], *, repeats: int, progress: Progress) -> dict[str, Timing]:
+    """Time every segment of these drafts and set their head and tail times."""
+    names = list(dict.fromkeys(n for d in drafts for n in (d.plan.head, d.plan.tail) if n is not None))
+    timings = {}
+    for done, name in enumerate(names):
+        progress("timing", done, len(names), name)
+        timings[name] = time_segment(workshop.folder / name, repeats=repeats)
+    progress("timing", len(names), len(names), "")
+    for draft in drafts:
+        if draft.plan.head is not None:
+            draft.head_s = timings[draft.plan.head].median_s
+        if draft.plan.tail is not None:
+            draft.tail_s = timings[draft.plan.tail].median_s
+    return timings
+
+
+def store_tables(workshop: Workshop, draft: Draft, tables: Tables) -> None:
+    """Write a draft's tables below the workshop and name the file in its plan."""
+    made = tables.get(draft.plan.number)
+    if made is None or draft.plan.codec is None:
+        return
+    plan = draft.plan
+    name = f"tables/{plan.variant}.{plan.precision}.{safe_name(str(plan.cut))}.{draft.plan.codec.name}.safetensors"
+    (workshop.folder / "tables").mkdir(exist_ok=True)
+    save_tables(made, workshop.folder / name)
+    draft.plan = msgspec.structs.replace(plan, tables=name)

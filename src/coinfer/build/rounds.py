@@ -1,0 +1,185 @@
+"""Successive halving: which drafts are worth more images.
+
+Round 0 classifies nothing: bytes and times of every draft are known from a few calibration pictures, and
+a lossless upload or the device alone already beats most early cuts.  Then 250 images for all that is
+left, 1,000 for the survivors, all images for the last.  After each round a draft B is dropped where
+some draft A is no worse in bytes, in device time and in the sum of both machines' time, and at the
+confidence bound no worse in accuracy:
+
+    mean(right_A - right_B) - standard error  >=  -MARGIN        (paired, the same images)
+
+Within one cut, codecs are tried from few bytes to many; once one gives the whole network's
+own answer on every image, the rest of that cut can only cost more and is dropped unclassified.
+Times carry noise, so equal within TIME_SLACK counts as no worse.  Every drop is logged with its reason.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engine.onnx import Session
+from .drafts import Draft
+from .evaluate import BATCH, top1
+from .measured import Tables, codec_of, threads
+from .workshop import Progress, Workshop
+
+MARGIN = 0.002
+TIME_SLACK = 1.05
+HOPELESS_POINTS = 5.0
+
+
+def device_s(draft: Draft, int8_ratio: float) -> float:
+    """Head and encode at the fp32 machine's pace: int8 work counts `int8_ratio` times."""
+    return draft.head_s * (int8_ratio if draft.plan.precision == "int8" else 1.0) + draft.encode_s
+
+
+def drop_dominated(drafts: list[Draft], images: int, int8_ratio: float) -> int:
+    """Mark every draft that another beats (see above); `images` 0: only exact ones can beat.  How many."""
+    alive = [d for d in drafts if d.dropped is None]
+    num_bytes = np.array([d.payload_bytes for d in alive])
+    device = np.array([device_s(d, int8_ratio) for d in alive])
+    total = device + np.array([d.decode_s + d.tail_s for d in alive])
+    right = np.array([d.correct for d in alive], dtype=np.float32) if images else None
+    is_exact = np.array([_is_exact(d) for d in alive])
+    dropped = np.zeros(len(alive), dtype=bool)
+    count = 0
+    for b in np.lexsort((-device, -num_bytes)):
+        if alive[b].plan.kind == "device":
+            continue
+        beats = (num_bytes <= num_bytes[b]) & (device <= device[b] * TIME_SLACK)
+        beats &= (total <= total[b] * TIME_SLACK) & ~dropped
+        beats &= (num_bytes < num_bytes[b]) | (device < device[b] / TIME_SLACK)
+        beats[b] = False
+        if right is None:
+            beats &= is_exact
+        rivals = np.flatnonzero(beats)
+        if right is not None and len(rivals):
+            difference = right[rivals] - right[b]
+            error = difference.std(axis=1) / np.sqrt(images)
+            rivals = rivals[difference.mean(axis=1) - error >= -MARGIN]
+        if len(rivals):
+            best = alive[rivals[np.argmin(num_bytes[rivals])]].plan
+            dropped[b] = True
+            alive[b].dropped = f"after {images} images: no better than {best.label} (plan {best.number}) in any way"
+            count += 1
+    return count
+
+
+def _is_exact(draft: Draft) -> bool:
+    """Whether a draft gives the unmodified network's own answers by construction."""
+    return draft.plan.precision == "fp32" and draft.group[-1] == "exact"
+
+
+def drop_hopeless(drafts: list[Draft], reference: NDArray[np.bool_], max_loss_points: float) -> int:
+    """Mark drafts whose loss is beyond any use even at the confidence bound.  How many."""
+    limit, count = max(HOPELESS_POINTS, 3 * max_loss_points), 0
+    for draft in (d for d in drafts if d.dropped is None and d.plan.kind != "device"):
+        difference = reference.astype(np.float64) - draft.correct
+        lost = 100 * (difference.mean() - 2 * difference.std() / np.sqrt(len(difference)))
+        if lost > limit:
+            draft.dropped = f"after {len(reference)} images: loses more than {limit:g} points at the 95 % bound"
+            count += 1
+    return count
+
+
+def classify(
+    workshop: Workshop,
+    drafts: list[Draft],
+    tables: Tables,
+    pixels: NDArray[np.uint8],
+    truth: NDArray[np.int64] | None,
+    *,
+    stage: str,
+    progress: Progress,
+) -> NDArray[np.int64]:
+    """Set `correct` of every living draft on these pictures; returns the reference network's answers.
+
+    `truth` None: the reference's own answers stand in.
+    """
+    alive = [d for d in drafts if d.dropped is None]
+    total = len({d.group for d in alive})
+    done = 0
+    answers: dict[str, NDArray[np.int64]] = {}
+    for name in dict.fromkeys(d.plan.head for d in alive if d.plan.kind == "device"):
+        assert name is not None
+        progress(stage, done, total, name)
+        answers[name] = _answers(Session(workshop.folder / name, threads=threads()), [pixels])
+        done += 1
+    reference = answers[workshop.whole_name(workshop.main, "fp32")]
+    truth = reference if truth is None else truth
+    for draft in alive:
+        if draft.plan.kind == "device" and draft.plan.head is not None:
+            draft.correct = answers[draft.plan.head] == truth
+    for group, members in _by_group([d for d in alive if d.plan.kind == "upload"]).items():
+        progress(stage, done, total, members[0].plan.label)
+        codec = codec_of(members[0].plan, tables)
+        restored = codec.roundtrip([pixels])[0]
+        assert members[0].plan.tail is not None
+        whole = answers[members[0].plan.tail] if group[-1] == "exact" else None
+        if whole is None:
+            whole = _answers(Session(workshop.folder / members[0].plan.tail, threads=threads()), restored)
+        for draft in members:
+            draft.correct = whole == truth
+        done += 1
+    for step, label in enumerate(_classify_splits(workshop, alive, tables, pixels, truth, answers)):
+        progress(stage, done + step, total, label)
+    progress(stage, total, total, "")
+    return reference
+
+
+def _classify_splits(
+    workshop: Workshop,
+    alive: list[Draft],
+    tables: Tables,
+    pixels: NDArray[np.uint8],
+    truth: NDArray[np.int64],
+    answers: dict[str, NDArray[np.int64]],
+) -> Iterator[str]:
+    by_cut: dict[tuple[str, str], dict[str, list[Draft]]] = defaultdict(lambda: defaultdict(list))
+    for draft in alive:
+        if draft.plan.kind == "split" and draft.plan.cut is not None:
+            by_cut[draft.plan.variant, draft.plan.precision][draft.plan.cut].append(draft)
+    for (network, precision), cuts in by_cut.items():
+        own = answers.get(workshop.whole_name(network, precision))
+        wanted = [cut for cut in workshop.cuts(network, precision) if cut.name in cuts]
+        for cut, features in workshop.features(network, precision, wanted, pixels):
+            members = cuts[cut.name]
+            tail = Session(workshop.folder / str(members[0].plan.tail), threads=threads())
+            exact_bytes, exact_device = np.inf, np.inf
+            groups = _by_group(members)
+            for group in sorted(groups, key=lambda g: min(d.payload_bytes for d in groups[g])):
+                drafts = groups[group]
+                yield drafts[0].plan.label
+                beaten = [
+                    d
+                    for d in drafts
+                    if d.payload_bytes >= exact_bytes and d.head_s + d.encode_s >= exact_device / TIME_SLACK
+                ]
+                for draft in beaten:
+                    draft.dropped = f"after {len(pixels)} images: fewer bytes already give every answer at this cut"
+                if len(beaten) == len(drafts):
+                    continue
+                codec = codec_of(drafts[0].plan, tables)
+                right = _answers(tail, codec.roundtrip(features)[0])
+                for draft in drafts:
+                    draft.correct = right == truth
+                if own is not None and np.array_equal(right, own):
+                    best = min(drafts, key=lambda d: d.payload_bytes)
+                    exact_bytes = min(exact_bytes, best.payload_bytes)
+                    exact_device = min(exact_device, best.head_s + best.encode_s)
+
+
+def _answers(session: Session, values: Sequence[NDArray[np.generic]]) -> NDArray[np.int64]:
+    count = len(values[0])
+    return np.concatenate([top1(session.run([v[i : i + BATCH] for v in values])) for i in range(0, count, BATCH)])
+
+
+def _by_group(drafts: list[Draft]) -> dict[tuple[str, ...], list[Draft]]:
+    groups: dict[tuple[str, ...], list[Draft]] = {}
+    for draft in drafts:
+        groups.setdefault(draft.group, []).append(draft)
+    return groups

@@ -1,0 +1,209 @@
+"""The networks of a job, exported and ready to be cut: what every later step of a build stands on.
+
+A workshop is a folder that a build keeps beside its bundle.  It holds each network once, in fp32 and
+int8, as a whole ONNX file; heads, tails and static tables are cut and calibrated from there on demand, so that
+any candidate can be assembled later.  Exports are keyed by the weights, so a second build finds them done.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..compress.int8 import quantize_onnx
+from ..data import Source, load_source
+from ..engine.onnx import Session
+from ..errors import JobError
+from ..model.export import DeployedCut, Whole, cut_onnx, export_onnx, load_whole
+from ..model.graph import capture
+from ..model.tap import tap_onnx
+from ..model.zoo import build_model
+from ..plan import Preprocess, TensorSpec
+from .job import Job, weights_of_smaller
+
+Progress = Callable[[str, int, int, str], None]
+FEATURE_BYTES = 500_000_000
+BATCH = 50
+IMAGENET = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def quiet(stage: str, done: int, total: int, detail: str) -> None:
+    """A Progress that shows nothing."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of the job: its whole segments by precision, and its weights' hash."""
+
+    name: str
+    wholes: dict[str, Whole]
+    weights_sha256: str
+
+
+@dataclass
+class Workshop:
+    """Networks, pictures and a folder; `main` is the unmodified network that losses are counted against."""
+
+    job: Job
+    folder: Path
+    source: Source
+    preprocess: Preprocess
+    networks: dict[str, Network]
+    main: str
+    calibration: NDArray[np.uint8]
+
+    @property
+    def input(self) -> TensorSpec:
+        """The picture that a request brings."""
+        return self.networks[self.main].wholes["fp32"].input
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The network's output tensors."""
+        return self.networks[self.main].wholes["fp32"].outputs
+
+    def whole(self, network: str, precision: str) -> Whole:
+        """One network as one segment."""
+        return self.networks[network].wholes[precision]
+
+    def cuts(self, network: str, precision: str) -> list[DeployedCut]:
+        """The deployable cuts that the job's patterns admit, in order."""
+        patterns = self.job.build.cuts
+        cuts = self.whole(network, precision).cuts
+        return [cut for cut in cuts if any(fnmatch.fnmatchcase(cut.name, p) for p in patterns)]
+
+    def segments(self, network: str, precision: str, cut: str) -> tuple[str, str]:
+        """File names of a cut's head and tail below the folder; cut on first use."""
+        stem = f"segments/{network}.{precision}.{safe_name(cut)}"
+        head, tail = f"{stem}.head.onnx", f"{stem}.tail.onnx"
+        if not (self.folder / tail).is_file():
+            (self.folder / "segments").mkdir(exist_ok=True)
+            whole = self.whole(network, precision)
+            cut_onnx(whole, cut, head=self.folder / head, tail=self.folder / tail)
+        return head, tail
+
+    def whole_name(self, network: str, precision: str) -> str:
+        """File name of a whole network below the folder."""
+        return f"segments/{network}.{precision}.onnx"
+
+    def features(
+        self, network: str, precision: str, cuts: list[DeployedCut], pixels: NDArray[np.uint8]
+    ) -> Iterator[tuple[DeployedCut, list[NDArray[np.generic]]]]:
+        """What crosses at each of `cuts` for all pictures: arrays (N, *shape), one list a cut.
+
+        The network runs once for as many cuts as fit into memory together.
+        """
+        whole = self.whole(network, precision)
+        groups: list[list[DeployedCut]] = [[]]
+        budget = 0
+        for cut in cuts:
+            size = sum(spec.num_bytes for spec in cut.specs) * len(pixels)
+            if groups[-1] and budget + size > FEATURE_BYTES:
+                groups.append([])
+                budget = 0
+            groups[-1].append(cut)
+            budget += size
+        for group in groups:
+            if not group:
+                continue
+            specs = {spec.name: spec for cut in group for spec in cut.specs}
+            tapped = self.folder / f"tapped.{network}.{precision}.onnx"
+            tap_onnx(whole, list(specs.values()), tapped)
+            session = Session(tapped, threads=os.cpu_count() or 1)
+            parts = [session.run([pixels[i : i + BATCH]]) for i in range(0, len(pixels), BATCH)]
+            del session
+            values = {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(specs)}
+            del parts
+            for cut in group:
+                yield cut, [values[spec.name] for spec in cut.specs]
+            tapped.unlink()
+
+
+def safe_name(cut: str) -> str:
+    """A cut's name as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "_", cut).strip("_")
+
+
+def prepare(job: Job, folder: Path, *, progress: Progress = quiet, data_dir: Path | None = None) -> Workshop:
+    """Load the pictures, capture and export every network of the job in fp32 and int8.
+
+    Raises:
+        CoinferError: a model, its weights or the data are missing or do not fit each other.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "segments").mkdir(exist_ok=True)
+    names = [job.model.source, *job.model.smaller]
+    progress("networks", 0, len(names), job.model.source)
+    weights = Path(job.model.weights) if job.model.weights else None
+    loaded = {job.model.source: build_model(job.model.source, weights=weights)}
+    for name in job.model.smaller:
+        loaded[name] = build_model(name, weights=weights_of_smaller(job, name))
+    main = loaded[job.model.source]
+    size = job.data.size or (None if main.input_shape is None else main.input_shape[1:])
+    source = load_source(job.data.source, data_dir=data_dir, size=size, holdout=job.data.holdout)
+    preprocess = main.preprocess or IMAGENET
+    if job.model.mean is not None and job.model.std is not None:
+        preprocess = Preprocess(mean=job.model.mean, std=job.model.std)
+    _check_channels(job, source, preprocess)
+    calibration = source.images("train").pixels[: job.build.calibration_images]
+    networks = {}
+    for done, (name, model) in enumerate(loaded.items()):
+        progress("networks", done, len(names), name)
+        safe = safe_name(name)
+        networks[safe] = _export(safe, model.module, source, preprocess, calibration, folder, job)
+    progress("networks", len(names), len(names), "")
+    return Workshop(job, folder, source, preprocess, networks, safe_name(job.model.source), calibration)
+
+
+def _check_channels(job: Job, source: Source, preprocess: Preprocess) -> None:
+    channels = source.shape[-1]
+    if len(preprocess.mean) != channels or len(preprocess.std) != channels:
+        raise JobError(
+            f'[model] mean and std have {len(preprocess.mean)} values, pictures of "{job.data.source}" '
+            f"have {channels} channels"
+        )
+
+
+def _export(
+    name: str,
+    module: torch.nn.Module,
+    source: Source,
+    preprocess: Preprocess,
+    calibration: NDArray[np.uint8],
+    folder: Path,
+    job: Job,
+) -> Network:
+    height, width, channels = source.shape
+    digest = hashlib.sha256()
+    for key, tensor in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+    weights_sha256 = digest.hexdigest()
+    recipe = f"{weights_sha256} {source.name} {source.shape} {preprocess} {len(calibration)} {type(module)}"
+    key = hashlib.sha256(recipe.encode()).hexdigest()
+    wholes: dict[str, Whole] = {}
+    key_file = folder / f"{name}.key"
+    fp32, int8 = folder / f"segments/{name}.fp32.onnx", folder / f"segments/{name}.int8.onnx"
+    if key_file.is_file() and key_file.read_text() == key and fp32.is_file():
+        wholes["fp32"] = load_whole(fp32)
+        if "int8" in job.build.precisions and int8.is_file():
+            wholes["int8"] = load_whole(int8)
+            return Network(name, wholes, weights_sha256)
+    else:
+        example = torch.zeros((2, channels, height, width))
+        for stale in (folder / "segments").glob(f"{name}.*"):
+            stale.unlink()
+        wholes["fp32"] = export_onnx(capture(module, example), fp32, preprocess=preprocess)
+    if "int8" in job.build.precisions:
+        wholes["int8"] = quantize_onnx(wholes["fp32"], calibration, int8)
+    key_file.write_text(key)
+    return Network(name, wholes, weights_sha256)
