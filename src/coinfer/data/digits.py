@@ -1,0 +1,133 @@
+"""The embedded data: scikit-learn's real handwritten digits, alone or placed into real photographs.
+
+`digits` are the 1,797 scans of 8 x 8 (Alpaydin and Kaynak, 1998).  `scene-digits` is what a
+meter-reading camera sees, much picture and little answer:
+
+    a random square of one of scikit-learn's two photographs, scaled to 64 x 64
+      + one digit, 14 to 30 pixels high, somewhere in it, in a colour that stands out there
+
+The digits and the columns of the photographs are disjoint between train, validation and test.  All
+drawing is integer arithmetic on draws of a fixed seed, so that every machine composes the same bytes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import DataError
+from .images import PARTS, Images, Part, Source
+
+CLASSES = tuple("0123456789")
+SCENE_SIZE = 64
+_SEED = 20_240_501
+_NUM_SCENES: dict[Part, int] = {"train": 12_000, "validation": 2_000, "test": 4_000}
+# Half-open ranges: of the shuffled digits, and of the columns of the two photographs (china.jpg, flower.jpg).
+_DIGITS: dict[Part, tuple[int, int]] = {"train": (0, 1097), "validation": (1097, 1397), "test": (1397, 1797)}
+_COLUMNS: dict[Part, tuple[tuple[int, int], tuple[int, int]]] = {
+    "train": ((280, 640), (0, 270)),
+    "validation": ((160, 280), (270, 390)),
+    "test": ((0, 160), (390, 640)),
+}
+_SQUARES = (64, 113)  # half-open, pixels
+_HEIGHTS = (14, 31)
+_LUMA = np.array([299, 587, 114], dtype=np.int64)
+
+
+def digits() -> Source:
+    """The scans as (8, 8, 1) uint8, 0 to 255: 1,097 to train on, 300 to choose on, 400 to report on."""
+    return Source("digits", CLASSES, (8, 8, 1), _digits_part)
+
+
+def scene_digits() -> Source:
+    """Digits in photographs as (64, 64, 3) uint8: 12,000 to train on, 2,000 to choose on, 4,000 to report on."""
+    return Source("scene-digits", CLASSES, (SCENE_SIZE, SCENE_SIZE, 3), _scenes_part)
+
+
+def _digits_part(part: Part) -> Images:
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as missing:
+        raise DataError('data "digits" needs scikit-learn: pip install "coinfer[build]"') from missing
+    bunch = load_digits()
+    first, last = _DIGITS[part]
+    chosen = np.random.default_rng(_SEED).permutation(len(bunch.target))[first:last]
+    pixels = (bunch.images[chosen].astype(np.int64) * 255 // 16).astype(np.uint8)
+    return Images(pixels[..., None], bunch.target[chosen].astype(np.int64))
+
+
+def _photographs(part: Part) -> list[NDArray[np.uint8]]:
+    try:
+        from sklearn.datasets import load_sample_images
+    except ModuleNotFoundError as missing:
+        raise DataError('data "scene-digits" needs scikit-learn: pip install "coinfer[build]"') from missing
+    photos = load_sample_images().images
+    return [
+        np.ascontiguousarray(photo[:, first:last]) for photo, (first, last) in zip(photos, _COLUMNS[part], strict=True)
+    ]
+
+
+class _Draws(NamedTuple):
+    """Everything that is left to chance in the scenes of one part, each (N,) or (N, 3) int64."""
+
+    digit: NDArray[np.int64]
+    photo: NDArray[np.int64]
+    square: NDArray[np.int64]
+    height: NDArray[np.int64]
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+    top: NDArray[np.int64]
+    left: NDArray[np.int64]
+    tint: NDArray[np.int64]
+
+
+def _draw(part: Part, num_digits: int, photos: list[NDArray[np.uint8]]) -> _Draws:
+    rng = np.random.default_rng([_SEED, PARTS.index(part)])
+    count = _NUM_SCENES[part]
+    square = rng.integers(*_SQUARES, size=count)
+    height = rng.integers(*_HEIGHTS, size=count)
+    photo = np.minimum(rng.integers(3, size=count), 1)  # the blurred one (flower.jpg) only a third of the time
+    rows, columns = (np.array([image.shape[axis] for image in photos])[photo] for axis in (0, 1))
+    return _Draws(
+        digit=rng.integers(num_digits, size=count),
+        photo=photo.astype(np.int64),
+        square=square,
+        height=height,
+        row=rng.integers(0, rows - square + 1),
+        column=rng.integers(0, columns - square + 1),
+        top=rng.integers(0, SCENE_SIZE - height + 1),
+        left=rng.integers(0, SCENE_SIZE - height + 1),
+        tint=rng.integers(0, 96, size=(count, 3)),
+    )
+
+
+def _scenes_part(part: Part) -> Images:
+    scans = _digits_part(part)
+    arrays = _photographs(part)
+    draws = _draw(part, len(scans), arrays)
+    photos = [Image.fromarray(array) for array in arrays]
+    glyphs = [Image.fromarray(scan[..., 0]) for scan in scans.pixels]
+    count = len(draws.digit)
+    scenes = np.empty((count, SCENE_SIZE, SCENE_SIZE, 3), dtype=np.uint8)
+    for index in range(count):
+        square, row, column = (int(draw[index]) for draw in (draws.square, draws.row, draws.column))
+        box = (column, row, column + square, row + square)
+        photo = photos[int(draws.photo[index])]
+        scenes[index] = np.asarray(photo.resize((SCENE_SIZE, SCENE_SIZE), Image.Resampling.BILINEAR, box=box))
+        height, top, left = (int(draw[index]) for draw in (draws.height, draws.top, draws.left))
+        glyph = glyphs[int(draws.digit[index])].resize((height, height), Image.Resampling.BICUBIC)
+        _place(scenes[index, top : top + height, left : left + height], np.asarray(glyph), draws.tint[index])
+    assert scans.labels is not None
+    return Images(scenes, scans.labels[draws.digit])
+
+
+def _place(ground: NDArray[np.uint8], glyph: NDArray[np.uint8], tint: NDArray[np.int64]) -> None:
+    """Blend a glyph (H, W) into `ground` (H, W, 3): near white where it is dark there, else near black."""
+    wide = ground.astype(np.int64)
+    is_dark = int((wide @ _LUMA).sum()) < 128_000 * glyph.size
+    colour = 255 - tint if is_dark else tint
+    cover = glyph.astype(np.int64)[..., None]
+    ground[...] = (wide * (255 - cover) + colour * cover + 127) // 255

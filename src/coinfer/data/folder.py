@@ -1,0 +1,124 @@
+"""A folder of pictures as a source.
+
+    PATH/CLASS/x.jpg                 classes are the sub-folders' names, sorted
+    PATH/x.jpg                       no classes: labels are None
+    PATH/train|validation|test/...   either of these in each part (`val` is understood too)
+
+Without part folders a picture's part follows from a hash of its file name: 60 % train, 20 %
+validation, 20 % test, the same on every machine.  With train and test alone, or train and validation
+alone, every fifth picture of the second is the validation part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import DataError
+from .images import Images, Part, Source, hold_out
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
+_PART_FOLDERS: dict[str, Part] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+
+
+def read_picture(file: Path, *, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """One picture as RGB (H, W, 3); with `size` (height, width) scaled to cover it, then cropped around the centre.
+
+    Raises:
+        DataError: the file is missing or is not a picture that Pillow can read.
+    """
+    try:
+        with Image.open(file) as image:
+            return fit_picture(image, size=size)
+    except UnidentifiedImageError as error:
+        raise DataError(f"{file} is not a picture of a known format") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file} cannot be read as a picture: {error}") from error
+
+
+def fit_picture(image: Image.Image, *, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    """The picture as RGB; scaled (bilinear) so that it just covers `size`, then the middle of it."""
+    picture = image.convert("RGB")
+    if size is not None and (picture.height, picture.width) != size:
+        height, width = size
+        scale = max(height / picture.height, width / picture.width)
+        scaled = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
+        picture = picture.resize(scaled, Image.Resampling.BILINEAR)
+        left, top = (picture.width - width) // 2, (picture.height - height) // 2
+        picture = picture.crop((left, top, left + width, top + height))
+    return np.asarray(picture)
+
+
+def part_of(name: str) -> Part:
+    """The part that a file name falls into: 60 % train, 20 % validation, 20 % test.
+
+    >>> [part_of(f"photo_{index}.jpg") for index in range(3)]
+    ['train', 'train', 'train']
+    """
+    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 100
+    return "train" if share < 60 else "validation" if share < 80 else "test"
+
+
+def folder(path: Path, *, size: tuple[int, int] | None = None) -> Source:
+    """The pictures below `path`, scaled and cropped to `size` (height, width) where given.
+
+    Raises:
+        DataError: no such folder, no pictures, or (without `size`) a first picture that cannot be read;
+            when a part is read: an empty part, a file that is not a picture, or one of another size.
+    """
+    if not path.is_dir():
+        raise DataError(f'no folder {path} (data "folder:{path}")')
+    parts = {
+        part: path / name for name, part in _PART_FOLDERS.items() if (path / name).is_dir() and "train" in _names(path)
+    }
+    roots = list(parts.values()) or [path]
+    classes = sorted({entry for root in roots for entry in _names(root)})
+    listed = {root: _files(root, classes) for root in roots}
+    if not any(listed.values()):
+        raise DataError(f'no pictures in {path} (data "folder:{path}")')
+    first = next(file for files in listed.values() for file in files)
+    shape = (*size, 3) if size is not None else read_picture(first).shape
+
+    def read(part: Part) -> Images:
+        if parts:
+            files = listed[parts[part]] if part in parts else []
+        else:
+            files = [file for file in listed[path] if part_of(file.relative_to(path).as_posix()) == part]
+        if not files:
+            raise DataError(f'no pictures for the {part} part in {path} (data "folder:{path}")')
+        pixels = np.stack([_of_shape(file, size, shape) for file in files])
+        if not classes:
+            return Images(pixels, None)
+        return Images(pixels, np.array([classes.index(file.parent.name) for file in files], dtype=np.int64))
+
+    source = Source(f"folder:{path}", tuple(classes), (shape[0], shape[1], 3), read)
+    if parts and "test" not in parts and "validation" in parts:
+        parts["test"] = parts.pop("validation")
+    return hold_out(source, "test-fifth") if parts and "validation" not in parts else source
+
+
+def _names(path: Path) -> list[str]:
+    return [entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _files(root: Path, classes: list[str]) -> list[Path]:
+    """The pictures of one root, by class and name; those of the root itself where there are no classes."""
+    places = [root / name for name in classes if (root / name).is_dir()] if classes else [root]
+    return [
+        file
+        for place in places
+        for file in sorted(place.iterdir())
+        if file.is_file() and file.suffix.lower() in _SUFFIXES
+    ]
+
+
+def _of_shape(file: Path, size: tuple[int, int] | None, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    picture = read_picture(file, size=size)
+    if picture.shape != shape:
+        got, allowed = (f"{height}x{width}" for height, width in (picture.shape[:2], shape[:2]))
+        raise DataError(f"{file} is {got}, the others are {allowed}: give a size to scale and crop all of them")
+    return picture
