@@ -40,9 +40,7 @@ class Goal(Value, frozen=True):
 
     def __post_init__(self) -> None:
         if self.minimise not in ("latency", "throughput", "bytes", "energy"):
-            raise PlanError(
-                f'a goal must be latency, throughput, bytes or energy, got "{self.minimise}" (goal)'
-            )
+            raise PlanError(f'a goal must be latency, throughput, bytes or energy, got "{self.minimise}" (goal)')
         if math.isnan(self.max_loss_points):
             raise PlanError("max_loss_points must be a number, got nan (goal)")
         for name in ("max_latency_s", "min_throughput_hz", "max_energy_j", "max_bytes"):

@@ -75,9 +75,7 @@ def menu(
     return tuple(sorted(chosen))
 
 
-def at(
-    base: Conditions, rate_bps: float, slowdown: float, edge_load: float, *, int8_ratio: float
-) -> Conditions:
+def at(base: Conditions, rate_bps: float, slowdown: float, edge_load: float, *, int8_ratio: float) -> Conditions:
     """The conditions of one grid point: `base` with another rate, slowdown and load."""
     return msgspec.structs.replace(
         base,
@@ -161,9 +159,7 @@ def regime_map(
     )
 
 
-def _cell(
-    table: Table, base: Conditions, rate_bps: float, slowdown: float, goal: Goal, int8_ratio: float
-) -> Cell:
+def _cell(table: Table, base: Conditions, rate_bps: float, slowdown: float, goal: Goal, int8_ratio: float) -> Cell:
     priced = price_table(table, at(base, rate_bps, slowdown, base.edge_load, int8_ratio=int8_ratio), goal)
     best = best_of_kinds(table, priced)
     objectives = {kind: float(priced.objective[index]) for kind, index in best.items()}

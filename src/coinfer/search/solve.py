@@ -94,8 +94,7 @@ class Ranking:
     def rows(self) -> tuple[RankingRow, ...]:
         """One row per candidate, best first, rejected ones last with the reason."""
         return tuple(
-            self._row(int(index), is_feasible=place < self.num_feasible)
-            for place, index in enumerate(self.order)
+            self._row(int(index), is_feasible=place < self.num_feasible) for place, index in enumerate(self.order)
         )
 
     def _row(self, index: int, *, is_feasible: bool) -> RankingRow:
@@ -192,9 +191,7 @@ def search(candidates: Sequence[Candidate] | Table, conditions: Conditions, goal
     return Ranking(table, conditions, goal, priced, order, len(feasible))
 
 
-def baselines(
-    candidates: Sequence[Candidate] | Table, conditions: Conditions, goal: Goal
-) -> dict[Kind, int]:
+def baselines(candidates: Sequence[Candidate] | Table, conditions: Conditions, goal: Goal) -> dict[Kind, int]:
     """Index of the best feasible candidate of each kind; a kind without one is left out.
 
     Raises:

@@ -52,9 +52,7 @@ def input_codecs() -> list[CodecSpec]:
     lossless: tuple[Coder, ...] = ("none", "png", "webp-lossless")
     lossy: tuple[Coder, ...] = ("webp", "jpeg", "jpeg-bare")
     return [CodecSpec(transform="image", coder=coder) for coder in lossless] + [
-        CodecSpec(transform="image", coder=coder, quality=quality)
-        for coder in lossy
-        for quality in INPUT_QUALITIES
+        CodecSpec(transform="image", coder=coder, quality=quality) for coder in lossy for quality in INPUT_QUALITIES
     ]
 
 
