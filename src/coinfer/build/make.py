@@ -68,7 +68,7 @@ def build(
     candidates = [_candidate(workshop, draft, reference) for draft in drafts]
     conditions = conditions_of(job, int8_ratio=int8_ratio)
     goal = Goal(minimise=job.goal.minimise, max_loss_points=job.goal.max_loss)
-    chosen = menu(candidates, goal, int8_ratio=int8_ratio, delay_s=conditions.link.delay_s, also=(conditions,))
+    chosen = menu(candidates, goal, int8_ratio=int8_ratio, base=conditions, also=(conditions,))
     main = next(c for c in candidates if c.plan.head == workshop.whole_name(workshop.main, "fp32"))
     manifest = _manifest(workshop, candidates, main, int8_ratio)
     (work / "log.txt").write_text("\n".join(log) + "\n")
