@@ -63,9 +63,7 @@ class TraceRate:
         self.trace = trace
         self.origin_s = origin_s
         ends = (*trace.start_s[1:], trace.duration_s)
-        pieces = [
-            rate * (end - start) for rate, start, end in zip(trace.rate_bps, trace.start_s, ends, strict=True)
-        ]
+        pieces = [rate * (end - start) for rate, start, end in zip(trace.rate_bps, trace.start_s, ends, strict=True)]
         self._carried = [0.0, *accumulate(pieces)]
 
     def _carried_at(self, time_s: float) -> float:

@@ -98,9 +98,7 @@ class ShapedLink:
     def set(self, link: Link) -> None:
         """Another rate and delay for what arrives from now on; what is under way keeps its time."""
         origin_s = now_s()
-        up_rate = (
-            ConstantRate(link.rate_bps) if link.trace is None else TraceRate(link.trace, origin_s=origin_s)
-        )
+        up_rate = ConstantRate(link.rate_bps) if link.trace is None else TraceRate(link.trace, origin_s=origin_s)
         up_bps = link.rate_bps if link.trace is None else max(link.trace.rate_bps)
         down_bps = link.rate_bps if link.down_rate_bps is None else link.down_rate_bps
         self.link = link
@@ -142,9 +140,7 @@ class ShapedLink:
             listener.bind((self.host, self.port))
         except OSError as error:
             listener.close()
-            raise LinkError(
-                f"cannot listen on {self.host}:{self.port}: {error.strerror} (shaped link)"
-            ) from error
+            raise LinkError(f"cannot listen on {self.host}:{self.port}: {error.strerror} (shaped link)") from error
         listener.listen(64)
         listener.setblocking(False)
         self.port = listener.getsockname()[1]

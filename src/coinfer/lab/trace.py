@@ -35,9 +35,7 @@ class _SabrePiece(msgspec.Struct):
     bandwidth_kbps: float
 
 
-def load_trace(
-    path: Path, *, column: Literal["DL_bitrate", "UL_bitrate"] = "DL_bitrate", bin_s: float = 1.0
-) -> Trace:
+def load_trace(path: Path, *, column: Literal["DL_bitrate", "UL_bitrate"] = "DL_bitrate", bin_s: float = 1.0) -> Trace:
     """The trace in a file, named after it.
 
     `column` is which rate of a G-NetTrack log counts; `bin_s` how long the bins of a mahimahi file are.
@@ -73,9 +71,7 @@ def load_trace(
 def mean_rate_bps(trace: Trace) -> float:
     """The rate averaged over the trace's duration."""
     ends = (*trace.start_s[1:], trace.duration_s)
-    bits = sum(
-        rate * (end - start) for rate, start, end in zip(trace.rate_bps, trace.start_s, ends, strict=True)
-    )
+    bits = sum(rate * (end - start) for rate, start, end in zip(trace.rate_bps, trace.start_s, ends, strict=True))
     return bits / trace.duration_s
 
 
