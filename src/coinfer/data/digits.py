@@ -6,7 +6,7 @@ meter-reading camera sees, much picture and little answer:
     a random square of one of scikit-learn's two photographs, scaled to 64 x 64
       + one digit, 14 to 30 pixels high, somewhere in it, in a colour that stands out there
 
-The digits and the columns of the photographs are disjoint between train, validation and test.  All
+The digits and the tiles of the photographs are disjoint between train, validation and test.  All
 drawing is integer arithmetic on draws of a fixed seed, so that every machine composes the same bytes.
 """
 
@@ -25,13 +25,11 @@ CLASSES = tuple("0123456789")
 SCENE_SIZE = 64
 _SEED = 20_240_501
 _NUM_SCENES: dict[Part, int] = {"train": 12_000, "validation": 2_000, "test": 4_000}
-# Half-open ranges: of the shuffled digits, and of the columns of the two photographs (china.jpg, flower.jpg).
+# Half-open ranges of the shuffled digits.
 _DIGITS: dict[Part, tuple[int, int]] = {"train": (0, 1097), "validation": (1097, 1397), "test": (1397, 1797)}
-_COLUMNS: dict[Part, tuple[tuple[int, int], tuple[int, int]]] = {
-    "train": ((280, 640), (0, 270)),
-    "validation": ((160, 280), (270, 390)),
-    "test": ((0, 160), (390, 640)),
-}
+# Each photograph is cut into 3 x 5 tiles, dealt out along the diagonals; a scene stays within one tile.
+_TILE = (142, 128)
+_DEAL: tuple[Part, ...] = ("train", "train", "train", "validation", "test")
 _SQUARES = (64, 113)  # half-open, pixels
 _HEIGHTS = (14, 31)
 _LUMA = np.array([299, 587, 114], dtype=np.int64)
@@ -59,22 +57,28 @@ def _digits_part(part: Part) -> Images:
     return Images(pixels[..., None], bunch.target[chosen].astype(np.int64))
 
 
-def _photographs(part: Part) -> list[NDArray[np.uint8]]:
+def photograph_tiles(part: Part) -> list[NDArray[np.uint8]]:
+    """The part's tiles (142, 128, 3) of the two photographs; those of china.jpg twice, since flower.jpg is a blur."""
     try:
         from sklearn.datasets import load_sample_images
     except ModuleNotFoundError as missing:
         raise DataError('data "scene-digits" needs scikit-learn: pip install "coinfer[build]"') from missing
-    photos = load_sample_images().images
-    return [
-        np.ascontiguousarray(photo[:, first:last]) for photo, (first, last) in zip(photos, _COLUMNS[part], strict=True)
-    ]
+    china, flower = load_sample_images().images
+    height, width = _TILE
+    tiles = []
+    for turn, photo in enumerate((china, china, flower)):
+        for row, column in np.ndindex(photo.shape[0] // height, photo.shape[1] // width):
+            if _DEAL[(column + 2 * row + turn // 2) % len(_DEAL)] == part:
+                top, left = row * height, column * width
+                tiles.append(np.ascontiguousarray(photo[top : top + height, left : left + width]))
+    return tiles
 
 
 class _Draws(NamedTuple):
     """Everything that is left to chance in the scenes of one part, each (N,) or (N, 3) int64."""
 
     digit: NDArray[np.int64]
-    photo: NDArray[np.int64]
+    tile: NDArray[np.int64]
     square: NDArray[np.int64]
     height: NDArray[np.int64]
     row: NDArray[np.int64]
@@ -84,20 +88,18 @@ class _Draws(NamedTuple):
     tint: NDArray[np.int64]
 
 
-def _draw(part: Part, num_digits: int, photos: list[NDArray[np.uint8]]) -> _Draws:
+def _draw(part: Part, *, num_digits: int, num_tiles: int) -> _Draws:
     rng = np.random.default_rng([_SEED, PARTS.index(part)])
     count = _NUM_SCENES[part]
     square = rng.integers(*_SQUARES, size=count)
     height = rng.integers(*_HEIGHTS, size=count)
-    photo = np.minimum(rng.integers(3, size=count), 1)  # the blurred one (flower.jpg) only a third of the time
-    rows, columns = (np.array([image.shape[axis] for image in photos])[photo] for axis in (0, 1))
     return _Draws(
         digit=rng.integers(num_digits, size=count),
-        photo=photo.astype(np.int64),
+        tile=rng.integers(num_tiles, size=count),
         square=square,
         height=height,
-        row=rng.integers(0, rows - square + 1),
-        column=rng.integers(0, columns - square + 1),
+        row=rng.integers(0, _TILE[0] - square + 1),
+        column=rng.integers(0, _TILE[1] - square + 1),
         top=rng.integers(0, SCENE_SIZE - height + 1),
         left=rng.integers(0, SCENE_SIZE - height + 1),
         tint=rng.integers(0, 96, size=(count, 3)),
@@ -106,17 +108,16 @@ def _draw(part: Part, num_digits: int, photos: list[NDArray[np.uint8]]) -> _Draw
 
 def _scenes_part(part: Part) -> Images:
     scans = _digits_part(part)
-    arrays = _photographs(part)
-    draws = _draw(part, len(scans), arrays)
-    photos = [Image.fromarray(array) for array in arrays]
+    tiles = [Image.fromarray(tile) for tile in photograph_tiles(part)]
+    draws = _draw(part, num_digits=len(scans), num_tiles=len(tiles))
     glyphs = [Image.fromarray(scan[..., 0]) for scan in scans.pixels]
     count = len(draws.digit)
     scenes = np.empty((count, SCENE_SIZE, SCENE_SIZE, 3), dtype=np.uint8)
     for index in range(count):
         square, row, column = (int(draw[index]) for draw in (draws.square, draws.row, draws.column))
         box = (column, row, column + square, row + square)
-        photo = photos[int(draws.photo[index])]
-        scenes[index] = np.asarray(photo.resize((SCENE_SIZE, SCENE_SIZE), Image.Resampling.BILINEAR, box=box))
+        tile = tiles[int(draws.tile[index])]
+        scenes[index] = np.asarray(tile.resize((SCENE_SIZE, SCENE_SIZE), Image.Resampling.BILINEAR, box=box))
         height, top, left = (int(draw[index]) for draw in (draws.height, draws.top, draws.left))
         glyph = glyphs[int(draws.digit[index])].resize((height, height), Image.Resampling.BICUBIC)
         _place(scenes[index, top : top + height, left : left + height], np.asarray(glyph), draws.tint[index])
