@@ -1,0 +1,163 @@
+"""The binary messages: their header, what they mean, and the bytes of an answer."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ProtocolError
+from ..plan import Plan, TensorSpec
+from .wire import HEADER_BYTES
+
+FAILURE_BYTES = 500
+
+Array = NDArray[Any]
+_HEADER = struct.Struct("<BBHI")
+_SCORED = np.dtype([("class", "<u2"), ("score", "<f2")])
+
+
+class MessageType(IntEnum):
+    """First byte of a binary message."""
+
+    REQUEST = 1
+    REPLY = 2
+    FAILURE = 3
+    PING = 4
+    PONG = 5
+
+
+class Durations(NamedTuple):
+    """Microseconds at the edge, of its own clock: from arrival to decoding, decoding, tail."""
+
+    wait_us: int
+    decode_us: int
+    tail_us: int
+
+
+class Result(NamedTuple):
+    """An answer: the output tensors (1, *shape), or (plan.top) the best classes and their scores, (k,) each."""
+
+    outputs: tuple[Array, ...] = ()
+    classes: NDArray[np.int64] | None = None
+    scores: NDArray[np.float32] | None = None
+
+
+class Request(NamedTuple):
+    """The device asks: `payload` is the codec's."""
+
+    request: int
+    plan: Plan
+    payload: bytes
+
+
+class Reply(NamedTuple):
+    """The edge answers; `num_bytes` is the whole message's."""
+
+    request: int
+    plan: Plan
+    durations: Durations
+    result: Result
+    num_bytes: int
+
+
+class Failure(NamedTuple):
+    """The edge could not answer this request; the connection lives on."""
+
+    request: int
+    plan: Plan
+    text: str
+    num_bytes: int
+
+
+class Ping(NamedTuple):
+    """A heartbeat to be answered with a PONG of the same token."""
+
+    token: int
+
+
+class Pong(NamedTuple):
+    """The answer to a heartbeat."""
+
+    token: int
+
+
+def encode_result(plan: Plan, outputs: Sequence[Array], specs: tuple[TensorSpec, ...]) -> bytes:
+    """The answer's bytes: `outputs` (1, *shape) as they are, or the best `plan.top` classes of the first.
+
+    Scores are the softmax of the first output, largest first; of equals the lower class first.
+
+    Raises:
+        ProtocolError: `outputs` are not what the bundle's manifest states.
+    """
+    got = [(array.shape[1:], array.dtype.name) for array in outputs]
+    if got != [(spec.shape, spec.dtype) for spec in specs] or any(len(array) != 1 for array in outputs):
+        want = [(spec.shape, spec.dtype) for spec in specs]
+        raise ProtocolError(f"outputs must be one sample each of {want}, got {got} ({plan.label})")
+    if plan.top is None:
+        return b"".join(np.ascontiguousarray(a).astype(a.dtype.newbyteorder("<")).tobytes() for a in outputs)
+    logits = outputs[0].reshape(-1).astype(np.float64)
+    order = np.argsort(-logits, kind="stable")[: plan.top]
+    powers = np.exp(logits - logits.max())
+    scored = np.empty(len(order), dtype=_SCORED)
+    scored["class"], scored["score"] = order, powers[order] / powers.sum()
+    return scored.tobytes()
+
+
+def decode_result(plan: Plan, body: bytes | memoryview, specs: tuple[TensorSpec, ...]) -> Result:
+    """The inverse of `encode_result`, as read-only arrays.
+
+    Raises:
+        ProtocolError: `body` has another length than `reply_bytes`.
+    """
+    if len(body) != reply_bytes(plan, specs):
+        raise ProtocolError(f"an answer has {reply_bytes(plan, specs)} B, got {len(body)} B ({plan.label})")
+    if plan.top is not None:
+        scored = np.frombuffer(body, dtype=_SCORED)
+        return Result((), scored["class"].astype(np.int64), scored["score"].astype(np.float32))
+    arrays, offset = [], 0
+    for spec in specs:
+        dtype = np.dtype(spec.dtype).newbyteorder("<")
+        flat = np.frombuffer(body, dtype, spec.num_elements, offset)
+        arrays.append(flat.reshape(1, *spec.shape).astype(spec.dtype, copy=False))
+        offset += spec.num_bytes
+    return Result(tuple(arrays))
+
+
+def reply_bytes(plan: Plan, outputs: tuple[TensorSpec, ...]) -> int:
+    """Bytes of one answer's body, without header and durations (which `wire_bytes` adds)."""
+    if plan.top is not None:
+        return _SCORED.itemsize * min(plan.top, outputs[0].num_elements)
+    return sum(spec.num_bytes for spec in outputs)
+
+
+def one_line(text: str) -> str:
+    """The text in one line of at most `FAILURE_BYTES` bytes of UTF-8, without control characters."""
+    shown = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(shown.split()).encode(errors="replace")[:FAILURE_BYTES].decode(errors="ignore")
+
+
+def pack(kind: MessageType, plan: int, request: int, body: bytes = b"") -> bytes:
+    """A binary message."""
+    return _HEADER.pack(kind, 0, plan, request) + body
+
+
+def parse_header(message: bytes, max_bytes: int, side: str) -> tuple[MessageType, int, int]:
+    """Type, plan and request of a binary message's header.
+
+    Raises:
+        ProtocolError: too short or too long, an unknown type or flag, or a heartbeat with a body.
+    """
+    size = len(message)
+    if not HEADER_BYTES <= size <= max_bytes:
+        raise ProtocolError(f"a message has {HEADER_BYTES} to {max_bytes} B, got {size} B (from {side})")
+    kind, flags, plan, request = _HEADER.unpack_from(message)
+    if flags != 0 or not MessageType.REQUEST <= kind <= MessageType.PONG:
+        raise ProtocolError(f"unknown message type {kind} with flags {flags} (from {side})")
+    if kind >= MessageType.PING and (size != HEADER_BYTES or plan != 0):
+        raise ProtocolError(f"a heartbeat is a bare header, got {size} B for plan {plan} (from {side})")
+    return MessageType(kind), plan, request
