@@ -1,0 +1,333 @@
+"""Pictures (H, W) or (H, W, 3) uint8 through PNG, WebP and JPEG, as shorter or safer byte strings.
+
+Two things are left out of a file where both ends know them:
+
+    webp        the 20 B of RIFF around the frame: they say its length, and that it is WebP
+    jpeg-bare   everything up to and with the scan header, and the end mark: quantisation tables follow from
+                the quality, Huffman tables are the standard's (optimising is off), the frame header from the
+                shape: 623 B in colour, 328 B in grey, often more than the picture itself
+
+A picture's size is read from the code's own header and checked before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, features
+
+from ..errors import CodecError, PayloadError
+from ..plan import CodecSpec, TensorSpec
+from . import payload
+from .feature import Arrays, BytesHow, Quantiser, check_arrays, check_tables
+from .tables import Tables
+
+Pixels = NDArray[np.uint8]
+
+LOSSLESS = ("none", "png", "webp-lossless")
+LOSSY = ("webp", "jpeg", "jpeg-bare")
+
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "png": {"format": "PNG", "compress_level": 6},
+    "webp-lossless": {"format": "WEBP", "lossless": True, "quality": 50, "method": 4},
+    "webp": {"format": "WEBP", "method": 4},
+    "jpeg": {"format": "JPEG", "optimize": True},
+    "jpeg-bare": {"format": "JPEG", "optimize": False},
+}
+_MAX_SIDE = {"none": 1 << 20, "png": 1 << 20, "webp-lossless": 16383, "webp": 16383, "jpeg": 65500, "jpeg-bare": 65500}
+_END_OF_JPEG = b"\xff\xd9"
+_RIFF_BYTES = 20
+_DECODE_ERRORS: tuple[type[Exception], ...] = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+def available_formats() -> tuple[str, ...]:
+    """The image coders that this machine's Pillow has."""
+    has_webp = bool(features.check("webp"))
+    return tuple(name for name in ("none", *_SETTINGS) if has_webp or not name.startswith("webp"))
+
+
+class PictureFormat:
+    """One format at one quality for pictures of one shape.
+
+    Raises:
+        CodecError: the format has no such quality, cannot hold the shape, or is missing from this machine.
+    """
+
+    def __init__(self, coder: str, quality: int | None, shape: tuple[int, ...]) -> None:
+        self.coder, self.shape = coder, shape
+        if coder not in available_formats():
+            raise CodecError(f'coder must be one of {", ".join(available_formats())}, got "{coder}" (image)')
+        if (coder in LOSSY) != (quality is not None) or (quality is not None and not 1 <= quality <= 100):
+            allowed = "1 to 100" if coder in LOSSY else "left out"
+            raise CodecError(f'quality must be {allowed}, got {quality} (coder "{coder}")')
+        if len(shape) not in (2, 3) or shape[2:] not in ((), (3,)) or max(shape) > _MAX_SIDE[coder]:
+            raise CodecError(
+                f"a picture must be (H, W) or (H, W, 3) with sides up to {_MAX_SIDE[coder]}, got {shape} "
+                f'(coder "{coder}")'
+            )
+        self._options = dict(_SETTINGS.get(coder, {})) | ({} if quality is None else {"quality": quality})
+        self._mode = "L" if len(shape) == 2 else "RGB"
+        self.num_bytes = int(np.prod(shape))
+        self.max_code_bytes = self.num_bytes if coder == "none" else 2 * self.num_bytes + 4096
+        self._known = b""
+        if coder == "jpeg-bare":
+            self._known = _scan_prefix(self._save(np.zeros(shape, np.uint8)))
+
+    def encode(self, pixels: Pixels) -> bytes:
+        """The code of one picture.
+
+        Raises:
+            CodecError: the encoder wrote a header that the other end would not know.
+        """
+        if self.coder == "none":
+            return pixels.tobytes()
+        file = self._save(pixels)
+        if self.coder == "jpeg-bare":
+            if not (file.startswith(self._known) and file.endswith(_END_OF_JPEG)):
+                raise CodecError(f"the JPEG encoder wrote another header than for an empty picture {self.shape}")
+            return file[len(self._known) : -len(_END_OF_JPEG)]
+        if self.coder.startswith("webp"):
+            return self._unwrap_webp(file)
+        return file
+
+    def decode(self, code: bytes) -> Pixels:
+        """The picture of a code.
+
+        Raises:
+            PayloadError: the code is not one of this format and shape.
+        """
+        if self.coder == "none":
+            if len(code) != self.num_bytes:
+                raise PayloadError(f"a raw picture {self.shape} has {self.num_bytes} B, got {len(code)} B")
+            return np.frombuffer(code, np.uint8).reshape(self.shape)
+        return self._load(self._file(code))
+
+    def _save(self, pixels: Pixels) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, **self._options)
+        return file.getvalue()
+
+    def _file(self, code: bytes) -> bytes:
+        """The whole file, what was left out put back."""
+        if self.coder == "jpeg-bare":
+            return self._known + code + _END_OF_JPEG
+        if self.coder.startswith("webp"):
+            self._check_webp_size(code)
+            chunk = self._fourcc() + struct.pack("<I", len(code)) + code + bytes(len(code) % 2)
+            return b"RIFF" + struct.pack("<I", len(chunk) + 4) + b"WEBP" + chunk
+        return code
+
+    def _load(self, file: bytes) -> Pixels:
+        name = self._options["format"]
+        try:
+            with Image.open(io.BytesIO(file), formats=[name]) as image:
+                mode = "RGB" if name == "WEBP" else self._mode
+                if (image.height, image.width) != self.shape[:2] or image.mode != mode:
+                    raise PayloadError(
+                        f"the picture must be {self._mode} {self.shape[:2]}, got {image.mode} "
+                        f"{(image.height, image.width)} (coder {self.coder})"
+                    )
+                image.load()
+                return np.array(image if image.mode == self._mode else image.convert(self._mode))
+        except _DECODE_ERRORS as error:
+            raise PayloadError(f"{len(file)} B that are no {name} picture: {error} (coder {self.coder})") from error
+
+    def _fourcc(self) -> bytes:
+        return b"VP8L" if self.coder == "webp-lossless" else b"VP8 "
+
+    def _unwrap_webp(self, file: bytes) -> bytes:
+        size = struct.unpack_from("<I", file, 16)[0]
+        if file[12:16] != self._fourcc() or _RIFF_BYTES + size + size % 2 != len(file):
+            raise CodecError(f'the WebP encoder wrote a chunk {file[12:16]!r} (coder "{self.coder}")')
+        return file[_RIFF_BYTES : _RIFF_BYTES + size]
+
+    def _check_webp_size(self, code: bytes) -> None:
+        """The frame's own width and height: libwebp allocates them as soon as it opens a file."""
+        if self.coder == "webp-lossless":
+            bits = int.from_bytes(code[1:5], "little")
+            size = ((bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1)
+            has_mark = code[:1] == b"\x2f"
+        else:
+            width, height = struct.unpack("<HH", code[6:10].ljust(4, b"\0"))
+            size = (height & 0x3FFF, width & 0x3FFF)
+            has_mark = code[3:6] == b"\x9d\x01\x2a"
+        if not has_mark or size != self.shape[:2]:
+            raise PayloadError(f"the frame must be {self.shape[:2]}, got {size} (coder {self.coder})")
+
+
+def _scan_prefix(file: bytes) -> bytes:
+    """A JPEG file up to where its entropy-coded data begin: ITU-T T.81, B.1.1.3: marker, length, parameters."""
+    position = 2
+    while True:
+        marker, size = struct.unpack_from(">HH", file, position)
+        position += 2 + size
+        if marker == 0xFFDA:
+            return file[:position]
+
+
+class ImageCodec:
+    """The input picture itself: one uint8 tensor (H, W, 3) or (H, W, 1)."""
+
+    bytes_how: BytesHow = "measured"
+
+    def __init__(self, spec: CodecSpec, crossing: tuple[TensorSpec, ...], fingerprint: int) -> None:
+        tensor = crossing[0]
+        if len(crossing) != 1 or tensor.dtype != "uint8" or len(tensor.shape) != 3 or tensor.shape[2] not in (1, 3):
+            given = ", ".join(f"{t.dtype} {t.shape}" for t in crossing)
+            raise CodecError(
+                f'an image codec takes one uint8 (H, W, 3) or (H, W, 1), got {given} (codec "{spec.name}")'
+            )
+        self.spec, self._fingerprint = spec, fingerprint
+        self.crossing: tuple[TensorSpec, ...] = crossing
+        shape = tensor.shape if tensor.shape[2] == 3 else tensor.shape[:2]
+        self._format = PictureFormat(spec.coder, spec.quality, shape)
+
+    def encode(self, arrays: Arrays) -> bytes:
+        """See Codec."""
+        check_arrays(self.crossing, arrays, one=True)
+        code = self._format.encode(arrays[0].reshape(self._format.shape))
+        return payload.pack(self.spec.coder, self._fingerprint, code)
+
+    def decode(self, data: bytes) -> tuple[NDArray[Any], ...]:
+        """See Codec."""
+        _, code = payload.unpack(
+            data,
+            fingerprint=self._fingerprint,
+            coders=(self.spec.coder,),
+            max_code_bytes=self._format.max_code_bytes,
+        )
+        return (self._format.decode(code).reshape(1, *self.crossing[0].shape),)
+
+    def roundtrip(self, arrays: Arrays) -> tuple[tuple[NDArray[Any], ...], NDArray[np.float64]]:
+        """See Codec; every picture is coded, and decoded where the format loses something."""
+        check_arrays(self.crossing, arrays, one=False)
+        pictures = arrays[0].reshape(-1, *self._format.shape)
+        codes = [self._format.encode(pixels) for pixels in pictures]
+        num_bytes = np.array([payload.HEADER_BYTES + len(code) for code in codes], dtype=np.float64)
+        if self.spec.coder in LOSSLESS:
+            return (arrays[0],), num_bytes
+        restored = np.empty_like(pictures)
+        for index, code in enumerate(codes):
+            restored[index] = self._format.decode(code)
+        return (restored.reshape(arrays[0].shape),), num_bytes
+
+
+class Tiling:
+    """Channels laid out as one grey picture, and back.
+
+    C channels make 2^ceil(log2(C) / 2) columns of tiles (Eshratifar et al., 2019, BottleNet, arXiv:1902.01000,
+    section 3.2) and as many rows as it takes, the last filled up with zeros.  (T, C) is one picture as it is.
+    """
+
+    def __init__(self, tensor: TensorSpec) -> None:
+        shape = tensor.shape
+        channels = 1 if len(shape) in (0, 2) else shape[0]
+        tile = shape if len(shape) == 2 else shape[1:]
+        self._tile = (int(np.prod(tile[:-1])), tile[-1]) if tile else (1, 1)
+        self._channels = channels
+        self._columns = 1 << -(-(channels - 1).bit_length() // 2)
+        self._rows = -(-channels // self._columns)
+        self._tensor = tensor
+        self.shape = (self._rows * self._tile[0], self._columns * self._tile[1])
+
+    def picture(self, symbols: Pixels) -> Pixels:
+        """(H, W) of symbols in the tensor's own shape."""
+        height, width = self._tile
+        tiles = np.zeros((self._rows * self._columns, height, width), np.uint8)
+        tiles[: self._channels] = symbols.reshape(self._channels, height, width)
+        grid = tiles.reshape(self._rows, self._columns, height, width).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(grid).reshape(self.shape)
+
+    def symbols(self, picture: Pixels) -> Pixels:
+        """The inverse of `picture`, in the tensor's own shape."""
+        height, width = self._tile
+        tiles = picture.reshape(self._rows, height, self._columns, width).transpose(0, 2, 1, 3)
+        return tiles.reshape(-1, height, width)[: self._channels].reshape(self._tensor.shape)
+
+
+class PictureCodec:
+    """Features in 8 bits, tiled to one grey picture for each tensor, through an image format."""
+
+    bytes_how: BytesHow = "measured"
+
+    def __init__(self, spec: CodecSpec, crossing: tuple[TensorSpec, ...], tables: Tables, fingerprint: int) -> None:
+        check_tables(spec, crossing, tables)
+        if spec.coder == "none":
+            raise CodecError(f'a picture codec\'s coder must be an image format, got "none" (codec "{spec.name}")')
+        self.spec, self.crossing, self.tables, self._fingerprint = spec, crossing, tables, fingerprint
+        self._quantisers = [Quantiser(t, table) for t, table in zip(crossing, tables.tensors, strict=True)]
+        self._tilings = [Tiling(tensor) for tensor in crossing]
+        self._formats = [PictureFormat(spec.coder, spec.quality, tiling.shape) for tiling in self._tilings]
+        self._max_code_bytes = sum(4 + one.max_code_bytes for one in self._formats)
+
+    def encode(self, arrays: Arrays) -> bytes:
+        """See Codec."""
+        check_arrays(self.crossing, arrays, one=True)
+        code = join_codes(self._codes([q.pixels(array)[0] for q, array in zip(self._quantisers, arrays, strict=True)]))
+        return payload.pack(self.spec.coder, self._fingerprint, code)
+
+    def decode(self, data: bytes) -> tuple[NDArray[Any], ...]:
+        """See Codec."""
+        _, code = payload.unpack(
+            data, fingerprint=self._fingerprint, coders=(self.spec.coder,), max_code_bytes=self._max_code_bytes
+        )
+        pixels = self._pixels(split_codes(code, len(self.crossing)))
+        return tuple(q.restored(one[None]) for q, one in zip(self._quantisers, pixels, strict=True))
+
+    def roundtrip(self, arrays: Arrays) -> tuple[tuple[NDArray[Any], ...], NDArray[np.float64]]:
+        """See Codec; every sample is coded, and decoded where the format loses something."""
+        check_arrays(self.crossing, arrays, one=False)
+        batches = [q.pixels(array) for q, array in zip(self._quantisers, arrays, strict=True)]
+        num_bytes = np.empty(len(arrays[0]))
+        for n in range(len(num_bytes)):
+            codes = self._codes([batch[n] for batch in batches])
+            num_bytes[n] = payload.HEADER_BYTES + len(join_codes(codes))
+            if self.spec.coder in LOSSY:
+                for batch, pixels in zip(batches, self._pixels(codes), strict=True):
+                    batch[n] = pixels
+        return tuple(q.restored(batch) for q, batch in zip(self._quantisers, batches, strict=True)), num_bytes
+
+    def _codes(self, pixels: Sequence[Pixels]) -> list[bytes]:
+        parts = zip(self._formats, self._tilings, pixels, strict=True)
+        return [one.encode(tiling.picture(array)) for one, tiling, array in parts]
+
+    def _pixels(self, codes: Sequence[bytes]) -> list[Pixels]:
+        parts = zip(self._formats, self._tilings, codes, strict=True)
+        return [tiling.symbols(one.decode(code)) for one, tiling, code in parts]
+
+
+def join_codes(codes: Sequence[bytes]) -> bytes:
+    """Codes one after the other, each but the last with its length (u32, little endian) in front."""
+    return b"".join(struct.pack("<I", len(code)) + code for code in codes[:-1]) + codes[-1]
+
+
+def split_codes(code: bytes, count: int) -> list[bytes]:
+    """The inverse of `join_codes`.
+
+    Raises:
+        PayloadError: a length leads beyond the end.
+    """
+    codes, start = [], 0
+    for _ in range(count - 1):
+        size = int.from_bytes(code[start : start + 4], "little")
+        if start + 4 + size > len(code):
+            raise PayloadError(f"a picture of {size} B does not fit into a code of {len(code)} B")
+        codes.append(code[start + 4 : start + 4 + size])
+        start += 4 + size
+    return [*codes, code[start:]]
