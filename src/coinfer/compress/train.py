@@ -1,0 +1,200 @@
+"""Training: one loop, `fit`.  What is minimised is a loss, what is shown are batches; neither is known here.
+
+After every epoch the whole state (weights, momentum, epoch) may be written to a checkpoint; a `fit` that finds
+one goes on from there and ends with the same weights as one that was never stopped (on the same machine with the same
+number of threads).  Nothing random is carried over: every epoch draws from (seed, epoch).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import ModelError, WeightsError
+from .batches import Batches
+from .losses import Batch, Loss
+
+_MODEL, _MOMENTUM = "model.", "momentum."
+
+
+class Schedule(NamedTuple):
+    """How the optimiser moves: SGD with Nesterov momentum; the rate climbs to `lr`, then falls to a thousandth.
+
+    `weight_decay` acts on weights of two and more dimensions only (no biases, no batch norms); `warmup` is the
+    share of all steps spent climbing, from a tenth of `lr`.
+    """
+
+    lr: float
+    epochs: int
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.25
+
+
+class Step(NamedTuple):
+    """What `progress` is told after each step; `step` and `steps` count over the whole training."""
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    lr: float
+
+
+class Fitted(NamedTuple):
+    """Mean loss of each epoch of this run (those before a resumed one are not repeated)."""
+
+    losses: tuple[float, ...]
+    first_epoch: int
+
+
+def one_cycle(step: int, steps: int, *, peak: float, warmup: float) -> float:
+    """The learning rate at `step` of `steps`: linear from peak / 10 to peak, then a cosine down to peak / 1000.
+
+    After Smith and Topin, 2018 (arXiv:1708.07120), with a cosine for the way down.
+
+    >>> [round(one_cycle(step, 9, peak=1.0, warmup=0.25), 3) for step in (0, 2, 8)]
+    [0.1, 1.0, 0.001]
+    """
+    turn = warmup * (steps - 1)
+    if step < turn:
+        return peak * (0.1 + 0.9 * step / turn)
+    share = (step - turn) / max(steps - 1 - turn, 1e-9)
+    return peak * (0.001 + 0.999 * (1 + math.cos(math.pi * share)) / 2)
+
+
+def fit(
+    model: nn.Module,
+    batches: Batches,
+    loss: Loss,
+    *,
+    schedule: Schedule,
+    checkpoint: Path | None = None,
+    progress: Callable[[Step], None] | None = None,
+    seed: int = 0,
+    is_bfloat16: bool | None = None,
+) -> Fitted:
+    """Train `model` in place; it ends in evaluation mode, on the device where it was.
+
+    Forward passes run in channels_last memory and, with `is_bfloat16`, under bfloat16 autocast (None: where the
+    machine computes in it, see `has_bfloat16`); weights, momentum and batch norm statistics stay float32.
+
+    Raises:
+        ModelError: the loss became NaN or infinite; the checkpoint still has the last whole epoch.
+        WeightsError: the checkpoint is not one of this model and schedule.
+    """
+    device = next(model.parameters()).device
+    is_autocast = has_bfloat16(device) if is_bfloat16 is None else is_bfloat16
+    optimizer = _optimizer(model, schedule)
+    first = 0 if checkpoint is None or not checkpoint.is_file() else _resume(checkpoint, model, optimizer, schedule)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steps, losses = schedule.epochs * len(batches), []
+    model.train()
+    for epoch in range(first, schedule.epochs):
+        torch.manual_seed(seed * 1_000_003 + epoch)
+        total = 0.0
+        for index, batch in enumerate(batches.epoch(epoch)):
+            step = epoch * len(batches) + index
+            rate = one_cycle(step, steps, peak=schedule.lr, warmup=schedule.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            value = _step(model, _moved(batch, device), loss, optimizer, is_bfloat16=is_autocast)
+            if not math.isfinite(value):
+                kept = "" if checkpoint is None else f"; {checkpoint} has the {epoch} epochs before"
+                raise ModelError(f"loss became {value} in epoch {epoch}, step {index}, rate {rate:.3g}{kept}")
+            total += value
+            if progress is not None:
+                progress(Step(step + 1, steps, epoch, value, rate))
+        losses.append(total / len(batches))
+        if checkpoint is not None:
+            _save(checkpoint, model, optimizer, schedule, epoch + 1)
+    model.eval()
+    return Fitted(tuple(losses), first)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; elsewhere it is emulated, at half the speed of float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("arm_bf16"))
+
+
+def _moved(batch: Batch, device: torch.device) -> Batch:
+    inputs = batch.inputs.to(device, memory_format=torch.channels_last, non_blocking=True)
+    return Batch(inputs, batch.labels.to(device, non_blocking=True))
+
+
+def _step(model: nn.Module, batch: Batch, loss: Loss, optimizer: torch.optim.SGD, *, is_bfloat16: bool) -> float:
+    """One step's loss; the weights are left alone where it is not finite."""
+    with torch.autocast(batch.inputs.device.type, dtype=torch.bfloat16, enabled=is_bfloat16):
+        outputs = model(batch.inputs)
+    error = loss(outputs, batch)
+    value = float(error.detach())
+    if math.isfinite(value):
+        optimizer.zero_grad()
+        error.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return value
+
+
+def _optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.SGD:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": schedule.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=True)
+
+
+def _save(path: Path, model: nn.Module, optimizer: torch.optim.SGD, schedule: Schedule, epochs_done: int) -> None:
+    """Write the whole state under a temporary name, sync it, then rename it."""
+    tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        if "momentum_buffer" in optimizer.state.get(parameter, {}):
+            tensors[_MOMENTUM + name] = optimizer.state[parameter]["momentum_buffer"]
+    metadata = {"epochs_done": str(epochs_done), "schedule": json.dumps(schedule._asdict())}
+    save_tensors(tensors, path, metadata=metadata)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, temporary, metadata)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _resume(path: Path, model: nn.Module, optimizer: torch.optim.SGD, schedule: Schedule) -> int:
+    """Fill model and optimiser from a checkpoint; how many epochs it has behind it."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise WeightsError(f"checkpoint {path} is not a safetensors file: {error}") from error
+    own = model.state_dict()
+    state = {name.removeprefix(_MODEL): tensor for name, tensor in tensors.items() if name.startswith(_MODEL)}
+    is_same = state.keys() == own.keys() and all(state[name].shape == own[name].shape for name in own)
+    if not is_same or metadata.get("schedule") != json.dumps(schedule._asdict()):
+        raise WeightsError(f"checkpoint {path} is of another model or schedule: remove it to begin anew")
+    model.load_state_dict(state)
+    for name, parameter in model.named_parameters():
+        if _MOMENTUM + name in tensors:
+            buffer = tensors[_MOMENTUM + name].to(parameter.device)
+            optimizer.state[parameter]["momentum_buffer"] = buffer
+    return int(metadata["epochs_done"])
