@@ -116,11 +116,10 @@ def nearest_miss(table: Table, constraints: Sequence[Constraint]) -> str:
     "Least" is the fewest broken constraints, then the smallest sum of relative excesses. Each other
     constraint that would do when relaxed alone is named with the value it needs.
     """
-    rows = np.flatnonzero(~table.is_dropped)
+    rows = np.flatnonzero(~table.is_dropped & ~np.isnan(table.loss_points))
     if not rows.size:
-        return f"no candidate is left: all {len(table)} were dropped while their accuracy was measured"
+        return f"no candidate has a measured accuracy: all {len(table)} were dropped before"
     excess = np.array([constraint.excess[rows] for constraint in constraints])
-    excess = np.where(np.isnan(excess), np.inf, excess)
     place = int(np.lexsort((excess.sum(axis=0), (excess > 0).sum(axis=0)))[0])
     nearest = int(rows[place])
     broken = [c for c, e in zip(constraints, excess[:, place], strict=True) if e > 0]
@@ -144,7 +143,7 @@ def _relaxed_alone(
     for k, constraint in enumerate(constraints):
         is_named = len(broken) == 1 and broken[0].name == constraint.name
         others = np.delete(excess, k, axis=0).sum(axis=0)
-        allowed = np.flatnonzero((others == 0) & np.isfinite(excess[k]))
+        allowed = np.flatnonzero(others == 0)
         if not is_named and allowed.size:
             least = int(rows[allowed[np.argmin(excess[k][allowed])]])
             ways.append(f"{constraint.name} alone to {_relaxed(constraint, least)}")
@@ -154,9 +153,8 @@ def _relaxed_alone(
 def _relaxed(constraint: Constraint, index: int) -> str:
     """The limit that lets one row in, in three digits, rounded to the side that lets it in."""
     value = float(constraint.values[index])
-    nearest = f"{value:.3g}"
-    lets_in = float(nearest) <= value if constraint.is_floor else float(nearest) >= value
-    if lets_in:
-        return nearest
-    rounding = ROUND_FLOOR if constraint.is_floor else ROUND_CEILING
-    return f"{float(Context(prec=3, rounding=rounding).create_decimal(Decimal(value))):g}"
+    limit = float(f"{value:.3g}")
+    if (limit > value) if constraint.is_floor else (limit < value):
+        rounding = ROUND_FLOOR if constraint.is_floor else ROUND_CEILING
+        limit = float(Context(prec=3, rounding=rounding).create_decimal(Decimal(value)))
+    return f"{limit:.15g}"
