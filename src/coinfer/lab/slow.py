@@ -39,17 +39,42 @@ def label(slowdown: Slowdown, *, machine: str = "x86 core") -> str:
     return f"emulated: {machine} slowed {slowdown.fp32:g}x (fp32), {slowdown.int8:g}x (int8)"
 
 
+class _Turns:
+    """A lock that serves those who wait in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._next = 0
+        self._served = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            mine = self._next
+            self._next += 1
+            while mine != self._served:
+                self._changed.wait()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._served += 1
+            self._changed.notify_all()
+
+
 class SlowedDevice:
     """A pace (`runtime.pace.Pace`) that makes every call take its factor times as long.
 
-    Safe to use from several threads, and nested: a call within a call is slowed once, by its own factor.
-    `slowdown` may be changed between calls.
+    It stands for one slow core: calls of several threads take turns, for a stream must not compute two things at once
+    on a device that has one core.  A call within a call is slowed once, by its own factor.  A factor of 1 leaves
+    the machine as it is.  `slowdown` may be changed between calls.
 
     Raises:
         PlanError: a factor is below 1; no wait makes a machine faster.
     """
 
     def __init__(self, slowdown: Slowdown) -> None:
+        self._turns = _Turns()
         self._inner = threading.local()
         self.slowdown = slowdown
 
@@ -76,16 +101,29 @@ class SlowedDevice:
 
         A call that raises is not slowed.
         """
-        if not hasattr(self._inner, "seconds"):
-            self._inner.seconds = 0.0
+        if self._slowdown.fp32 == self._slowdown.int8 == 1:
+            return call()
+        factor = self._slowdown.int8 if work == "int8" else self._slowdown.fp32
+        if not hasattr(self._inner, "is_running"):
             sharpen_sleep()
+        elif self._inner.is_running:
+            return self._stretched(factor, call)
+        with self._turns:
+            self._inner.is_running = True
+            self._inner.seconds = 0.0
+            try:
+                return self._stretched(factor, call)
+            finally:
+                self._inner.is_running = False
+
+    def _stretched(self, factor: float, call: Callable[[], T]) -> T:
+        """The call's result after `factor` times its own time; calls within it have been stretched already."""
         outside_s: float = self._inner.seconds
         self._inner.seconds = 0.0
         start_s = now_s()
         try:
             result = call()
             own_s = now_s() - start_s - self._inner.seconds
-            factor = self._slowdown.int8 if work == "int8" else self._slowdown.fp32
             wait_until(start_s + self._inner.seconds + factor * own_s)
         finally:
             self._inner.seconds = outside_s + now_s() - start_s

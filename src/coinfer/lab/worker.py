@@ -1,0 +1,208 @@
+"""The device's process of a benchmark: `python -m coinfer.lab.worker BUNDLE --pixels FILE.npy --edge URL --core K`.
+
+JSON lines in, JSON lines out; no torch.  It begins with one `Ready` line.  Each `Command` that comes on the
+standard input is answered by one `Request` line for every image, in order, then one `Done` line.  It ends with its
+standard input.
+
+    -> {"plan": 3, "images": [17], "slowdown": {"fp32": 30, "int8": 60}, "mode": "single"}
+    <- {"plan": 3, "image": 17, "answered": "edge", "latency_s": 0.0213, "head_s": 0.011, ...}
+    <- {"rss_bytes": 61534208}
+
+A request that fails is a line too, with `answered` "failed" and the error's text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from ..errors import CoinferError, DataError
+from ..plan import Value
+from ..profile import Slowdown
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..runtime.device import Answer, Device
+
+
+class Command(Value, frozen=True):
+    """What the worker is to do: these images (rows of the file) by this plan, one by one or as a stream."""
+
+    plan: int
+    images: tuple[int, ...]
+    slowdown: Slowdown = Slowdown()
+    mode: Literal["single", "stream"] = "single"
+    window: int = 8
+
+
+class Ready(Value, frozen=True):
+    """The worker waits for commands: what it cost to get there, and that it did without torch."""
+
+    import_s: float
+    rss_import_bytes: int
+    rss_bytes: int
+    has_torch: bool
+
+
+class Request(Value, frozen=True):
+    """One request's durations in seconds, and its bytes.
+
+    `exchange_s` is from handing the bytes to the system until the reply's bytes are there; `wait_s`, `decode_s` and
+    `tail_s` are the edge's own durations within it; `finish_s` is reading the reply.  `start_s` and `end_s` are on
+    the worker's clock.
+    """
+
+    plan: int
+    image: int
+    answered: str
+    start_s: float = 0.0
+    end_s: float = 0.0
+    latency_s: float = 0.0
+    head_s: float = 0.0
+    encode_s: float = 0.0
+    exchange_s: float = 0.0
+    wait_s: float = 0.0
+    decode_s: float = 0.0
+    tail_s: float = 0.0
+    finish_s: float = 0.0
+    payload_bytes: int = 0
+    wire_bytes: int = 0
+    reply_wire_bytes: int = 0
+    predicted: int | None = None
+    error: str | None = None
+
+
+class Done(Value, frozen=True):
+    """All requests of a command are answered; resident memory now."""
+
+    rss_bytes: int
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the worker until its standard input ends; the exit code."""
+    start_s = time.perf_counter()
+    import numpy as np
+
+    from ..bundle import load_bundle
+    from ..engine.measure import pin
+    from ..runtime.device import Device
+    from .slow import SlowedDevice
+
+    import_s = time.perf_counter() - start_s
+    rss_import_bytes = resident_bytes()
+    parser = argparse.ArgumentParser(prog="coinfer.lab.worker", description="The device's process of a benchmark.")
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--pixels", type=Path, required=True, help="pictures (N, H, W, C) uint8, .npy")
+    parser.add_argument("--edge", help="ws://HOST:PORT; without it device plans only")
+    parser.add_argument("--core", type=int, help="the one core to run on")
+    parser.add_argument("--timeout", type=float, default=120.0, help="the longest silence of the link, in s")
+    options = parser.parse_args(arguments)
+    try:
+        pin(options.core)
+        pixels = np.load(options.pixels, allow_pickle=False, mmap_mode="r")
+        pace = SlowedDevice(Slowdown())
+        bundle = load_bundle(options.bundle)
+        with Device(bundle, edge=options.edge, pace=pace, timeout_s=options.timeout) as device:
+            ready = Ready(
+                import_s=import_s,
+                rss_import_bytes=rss_import_bytes,
+                rss_bytes=resident_bytes(),
+                has_torch="torch" in sys.modules,
+            )
+            _write(ready)
+            for line in sys.stdin.buffer:
+                _obey(device, pace, pixels, line)
+    except (CoinferError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 1
+    return 0
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process; where /proc is absent, the most it ever had."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _obey(device: Device, pace: Any, pixels: NDArray[Any], line: bytes) -> None:
+    try:
+        command = msgspec.json.decode(line, type=Command)
+    except msgspec.MsgspecError as error:
+        raise DataError(f"not a command: {error} (benchmark worker)") from error
+    if command.images and not 0 <= min(command.images) <= max(command.images) < len(pixels):
+        raise DataError(f"images must be 0 to {len(pixels) - 1}, got {command.images} (benchmark worker)")
+    pace.slowdown = command.slowdown
+    # Sessions are loaded before the clock runs; answers are written after it stopped.
+    device.prepare(command.plan)
+    lines = list(_streamed(device, pixels, command) if command.mode == "stream" else _singly(device, pixels, command))
+    for request in lines:
+        _write(request)
+    _write(Done(rss_bytes=resident_bytes()))
+
+
+def _singly(device: Device, pixels: NDArray[Any], command: Command) -> Iterator[Request]:
+    for image in command.images:
+        try:
+            yield _line(image, device.infer(pixels[image], plan=command.plan))
+        except CoinferError as error:
+            yield Request(plan=command.plan, image=image, answered="failed", error=str(error))
+
+
+def _streamed(device: Device, pixels: NDArray[Any], command: Command) -> Iterator[Request]:
+    done = 0
+    try:
+        pictures = (pixels[image] for image in command.images)
+        for answer in device.stream(pictures, plan=command.plan, window=command.window):
+            yield _line(command.images[done], answer)
+            done += 1
+    except CoinferError as error:
+        for image in command.images[done:]:
+            yield Request(plan=command.plan, image=image, answered="failed", error=str(error))
+
+
+def _line(image: int, answer: Answer) -> Request:
+    outcome = answer.outcome
+    seconds = {span.stage: span.end_s - span.start_s for span in answer.spans}
+    received_s = [span.end_s for span in answer.spans if span.stage == "exchange"]
+    return Request(
+        plan=outcome.plan,
+        image=image,
+        answered=outcome.answered,
+        start_s=outcome.start_s,
+        end_s=outcome.end_s,
+        latency_s=outcome.latency_s,
+        head_s=seconds.get("head", 0.0),
+        encode_s=seconds.get("encode", 0.0),
+        exchange_s=seconds.get("exchange", 0.0),
+        wait_s=seconds.get("wait", 0.0),
+        decode_s=seconds.get("decode", 0.0),
+        tail_s=seconds.get("tail", 0.0),
+        finish_s=outcome.end_s - received_s[0] if received_s else 0.0,
+        payload_bytes=outcome.payload_bytes,
+        wire_bytes=outcome.wire_bytes,
+        reply_wire_bytes=outcome.reply_wire_bytes,
+        predicted=answer.label,
+    )
+
+
+def _write(line: Value) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(line) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
