@@ -17,7 +17,6 @@ rounding 0.00013 bit a symbol; the latter is what "wide" is there for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,7 +37,6 @@ except ImportError:
 Symbols = list[NDArray[np.uint8]]
 
 _ZSTD_LEVEL = 3
-_RANGE_BITS, _WIDE_BITS = 64, 128
 _WIDE_BELOW_BITS = 1 / 32
 _MIN_ROW = 4
 
@@ -112,9 +110,9 @@ class PriorCoder:
         num_symbols = len(self._channels)
         self.max_code_bytes = num_symbols * PRIOR_BITS // 8 + 16 + lanes.MAX_LANES * 8
         self._levels = frequencies.shape[1]
-        self._cumulative = arithmetic.cumulative(frequencies)
-        self._sums = np.cumsum(frequencies, axis=1, dtype=np.int64) - frequencies
         self._frequencies = frequencies
+        self._sums = arithmetic.cumulative(frequencies)
+        self._table = arithmetic.range_table(frequencies)
         self._bits = cost_bits(frequencies)
         self._models: list[Any] = []
         # One call of constriction costs as much as a few symbols in Python.
@@ -127,9 +125,9 @@ class PriorCoder:
         flat = join_rows(symbols)
         if "lanes" in self.coders:
             return self._encode_rans(flat)
-        code = self._encode_compiled(flat) if self._models else self._encode_python(flat, _RANGE_BITS)
+        code = self._encode_compiled(flat) if self._models else self._encode_range(flat)
         if len(code) * 8 < len(flat) * _WIDE_BELOW_BITS:
-            wide = self._encode_python(flat, _WIDE_BITS)
+            wide = self._encode_wide(self._index(flat))
             if len(wide) < len(code):
                 return "wide", wide
         return "range", code
@@ -138,24 +136,26 @@ class PriorCoder:
         """By the coder that the payload names."""
         if coder == "lanes":
             flat = self._decode_lanes(code)
-        elif coder == "range" and self._models:
+        elif coder == "wide":
+            flat = np.array(arithmetic.decode_wide(code, self._sums, self._lengths), np.uint8)
+        elif self._models:
             flat = self._decode_compiled(code)
         else:
-            flat = self._decode_python(code, _RANGE_BITS if coder == "range" else _WIDE_BITS, self._lengths)
+            flat = np.array(arithmetic.decode_range(code, self._table, self._lengths), np.uint8)
         return split_rows(flat, self._shapes)
 
-    def _index(self, flat: NDArray[np.uint8], stop: int | None = None) -> NDArray[np.int64]:
-        return np.asarray(self._channels[:stop] * self._levels + flat[:stop])
+    def _index(self, flat: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Where each symbol lies in a flattened (C, L) table."""
+        return np.asarray(self._channels * self._levels + flat)
 
-    def _encode_python(self, flat: NDArray[np.uint8], state_bits: int, stop: int | None = None) -> bytes:
-        index = self._index(flat, stop)
-        lefts = np.take(self._cumulative[:, :-1], index)
-        shares = np.take(np.diff(self._cumulative, axis=1), index)
-        return arithmetic.encode(lefts.tolist(), shares.tolist(), state_bits=state_bits)
+    def _encode_range(self, flat: NDArray[np.uint8]) -> bytes:
+        index = self._index(flat)
+        lefts, shares = (np.take(table, index).tolist() for table in (self._table[:, :-1], np.diff(self._table)))
+        return arithmetic.encode(lefts, shares, arithmetic.RANGE)
 
-    def _decode_python(self, code: bytes, state_bits: int, lengths: Sequence[int]) -> NDArray[np.uint8]:
-        rows = arithmetic.decode(code, self._cumulative[: len(lengths)], lengths, state_bits=state_bits)
-        return np.fromiter(chain.from_iterable(rows), np.uint8, sum(lengths))
+    def _encode_wide(self, index: NDArray[np.int64]) -> bytes:
+        lefts, shares = (np.take(table, index).astype(np.uint64) for table in (self._sums[:, :-1], self._frequencies))
+        return arithmetic.encode(*arithmetic.grouped(lefts, shares), arithmetic.WIDE)
 
     def _encode_compiled(self, flat: NDArray[np.uint8]) -> bytes:
         encoder = constriction.stream.queue.RangeEncoder()
@@ -166,10 +166,10 @@ class PriorCoder:
             start = stop
         num_words, (low, width) = encoder.pos()
         words = encoder.get_compressed()
-        # constriction gives some point of the interval; its lower end is the next below that has `low`.
-        num_bits = _RANGE_BITS + arithmetic.WORD_BITS * num_words
-        point = int.from_bytes(words.astype(">u4").tobytes(), "big") << (num_bits - arithmetic.WORD_BITS * len(words))
-        lowest = point - (point - low) % (1 << _RANGE_BITS)
+        # constriction gives some point of the interval; its lower end is the next below that ends in `low`.
+        num_bits = arithmetic.RANGE.state_bits + arithmetic.RANGE.word_bits * num_words
+        point = int.from_bytes(words.astype(">u4").tobytes(), "big") << (num_bits - 32 * len(words))
+        lowest = point - (point - low) % (1 << arithmetic.RANGE.state_bits)
         return arithmetic.shortest(lowest, width, num_bits)
 
     def _decode_compiled(self, code: bytes) -> NDArray[np.uint8]:
@@ -186,24 +186,23 @@ class PriorCoder:
         return flat
 
     def _encode_rans(self, flat: NDArray[np.uint8]) -> tuple[str, bytes]:
-        if len(flat) < 2 * lanes.HEAD_SYMBOLS:
-            return "wide", self._encode_python(flat, _WIDE_BITS)
-        head = self._encode_python(flat, _WIDE_BITS, lanes.HEAD_SYMBOLS)
-        rest = self._index(flat)[lanes.HEAD_SYMBOLS :]
-        num_lanes = lanes.num_lanes(len(head), float(np.take(self._bits, rest).sum()) / 8)
-        if num_lanes == 0:
-            return "wide", self._encode_python(flat, _WIDE_BITS)
-        lefts, shares = (np.take(table, rest).astype(np.uint64) for table in (self._sums, self._frequencies))
-        return "lanes", lanes.encode(head, lefts, shares, num_lanes)
+        index = self._index(flat)
+        if len(flat) >= 2 * lanes.HEAD_SYMBOLS:
+            head, rest = self._encode_wide(index[: lanes.HEAD_SYMBOLS]), index[lanes.HEAD_SYMBOLS :]
+            num_lanes = lanes.num_lanes(len(head), float(np.take(self._bits, rest).sum()) / 8)
+            if num_lanes > 0:
+                tables = (self._sums[:, :-1], self._frequencies)
+                lefts, shares = (np.take(table, rest).astype(np.uint64) for table in tables)
+                return "lanes", lanes.encode(head, lefts, shares, num_lanes)
+        return "wide", self._encode_wide(index)
 
     def _decode_lanes(self, code: bytes) -> NDArray[np.uint8]:
         if len(self._channels) < 2 * lanes.HEAD_SYMBOLS:
             raise PayloadError(f"{len(self._channels)} symbols are too few for lanes")
-        rest, head = lanes.decode(code, self._sums, self._channels[lanes.HEAD_SYMBOLS :])
-        stops = np.minimum(self._stops, lanes.HEAD_SYMBOLS)
-        lengths = np.diff(stops, prepend=0).tolist()
-        first = self._decode_python(head, _WIDE_BITS, lengths)
-        return np.concatenate([first, rest])
+        rest, head = lanes.decode(code, self._sums[:, :-1], self._channels[lanes.HEAD_SYMBOLS :])
+        lengths = np.diff(np.minimum(self._stops, lanes.HEAD_SYMBOLS), prepend=0).tolist()
+        first = arithmetic.decode_wide(head, self._sums, lengths)
+        return np.concatenate([np.array(first, np.uint8), rest])
 
 
 def make_coder(

@@ -20,7 +20,7 @@ from ..plan import CodecSpec, TensorSpec
 from . import payload
 from .entropy import make_coder, zstd_compress, zstd_decompress
 from .prior import cost_bits, frequencies, histogram
-from .quantize import code_lookup, from_channels, grid, num_channels, quantize, take_channels, to_channels
+from .quantize import from_channels, grid, num_channels, quantize, take_channels, to_channels
 from .tables import Tables, TensorTables
 
 Arrays = Sequence[NDArray[Any]]
@@ -70,7 +70,7 @@ def check_arrays(crossing: Sequence[TensorSpec], arrays: Arrays, *, one: bool) -
     if len(arrays) != len(crossing):
         raise CodecError(f"{len(crossing)} tensors cross, got {len(arrays)} arrays")
     for spec, array in zip(crossing, arrays, strict=True):
-        fits = array.ndim == len(spec.shape) + 1 and array.shape[1:] == spec.shape and array.dtype.name == spec.dtype
+        fits = array.ndim == len(spec.shape) + 1 and array.shape[1:] == spec.shape and array.dtype == spec.dtype
         if not fits or (one and len(array) != 1) or len(array) != len(arrays[0]):
             batch = "1" if one else "N"
             raise CodecError(
@@ -166,17 +166,22 @@ class Quantiser:
     """One crossing tensor's values to symbols (N, C, n) and back, by its static tables."""
 
     def __init__(self, spec: TensorSpec, tables: TensorTables) -> None:
-        self.spec, self._tables = spec, tables
+        self.spec, self._levels = spec, tables.levels
         self.num_levels = tables.levels.shape[1]
         self.shape = (num_channels(spec), spec.num_elements // num_channels(spec))
-        self._lookup = code_lookup(tables.low, tables.step, self.num_levels) if spec.dtype == "uint8" else None
+        self._low = tables.low[:, None] if tables.low.any() else None
+        self._per_step = np.float32(1) / tables.step[:, None]
+        self._lookup: NDArray[np.uint8] | None = None
+        if spec.dtype == "uint8":
+            codes = np.arange(256, dtype=np.float32)[None, None]
+            self._lookup = quantize(codes, self._low, self._per_step, self.num_levels)[0]
 
     def symbols(self, array: NDArray[Any]) -> NDArray[np.uint8]:
         """(N, C, n) symbols of `array` (N, *shape)."""
         channels = to_channels(self.spec, array)
         if self._lookup is not None:
             return take_channels(self._lookup, channels)
-        return quantize(channels, self._tables.low, self._tables.step, self.num_levels)
+        return quantize(channels, self._low, self._per_step, self.num_levels)
 
     def pixels(self, array: NDArray[Any]) -> NDArray[np.uint8]:
         """(N, *shape) symbols of `array` (N, *shape)."""
@@ -188,7 +193,7 @@ class Quantiser:
 
     def values(self, symbols: NDArray[np.uint8]) -> NDArray[Any]:
         """(N, *shape) values of `symbols` (N, C, n)."""
-        return from_channels(self.spec, take_channels(self._tables.levels, symbols))
+        return from_channels(self.spec, take_channels(self._levels, symbols))
 
 
 class UniformCodec:

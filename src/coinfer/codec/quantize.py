@@ -12,6 +12,7 @@ symbols and nothing is lost.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from ..errors import CodecError
 from ..plan import TensorSpec
 
+_ZERO = np.float32(0)
 _NUM_BINS = 1024
 _FLOOR_SHARE = 0.05
 _SHRINKS = np.geomspace(1.0, 0.04, 40)
@@ -46,9 +48,9 @@ def from_channels(spec: TensorSpec, channels: NDArray[Any]) -> NDArray[Any]:
 
 
 def quantize(
-    x: NDArray[np.float32], low: NDArray[np.float32], step: NDArray[np.float32], num_levels: int
+    x: NDArray[np.float32], low: NDArray[np.float32] | None, per_step: NDArray[np.float32], num_levels: int
 ) -> NDArray[np.uint8]:
-    """Symbols (N, C, n) of values `x` (N, C, n); low and step (G,) with G of 1 or C.
+    """Symbols (N, C, n) of values `x` (N, C, n); low and per_step = 1 / step (G, 1), G of 1 or C; low None is 0.
 
     Raises:
         CodecError: `x` holds NaN or infinity.
@@ -56,22 +58,16 @@ def quantize(
     `low + step * symbols` is within `step / 2` of every `x` that is not clipped, up to rounding.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        scaled: NDArray[np.float32] = x - low[:, None]
-        scaled *= (1 / step)[:, None]
-    if not (np.isfinite(scaled.min(initial=0)) and np.isfinite(scaled.max(initial=0))) and not np.isfinite(x).all():
+        scaled = x * per_step if low is None else (x - low) * per_step
+        total = float(np.add.reduce(scaled, axis=None))
+    # A sum is finite only if every term is; where it is not, a term may just be large.
+    if not math.isfinite(total) and not np.isfinite(x).all():
         raise CodecError("a feature must be finite, got NaN or infinity")
     np.rint(scaled, out=scaled)
-    np.maximum(scaled, 0, out=scaled)
-    np.minimum(scaled, num_levels - 1, out=scaled)
+    np.maximum(scaled, _ZERO, out=scaled)
+    np.minimum(scaled, np.float32(num_levels - 1), out=scaled)
     symbols: NDArray[np.uint8] = scaled.astype(np.uint8)
     return symbols
-
-
-def code_lookup(low: NDArray[np.float32], step: NDArray[np.float32], num_levels: int) -> NDArray[np.uint8]:
-    """(G, 256): the symbol of each code of an int8 network."""
-    codes = np.arange(256, dtype=np.float32)[None, None]
-    symbols = quantize(codes.repeat(len(low), axis=1), low, step, num_levels)
-    return symbols[0]
 
 
 def take_channels(table: NDArray[Any], symbols: NDArray[np.uint8]) -> NDArray[Any]:
