@@ -1,0 +1,7 @@
+"""`python -m coinfer.cli`, the same as `coinfer`."""
+
+import sys
+
+from .app import main
+
+sys.exit(main())

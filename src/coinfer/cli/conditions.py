@@ -1,0 +1,115 @@
+"""From options to `Conditions`, and from another machine's profile to candidates with its times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from ..bundle import Bundle
+from ..errors import PlanError, UsageError
+from ..plan import Candidate
+from ..profile import Conditions, Link, Profile, Radio, Slowdown
+from ..units import parse_duration_s, parse_rate_bps
+
+# Power of sending, P = alpha x rate + beta: 3G, LTE and Wi-Fi of Huang et al., MobiSys 2012.
+RADIOS = {
+    "3g": Radio(name="3g", alpha_w_per_bps=868.98e-9, beta_w=0.81788),
+    "4g": Radio(name="4g", alpha_w_per_bps=438.39e-9, beta_w=1.28804),
+    "wifi": Radio(name="wifi", alpha_w_per_bps=283.17e-9, beta_w=0.13286),
+}
+
+
+class Options(NamedTuple):
+    """The options that make up conditions, as they were typed."""
+
+    rate: str = "1 Mbit/s"
+    rtt: str = "10 ms"
+    slowdown: float | None = None
+    int8_slowdown: float | None = None
+    edge_load: float = 1.0
+    device_power: float | None = None
+    radio: str | None = None
+
+
+def slowdown_of(bundle: Bundle, fp32: float | None, int8: float | None) -> Slowdown | None:
+    """The emulated device: None where no factor was given.
+
+    Without a factor of its own, int8 is slowed so that it gains over fp32 no more than the bundle assumes.
+
+    Raises:
+        UsageError: a factor is not above 0, or int8's is given alone.
+    """
+    if fp32 is None:
+        if int8 is not None:
+            raise UsageError("--int8-slowdown needs --slowdown beside it")
+        return None
+    for name, factor in (("--slowdown", fp32), ("--int8-slowdown", int8)):
+        if factor is not None and not factor > 0:
+            raise UsageError(f"{name} must be above 0, got {factor:g}")
+    return Slowdown(fp32=fp32, int8=fp32 * bundle.manifest.int8_slowdown_ratio if int8 is None else int8)
+
+
+def conditions_of(bundle: Bundle, options: Options) -> Conditions:
+    """The conditions that the options describe, with the bundle's own cost of an exchange.
+
+    Raises:
+        UsageError: a value is not understood or out of range.
+    """
+    if not options.edge_load > 0:
+        raise UsageError(f"--edge-load must be above 0, got {options.edge_load:g}")
+    if options.radio is not None and options.radio not in RADIOS:
+        raise UsageError(f'--radio must be one of {", ".join(RADIOS)}, got "{options.radio}"')
+    link = Link(rate_bps=parse_rate_bps(options.rate), delay_s=parse_duration_s(options.rtt) / 2)
+    return Conditions(
+        link=link,
+        device=slowdown_of(bundle, options.slowdown, options.int8_slowdown) or Slowdown(),
+        edge_load=options.edge_load,
+        exchange_s=bundle.profile().exchange_s,
+        device_power_w=options.device_power,
+        radio=None if options.radio is None else RADIOS[options.radio],
+    )
+
+
+def load_profile(path: Path) -> Profile:
+    """The profile in a file that `coinfer profile -o` wrote.
+
+    Raises:
+        PlanError: the file cannot be read or is not a profile.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Profile)
+    except OSError as error:
+        raise PlanError(f"profile {path} cannot be read: {error.strerror}") from error
+    except msgspec.MsgspecError as error:
+        raise PlanError(f"profile {path} is not what `coinfer profile -o` writes: {error}") from error
+
+
+def with_profiles(
+    candidates: Sequence[Candidate], *, device: Profile | None = None, edge: Profile | None = None
+) -> list[Candidate]:
+    """The candidates with the times of the machines that were profiled in place of the building machine's.
+
+    A candidate that a profile does not cover (its segments are not in the bundle) is marked dropped,
+    since a time of another machine beside a time of this one would compare nothing.
+    """
+    return [_with_profiles(candidate, device, edge) for candidate in candidates]
+
+
+def _with_profiles(candidate: Candidate, device: Profile | None, edge: Profile | None) -> Candidate:
+    plan, times = candidate.plan, {}
+    for side, profile, segment in (("head", device, plan.head), ("tail", edge, plan.tail)):
+        if profile is None:
+            continue
+        codec = profile.codecs.get(str(plan.number))
+        if (segment is not None and segment not in profile.segments) or (plan.codec is not None and codec is None):
+            machine = "device" if side == "head" else "edge"
+            return msgspec.structs.replace(
+                candidate, dropped=candidate.dropped or f"not in the {machine}'s profile: not on the menu"
+            )
+        times[f"{side}_s"] = 0.0 if segment is None else profile.segments[segment].median_s
+        if codec is not None:
+            times["encode_s" if side == "head" else "decode_s"] = codec[side == "tail"].median_s
+    return msgspec.structs.replace(candidate, evidence=msgspec.structs.replace(candidate.evidence, **times))

@@ -1,0 +1,111 @@
+"""Pictures for a bundle from what `--data` names.
+
+    evaluate   the held-out test part of a source, all of the bundle's size, as one array
+    run        requests one after another, as a device meets them: every picture below a folder, the
+               rows of a .npy file, or the test part of any other source
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import Bundle
+from ..errors import DataError
+from ..plan import TensorSpec
+
+if TYPE_CHECKING:
+    from ..data import Images
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
+
+
+class Request(NamedTuple):
+    """One picture (H, W, C), where it comes from, and its class where that is known."""
+
+    pixels: NDArray[Any]
+    name: str
+    label: int | None
+
+
+def test_images(source: str, bundle: Bundle, *, limit: int | None, data_dir: Path | None) -> Images:
+    """The first `limit` pictures of the source's test part.
+
+    Raises:
+        DataError: there is no such source, or its pictures do not have the shape that the bundle takes.
+    """
+    from ..data import Images, load_source
+
+    wanted = bundle.manifest.input
+    if source.endswith(".npy"):
+        return Images(_load_array(Path(source), wanted)[:limit], None)
+    if wanted.dtype != "uint8" or len(wanted.shape) != 3:
+        raise DataError(
+            f'this bundle takes {wanted.dtype} {_text(wanted.shape)}, not pictures: give a .npy file, got "{source}"'
+        )
+    height, width, _ = wanted.shape
+    images = load_source(source, data_dir=data_dir, size=(height, width)).images("test")
+    return images.pick(slice(limit))
+
+
+def requests(source: str, bundle: Bundle, *, limit: int | None, data_dir: Path | None) -> Iterator[Request]:
+    """The first `limit` requests that the source brings, read as they are asked for.
+
+    A picture of a folder is scaled and cropped to the bundle's size; its class is the name of its folder,
+    where the bundle knows a class of that name.
+
+    Raises:
+        DataError: at once where there is nothing to read, while iterating where a picture cannot be read.
+    """
+    if source.startswith("folder:"):
+        return islice(_folder(Path(source.removeprefix("folder:")).expanduser(), bundle), limit)
+    images = test_images(source, bundle, limit=limit, data_dir=data_dir)
+    labels = [None] * len(images) if images.labels is None else images.labels.tolist()
+    rows = zip(images.pixels, labels, strict=True)
+    return (Request(pixels, f"{source}#{row}", label) for row, (pixels, label) in enumerate(rows))
+
+
+def _folder(path: Path, bundle: Bundle) -> Iterator[Request]:
+    from ..data.folder import read_picture
+
+    wanted, classes = bundle.manifest.input, bundle.manifest.classes
+    if wanted.dtype != "uint8" or len(wanted.shape) != 3:
+        raise DataError(f"this bundle takes {wanted.dtype} {_text(wanted.shape)}, not pictures: give a .npy file")
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise DataError(f"no pictures in folder {path}" if path.is_dir() else f"there is no folder {path}")
+    height, width, _ = wanted.shape
+    return (
+        Request(
+            read_picture(file, size=(height, width)),
+            str(file),
+            classes.index(file.parent.name) if file.parent.name in classes else None,
+        )
+        for file in files
+    )
+
+
+def _load_array(path: Path, wanted: TensorSpec) -> NDArray[Any]:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{path} is not an array that numpy.save wrote: {error}") from error
+    if array.ndim == len(wanted.shape):
+        array = array[None]
+    if array.dtype.name != wanted.dtype or array.shape[1:] != wanted.shape or len(array) == 0:
+        raise DataError(
+            f"{path} must hold {wanted.dtype} N x {_text(wanted.shape)} with N at least 1, "
+            f"got {array.dtype.name} {_text(array.shape)} (bundle {wanted.name})"
+        )
+    return np.asarray(array)
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(size) for size in shape)

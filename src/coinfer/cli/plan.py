@@ -1,0 +1,171 @@
+"""`coinfer plan`: every candidate ranked for given conditions, and why the first won."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..bundle import Bundle, load_bundle
+from ..errors import UsageError
+from ..plan import Candidate
+from ..units import format_bytes, format_duration
+from .conditions import RADIOS, Options, conditions_of, load_profile, with_profiles
+from .options import BundleFolder, EdgeLoad, GoalName, Int8Slowdown, Json, MaxLoss, Rate, RoundTrip, Slowdown
+from .output import print_json, print_table
+
+if TYPE_CHECKING:
+    from ..search.solve import Goal, Ranking
+
+OBJECTIVES = ("latency", "throughput", "bytes", "energy")
+
+
+def plan(
+    bundle: BundleFolder,
+    rate: Rate = "1Mbit/s",
+    rtt: RoundTrip = "10ms",
+    goal: GoalName = None,
+    max_loss: MaxLoss = None,
+    slowdown: Slowdown = None,
+    int8_slowdown: Int8Slowdown = None,
+    edge_load: EdgeLoad = 1.0,
+    device_profile: Annotated[
+        Path | None,
+        typer.Option(
+            "--device-profile",
+            metavar="FILE",
+            help="The device's times, as `coinfer profile -o` wrote them there.",
+            show_default=False,
+        ),
+    ] = None,
+    edge_profile: Annotated[
+        Path | None,
+        typer.Option("--edge-profile", metavar="FILE", help="The same for the edge.", show_default=False),
+    ] = None,
+    device_power: Annotated[
+        float | None,
+        typer.Option("--device-power", help="Watts of the device while computing, for energy.", show_default=False),
+    ] = None,
+    radio: Annotated[
+        str | None,
+        typer.Option("--radio", help=f"Power of sending: {', '.join(RADIOS)}.", show_default=False),
+    ] = None,
+    top_n: Annotated[int, typer.Option("--top-n", min=1, help="Rows of the table.")] = 10,
+    json: Json = False,
+) -> None:
+    """Choose a plan for a link, and say why.
+
+    Ranks every candidate of a bundle for this link, this device and this edge: what won and why, what each
+    constraint cost, and what was rejected.
+
+    All figures are estimates from measured bytes, times and accuracies. Losses are of the images
+    that choices are made on; the chosen plan's figure on unseen images stands beside it.
+    """
+    from ..search.solve import search
+
+    loaded = load_bundle(bundle)
+    options = Options(rate, rtt, slowdown, int8_slowdown, edge_load, device_power, radio)
+    conditions = conditions_of(loaded, options)
+    candidates = with_profiles(
+        loaded.candidates(),
+        device=None if device_profile is None else load_profile(device_profile),
+        edge=None if edge_profile is None else load_profile(edge_profile),
+    )
+    ranking = search(candidates, conditions, goal_of(loaded, goal, max_loss))
+    on_menu = {entry.number for entry in loaded.manifest.menu}
+    if json:
+        print_json(_as_json(ranking, candidates, on_menu))
+    else:
+        _print(ranking, on_menu, top_n)
+
+
+def goal_of(bundle: Bundle, minimise: str | None, max_loss: float | None) -> Goal:
+    """The goal of the options, with the bundle's own where an option is absent.
+
+    Raises:
+        UsageError: the objective is unknown, or the loss is below 0.
+    """
+    from ..search.solve import Goal
+
+    minimise = bundle.manifest.goal if minimise is None else minimise
+    if minimise not in OBJECTIVES:
+        raise UsageError(f'--goal must be one of {", ".join(OBJECTIVES)}, got "{minimise}"')
+    limit = bundle.manifest.max_loss_points if max_loss is None else max_loss
+    if not limit >= 0:
+        raise UsageError(f"--max-loss must be at least 0 points, got {limit:g}")
+    return Goal(minimise=minimise, max_loss_points=limit)  # type: ignore[arg-type]
+
+
+def _entry(ranking: Ranking, candidates: list[Candidate], place: int, on_menu: set[int]) -> dict[str, Any]:
+    row = ranking.rows[place]
+    plan, evidence = candidates[row.index].plan, candidates[row.index].evidence
+    reported = candidates[row.index].reported
+    return {
+        "plan": plan.number,
+        "kind": plan.kind,
+        "variant": plan.variant,
+        "precision": plan.precision,
+        "cut": plan.cut,
+        "codec": None if plan.codec is None else plan.codec.name,
+        "bytes": evidence.payload_bytes,
+        "wire_bytes": row.wire_bytes,
+        "loss": evidence.loss_points,
+        "loss_reported": None if reported is None else reported.loss_points,
+        "latency_s": row.latency_s,
+        "throughput_hz": row.throughput_hz,
+        "energy_j": row.energy_j,
+        "on_menu": plan.number in on_menu,
+        "rejected": row.rejected,
+    }
+
+
+def _as_json(ranking: Ranking, candidates: list[Candidate], on_menu: set[int]) -> dict[str, Any]:
+    entries = [_entry(ranking, candidates, place, on_menu) for place in range(len(ranking.rows))]
+    return {
+        "goal": ranking.goal,
+        "chosen": entries[0],
+        "reason": ranking.reason,
+        "constraints": [
+            {
+                "name": cost.name,
+                "limit": cost.limit,
+                "objective": cost.objective,
+                "objective_without": cost.objective_without,
+                "plan_without": candidates[cost.index_without].plan.number,
+            }
+            for cost in ranking.constraint_costs
+        ],
+        "candidates": entries,
+    }
+
+
+def _print(ranking: Ranking, on_menu: set[int], top_n: int) -> None:
+    from ..report.table import ranking_table
+
+    print_table(ranking_table(ranking, limit=top_n))
+    best = ranking.table.candidates[ranking.best]
+    print(f"Why: {ranking.reason}")
+    if best.reported is not None and best.reported.loss_points is not None:
+        print(
+            f"On {best.reported.num_images} pictures that no choice has seen, plan {best.plan.number} "
+            f"loses {best.reported.loss_points:.2f} points."
+        )
+    if best.plan.number not in on_menu:
+        print(f"Plan {best.plan.number} is not on the bundle's menu: build with this link and device in the job.")
+    for cost in ranking.constraint_costs:
+        print(_cost_text(cost.name, cost.limit, cost.objective, cost.objective_without, ranking.goal.minimise))
+
+
+def _cost_text(name: str, limit: float, with_it: float, without: float, objective: str) -> str:
+    if with_it == without:
+        return f"The constraint {name} = {limit:g} cost nothing."
+    show: dict[str, Callable[[float], str]] = {
+        "latency": format_duration,
+        "bytes": format_bytes,
+        "throughput": lambda hz: f"{hz:.3g} a second",
+        "energy": lambda joules: f"{joules:.3g} J",
+    }
+    text = show[objective]
+    return f"The constraint {name} = {limit:g} cost {text(without)} -> {text(with_it)}."

@@ -1,0 +1,70 @@
+"""`coinfer profile`: the times of a bundle's segments and codecs on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..bundle import load_bundle
+from ..units import format_duration
+from .options import BundleFolder, Json
+from .output import print_json, print_table
+
+if TYPE_CHECKING:
+    from ..profile import Profile
+    from ..report.table import TextTable
+
+
+def profile(
+    bundle: BundleFolder,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="FILE", help="Write the profile here, for `coinfer plan`.", show_default=False
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of one segment.")] = 1,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Measured calls of each.")] = 30,
+    core: Annotated[
+        int | None, typer.Option("--core", help="Pin to this processor core.", show_default=False)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Time a bundle on this machine.
+
+    Times every segment and codec as deployed, one picture at a time. Run it on a real board and hand the file to `coinfer plan --device-profile`: measured times then
+    take the place of an emulated slowdown. It needs no torch.
+    """
+    import msgspec
+
+    from ..runtime.profiling import profile_bundle
+
+    measured = profile_bundle(load_bundle(bundle), threads=threads, repeats=repeats, core=core)
+    if out is not None:
+        temporary = out.with_name(f".{out.name}.new")
+        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(measured), indent=1))
+        temporary.replace(out)
+    if json:
+        print_json(measured)
+        return
+    print_table(_table(measured))
+
+
+def _table(measured: Profile) -> TextTable:
+    from ..report.table import TextTable
+
+    machine, threads = measured.machine, measured.threads
+    timings = dict(measured.segments)
+    for number, (encode, decode) in measured.codecs.items():
+        timings |= {f"encode, plan {number}": encode, f"decode, plan {number}": decode}
+    return TextTable(
+        title=f"{machine.name}: {machine.processor}, {threads} thread{'s' * (threads > 1)}, {measured.date}",
+        columns=("", "median", "5 %", "95 %", "repeats"),
+        right=("median", "5 %", "95 %", "repeats"),
+        rows=tuple(
+            (name, *map(format_duration, (t.median_s, t.p5_s, t.p95_s)), str(t.repeats))
+            for name, t in timings.items()
+        ),
+    )

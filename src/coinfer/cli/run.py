@@ -1,0 +1,191 @@
+"""`coinfer run`: the device."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from ..bundle import Bundle, load_bundle
+from ..errors import UsageError
+from ..units import format_bytes, format_duration
+from .conditions import Options, conditions_of, slowdown_of
+from .options import BundleFolder, DataFolder, DataSource, Int8Slowdown, Json, RoundTrip, Slowdown
+from .output import note, print_json
+from .pictures import Request, requests
+
+if TYPE_CHECKING:
+    from ..runtime.device import Answer, Device
+
+
+def run(
+    bundle: BundleFolder,
+    data: DataSource,
+    edge: Annotated[
+        str | None,
+        typer.Option("--edge", metavar="URL", help="The edge, such as ws://127.0.0.1:8300.", show_default=False),
+    ] = None,
+    plan: Annotated[
+        str, typer.Option("--plan", metavar="N|auto", help="Number of a plan of the menu, or the best for --rate.")
+    ] = "auto",
+    rate: Annotated[
+        str | None, typer.Option("--rate", help="Rate of the uplink, for --plan auto.", show_default=False)
+    ] = None,
+    rtt: RoundTrip = "10ms",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="At most this many pictures.", show_default=False)
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Let computing, sending and receiving of several pictures overlap.")
+    ] = False,
+    slowdown: Slowdown = None,
+    int8_slowdown: Int8Slowdown = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of one segment.")] = 1,
+    data_dir: DataFolder = None,
+    json: Json = False,
+) -> None:
+    """Run a bundle: the device.
+
+    Answers pictures by one plan, alone or with an edge; it needs no torch. Each answer is one JSON line on stdout as it comes; a summary follows on stderr. With --json, one object
+    with all answers and the summary is printed at the end. A folder's pictures are taken in the order of
+    their paths and scaled to the bundle's size.
+    """
+    loaded = load_bundle(bundle)
+    conditions = Options(rate or "1 Mbit/s", rtt, slowdown, int8_slowdown)
+    number = _plan_number(loaded, plan, has_edge=edge is not None, has_rate=rate is not None, options=conditions)
+    pending = requests(data, loaded, limit=limit, data_dir=data_dir)
+    from ..lab.slow import SlowedDevice
+    from ..runtime.device import Device
+
+    factors = slowdown_of(loaded, slowdown, int8_slowdown)
+    pace = None if factors is None else SlowedDevice(factors)
+    tally = Tally()
+    answers: list[dict[str, Any]] = []
+    with Device(loaded, edge=edge, plan=number, pace=pace, threads=threads) as device:
+        start_s = perf_counter()
+        for request, answer in _answered(device, pending, is_stream=stream):
+            entry = _entry(loaded, request, answer)
+            tally.add(entry)
+            if json:
+                answers.append(entry)
+            else:
+                _print_line(entry)
+        elapsed_s = perf_counter() - start_s
+    summary = tally.summary(loaded, number, "this machine, not slowed" if pace is None else pace.label, elapsed_s)
+    if json:
+        print_json({"answers": answers, "summary": summary})
+    else:
+        note(_summary_text(summary))
+
+
+def _plan_number(bundle: Bundle, plan: str, *, has_edge: bool, has_rate: bool, options: Options) -> int:
+    if plan != "auto":
+        if not plan.isdigit():
+            raise UsageError(f'--plan must be a number of the menu or auto, got "{plan}"')
+        chosen = bundle.plan(int(plan))
+        if chosen.kind != "device" and not has_edge:
+            raise UsageError(f"plan {plan} ({chosen.label}) needs an edge: give --edge ws://HOST:PORT")
+        return chosen.number
+    if has_edge and not has_rate:
+        raise UsageError("--plan auto needs the link's rate: give --rate, such as --rate 1Mbit/s, or --plan N")
+    from ..search.solve import search
+    from .plan import goal_of
+
+    on_menu = {entry.number for entry in bundle.manifest.menu if has_edge or entry.kind == "device"}
+    candidates = [candidate for candidate in bundle.candidates() if candidate.plan.number in on_menu]
+    return candidates[search(candidates, conditions_of(bundle, options), goal_of(bundle, None, None)).best].plan.number
+
+
+def _answered(
+    device: Device, pending: Iterator[Request], *, is_stream: bool
+) -> Iterator[tuple[Request, Answer]]:
+    if not is_stream:
+        for request in pending:
+            yield request, device.infer(request.pixels)
+        return
+    asked: list[Request] = []
+
+    def pixels() -> Iterator[Any]:
+        for request in pending:
+            asked.append(request)
+            yield request.pixels
+
+    # `Device.stream` answers in order and lets only a window of requests wait.
+    for answer in device.stream(pixels()):
+        yield asked.pop(0), answer
+
+
+def _entry(bundle: Bundle, request: Request, answer: Answer) -> dict[str, Any]:
+    classes, outcome = bundle.manifest.classes, answer.outcome
+    entry: dict[str, Any] = {
+        "request": answer.request,
+        "input": request.name,
+        "label": answer.label,
+        "class": classes[answer.label] if answer.label < len(classes) else None,
+        "plan": outcome.plan,
+        "answered": answer.answered,
+        "latency_s": round(outcome.latency_s, 6),
+        "payload_bytes": outcome.payload_bytes,
+        "wire_bytes": outcome.wire_bytes,
+    }
+    if request.label is not None:
+        entry["right"] = answer.label == request.label
+    return entry
+
+
+def _print_line(entry: dict[str, Any]) -> None:
+    import msgspec
+
+    sys.stdout.write(msgspec.json.encode(entry).decode() + "\n")
+    sys.stdout.flush()
+
+
+@dataclass
+class Tally:
+    """What has been answered so far."""
+
+    latencies_s: list[float] = field(default_factory=list)
+    payload_bytes: int = 0
+    wire_bytes: int = 0
+    num_right: int = 0
+    num_labelled: int = 0
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Count one answer."""
+        self.latencies_s.append(entry["latency_s"])
+        self.payload_bytes += entry["payload_bytes"]
+        self.wire_bytes += entry["wire_bytes"]
+        self.num_labelled += "right" in entry
+        self.num_right += entry.get("right", False)
+
+    def summary(self, bundle: Bundle, number: int, device: str, elapsed_s: float) -> dict[str, Any]:
+        """Medians, means and the share of right answers (None where no picture had a class)."""
+        count = len(self.latencies_s)
+        p50_s, p95_s = np.percentile(self.latencies_s, [50, 95]) if count else (float("nan"), float("nan"))
+        return {
+            "plan": number,
+            "label": bundle.plan(number).label,
+            "device": device,
+            "requests": count,
+            "latency_p50_s": float(p50_s),
+            "latency_p95_s": float(p95_s),
+            "throughput_hz": count / elapsed_s if elapsed_s > 0 else None,
+            "payload_bytes": self.payload_bytes / max(1, count),
+            "wire_bytes": self.wire_bytes / max(1, count),
+            "accuracy": 100 * self.num_right / self.num_labelled if self.num_labelled else None,
+        }
+
+
+def _summary_text(summary: dict[str, Any]) -> str:
+    accuracy = "" if summary["accuracy"] is None else f", {summary['accuracy']:.2f} % right"
+    return (
+        f"{summary['requests']} requests by plan {summary['plan']} ({summary['label']}), {summary['device']}: "
+        f"latency p50 {format_duration(summary['latency_p50_s'])}, p95 {format_duration(summary['latency_p95_s'])}, "
+        f"{summary['throughput_hz'] or 0:.3g} a second, {format_bytes(summary['payload_bytes'])} payload, "
+        f"{format_bytes(summary['wire_bytes'])} on the wire{accuracy}"
+    )
