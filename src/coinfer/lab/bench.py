@@ -1,0 +1,384 @@
+"""The harness: the chosen plan beside every baseline, over a shaped link, in one interleaved run.
+
+    this process                    core of the edge             core of the device
+    ShapedLink  <---------------->  EdgeProcess
+        ^-------------------------------------------------->     WorkerProcess (SlowedDevice)
+
+For each emulated device and edge load the two processes are started once and calibrated: every plan of the menu
+runs a few times without a limit of rate, which gives the times that estimates are made of (as
+`coinfer profile` would on a real device).  Then comes one cell after another:
+
+    pick the plans by estimate -> warm up -> rounds: each round is one picture through every plan, in a random order
+    -> the chosen plan and its best rival once more -> a stream by the chosen plan
+
+Nothing is skipped: a request that fails is a line of the log.  The log is written anew, whole, after each cell.
+"""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from math import isfinite
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import __version__
+from ..bundle import Bundle
+from ..engine.measure import describe_machine
+from ..errors import PlanError
+from ..plan import Candidate, Value
+from ..profile import Conditions, Link, Slowdown
+from ..runtime.spawn import EdgeProcess
+from ..search.estimate import estimate
+from ..search.goal import LOSS_TOLERANCE, Goal
+from ..search.solve import baselines
+from ..stages import price, work_of
+from .choose import CHOSEN, Pick, calibrated, menu_candidates, pick_images, pick_plans
+from .record import (
+    CalibrationLine,
+    CellLine,
+    EstimateLine,
+    Header,
+    Line,
+    MenuPlan,
+    Phase,
+    RequestLine,
+    write_log,
+)
+from .shape import ShapedLink
+from .slow import label
+from .spawn import WorkerProcess
+from .summary import Summary, summarise
+from .worker import Command, Request
+
+# Stage of work, how much of it is done, of how much, and what is at hand: as in build.
+Progress = Callable[[str, int, int, str], None]
+NO_LIMIT = Link(rate_bps=float("inf"))
+SLOW_BPS = 100e3
+LEAST_CALIBRATION = 5
+
+
+class Cell(Value, frozen=True):
+    """Conditions to measure under: the link, the emulated device, the edge's load."""
+
+    link: Link
+    slowdown: Slowdown = Slowdown()
+    load: float = 1.0
+
+
+class Effort(Value, frozen=True):
+    """How much is measured.
+
+    `requests` for each plan and cell, `slow_requests` below 100 kbit/s; `calibration` requests for each plan, fewer
+    (at least 5) where a plan would take longer than `calibration_s`; `stream` pictures through the chosen plan (0:
+    no stream); `finalists`: measure the chosen plan and its best rival once more.
+    """
+
+    requests: int = 30
+    slow_requests: int = 10
+    warmup: int = 2
+    calibration: int = 15
+    calibration_s: float = 5.0
+    stream: int = 0
+    finalists: bool = True
+    seed: int = 0
+    timeout_s: float = 120.0
+    cores: tuple[int, int] = (0, 1)
+
+
+def run_cells(
+    bundle: Bundle,
+    pixels: NDArray[Any],
+    labels: NDArray[Any] | None,
+    cells: Sequence[Cell],
+    log: Path,
+    *,
+    goal: Goal | None = None,
+    pick: Pick | None = None,
+    effort: Effort | None = None,
+    tell: Progress | None = None,
+) -> Summary:
+    """Measure every cell, write the raw log, and give its rows.
+
+    Args:
+        bundle: whose menu competes.
+        pixels: pictures (N, H, W, C) uint8 that no choice has seen.
+        labels: their classes (N,), or None.
+        cells: conditions; cells of one device and load are measured together.
+        log: where the raw log goes (.jsonl.gz).
+        goal: what the chosen plan is chosen by; least latency at 1 point of loss by default.
+        pick: who is measured in a cell; `pick_plans()` by default.
+        effort: how much is measured.
+        tell: is told of the progress.
+
+    Raises:
+        PlanError: no cells, or evidence is missing.
+        LinkError: a process did not start, or ended.
+    """
+    if not cells:
+        raise PlanError("a benchmark needs at least one cell, got none")
+    if not all(isfinite(cell.link.rate_bps) for cell in cells):
+        raise PlanError("a cell's rate must be finite: take 1 Gbit/s and more for a link that does not limit")
+    bench = _Bench(bundle, pixels, labels, goal or Goal(), pick or pick_plans(), effort or Effort(), tell or _silent)
+    numbered = list(enumerate(cells))
+    groups = groupby(sorted(numbered, key=lambda pair: _group(pair[1])), key=lambda pair: _group(pair[1]))
+    done = 0
+    for place, (_, group) in enumerate(groups):
+        members = list(group)
+        with bench.machines(members[0][1]) as (link, worker):
+            delay_s = members[0][1].link.delay_s
+            candidates, exchange_s = bench.calibrate(link, worker, members[0][1], f"calibration-{place}", delay_s)
+            for number, cell in members:
+                bench.tell("cells", done, len(cells), f"{cell.link.rate_bps:g} bit/s, {label(cell.slowdown)}")
+                bench.measure(link, worker, cell, f"{number}", candidates, exchange_s)
+                write_log(log, bench.lines)
+                done += 1
+    bench.tell("cells", done, len(cells), "done")
+    return summarise(bench.lines)
+
+
+def calibrate_exchange(
+    bundle: Bundle,
+    pixels: NDArray[Any],
+    log: Path,
+    *,
+    effort: Effort | None = None,
+) -> float:
+    """Seconds of one request beyond head, encode, decode and tail over plain loopback: the median over all plans.
+
+    That is `Conditions.exchange_s` of this pair of machines; the raw log has every request.
+
+    Raises:
+        LinkError: a process did not start, or ended.
+    """
+    bench = _Bench(bundle, pixels, None, Goal(), pick_plans(), effort or Effort(), _silent)
+    with bench.machines(Cell(link=NO_LIMIT), is_direct=True) as (_, worker):
+        _, exchange_s = bench.calibrate(None, worker, Cell(link=NO_LIMIT), "direct", 0.0)
+    write_log(log, bench.lines)
+    return exchange_s
+
+
+def _group(cell: Cell) -> tuple[float, float, float, float]:
+    return (cell.slowdown.fp32, cell.slowdown.int8, cell.load, cell.link.delay_s)
+
+
+def _silent(stage: str, done: int, total: int, text: str) -> None:
+    """Tell nobody."""
+
+
+class _Bench:
+    """One run: what is measured, and the lines so far."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        pixels: NDArray[Any],
+        labels: NDArray[Any] | None,
+        goal: Goal,
+        pick: Pick,
+        effort: Effort,
+        tell: Progress,
+    ) -> None:
+        self.bundle = bundle
+        self.candidates = menu_candidates(bundle)
+        self.pixels, self.labels = pixels, labels
+        self.goal, self.pick, self.effort, self.tell = goal, pick, effort, tell
+        self.lines: list[Line] = []
+        self.images = pick_images(pixels, max(effort.requests, effort.calibration, 1), seed=effort.seed)
+        self.chance = np.random.default_rng(effort.seed)
+
+    @contextmanager
+    def machines(self, cell: Cell, *, is_direct: bool = False) -> Iterator[tuple[ShapedLink, WorkerProcess]]:
+        """Edge, link and device, each in its place; all gone afterwards."""
+        device_core, edge_core = self.effort.cores
+        with tempfile.TemporaryDirectory(prefix="coinfer-bench-") as folder:
+            pictures = Path(folder) / "pixels.npy"
+            np.save(pictures, self.pixels, allow_pickle=False)
+            with EdgeProcess(self.bundle.folder, core=edge_core, load=cell.load) as edge:
+                at = urlsplit(edge.url)
+                with ShapedLink((at.hostname or "", at.port or 0), link=NO_LIMIT) as link:
+                    url = edge.url if is_direct else f"ws://{link.host}:{link.port}"
+                    with WorkerProcess(
+                        self.bundle.folder, pictures, edge=url, core=device_core, timeout_s=self.effort.timeout_s
+                    ) as worker:
+                        if not self.lines:
+                            self.lines.append(self._header(worker))
+                        yield link, worker
+
+    def _header(self, worker: WorkerProcess) -> Header:
+        manifest = self.bundle.manifest
+        return Header(
+            coinfer=__version__,
+            bundle=self.bundle.digest,
+            model=manifest.model,
+            data=manifest.data,
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            machine=describe_machine(),
+            cores=self.effort.cores,
+            seed=self.effort.seed,
+            max_loss_points=self.goal.max_loss_points,
+            menu=tuple(_menu_plan(candidate) for candidate in self.candidates),
+            ready=worker.ready,
+            start_s=worker.start_s,
+        )
+
+    def calibrate(
+        self, link: ShapedLink | None, worker: WorkerProcess, cell: Cell, name: str, delay_s: float
+    ) -> tuple[list[Candidate], float]:
+        """The menu with the times measured here, and the seconds of an exchange beyond its stages.
+
+        `link` None: device and edge are joined directly.
+        """
+        if link is not None:
+            link.set(Link(rate_bps=NO_LIMIT.rate_bps, delay_s=delay_s))
+        self.lines.append(
+            CalibrationLine(cell=name, slowdown=cell.slowdown, load=cell.load, delay_s=delay_s, is_direct=link is None)
+        )
+        seen: dict[int, list[Request]] = {c.plan.number: [] for c in self.candidates}
+        self._round(worker, cell, name, "warmup", 0, list(seen))
+        for number in range(self.effort.calibration):
+            self.tell("calibration", number, self.effort.calibration, label(cell.slowdown))
+            going = [plan for plan, requests in seen.items() if self._wants_more(requests)]
+            for request in self._round(worker, cell, name, "calibrate", number, going):
+                seen[request.plan].append(request)
+        candidates = [calibrated(c, seen[c.plan.number], cell.slowdown, cell.load) for c in self.candidates]
+        beyond_s = [
+            median(beyond)
+            for c in self.candidates
+            if c.plan.kind != "device"
+            and (
+                beyond := [
+                    r.exchange_s - r.decode_s - r.tail_s - 2 * delay_s for r in seen[c.plan.number] if r.error is None
+                ]
+            )
+        ]
+        return candidates, max(0.0, median(beyond_s)) if beyond_s else 0.0
+
+    def _wants_more(self, requests: Sequence[Request]) -> bool:
+        took_s = sum(request.latency_s for request in requests)
+        return len(requests) < LEAST_CALIBRATION or took_s < self.effort.calibration_s
+
+    def measure(
+        self,
+        link: ShapedLink,
+        worker: WorkerProcess,
+        cell: Cell,
+        name: str,
+        candidates: Sequence[Candidate],
+        exchange_s: float,
+    ) -> None:
+        """All of one cell: estimates first, then requests."""
+        conditions = Conditions(link=cell.link, device=cell.slowdown, edge_load=cell.load, exchange_s=exchange_s)
+        line = _cell_line(cell, name, candidates, conditions, self.goal, self.pick)
+        self.lines.append(line)
+        link.set(cell.link)
+        plans = [estimate.plan for estimate in line.estimates]
+        effort = self.effort
+        rounds = effort.requests if cell.link.rate_bps >= SLOW_BPS else effort.slow_requests
+        for number in range(effort.warmup):
+            self._round(worker, cell, name, "warmup", number, plans)
+        seen: dict[int, list[float]] = {plan: [] for plan in plans}
+        for number in range(rounds):
+            for request in self._round(worker, cell, name, "main", number, plans):
+                if request.error is None:
+                    seen[request.plan].append(request.latency_s)
+        finalists = _finalists(line.chosen, seen, candidates, self.goal)
+        if effort.finalists and len(finalists) > 1:
+            for number in range(rounds):
+                self._round(worker, cell, name, "final", number, finalists)
+        if effort.stream:
+            self._stream(worker, cell, name, line)
+
+    def _round(
+        self, worker: WorkerProcess, cell: Cell, name: str, phase: Phase, number: int, plans: Sequence[int]
+    ) -> list[Request]:
+        """One picture through each plan, in a random order."""
+        image = self.images[number % len(self.images)]
+        requests = []
+        for plan in self.chance.permutation(list(plans)):
+            command = Command(plan=int(plan), images=(image,), slowdown=cell.slowdown)
+            requests += worker.run(command)
+            self._log(name, phase, number, requests[-1])
+        return requests
+
+    def _stream(self, worker: WorkerProcess, cell: Cell, name: str, line: CellLine) -> None:
+        """Many pictures through the chosen plan, overlapping."""
+        expected = next(e for e in line.estimates if e.plan == line.chosen)
+        period_s = max(expected.busy_s.values())
+        # Enough in flight for the slowest resource never to wait, with two to spare; the edge takes 32.
+        window = min(32, max(4, int(expected.latency_s / period_s) + 3)) if period_s > 0 else 8
+        images = tuple(int(row) for row in self.chance.integers(len(self.pixels), size=self.effort.stream))
+        command = Command(plan=line.chosen, images=images, slowdown=cell.slowdown, mode="stream", window=window)
+        for number, request in enumerate(worker.run(command)):
+            self._log(name, "stream", number, request)
+
+    def _log(self, name: str, phase: Phase, number: int, request: Request) -> None:
+        truth = None if self.labels is None else int(self.labels[request.image])
+        self.lines.append(RequestLine(cell=name, phase=phase, round=number, request=request, label=truth))
+
+
+def _menu_plan(candidate: Candidate) -> MenuPlan:
+    plan, evidence = candidate.plan, candidate.reported or candidate.evidence
+    return MenuPlan(
+        number=plan.number,
+        kind=plan.kind,
+        precision=plan.precision,
+        label=plan.label,
+        loss_points=candidate.evidence.loss_points,
+        accuracy=evidence.accuracy,
+        num_images=evidence.num_images,
+        split=evidence.split,
+    )
+
+
+def _cell_line(
+    cell: Cell, name: str, candidates: Sequence[Candidate], conditions: Conditions, goal: Goal, pick: Pick
+) -> CellLine:
+    """What is known of a cell before it is measured."""
+    picks = pick(candidates, conditions, goal)
+    by_number = {candidate.plan.number: candidate for candidate in candidates}
+    best = baselines(candidates, conditions, goal)
+    estimates = []
+    for number, roles in picks.items():
+        expected = estimate(by_number[number], conditions)
+        busy_s = price(work_of([by_number[number]]), conditions).busy_s
+        estimates.append(
+            EstimateLine(
+                plan=number,
+                roles=roles,
+                latency_s=expected.latency_s,
+                stages_s=expected.stages_s,
+                busy_s={resource: float(seconds[0]) for resource, seconds in busy_s.items()},
+            )
+        )
+    return CellLine(
+        cell=name,
+        link=cell.link,
+        slowdown=cell.slowdown,
+        load=cell.load,
+        device=label(cell.slowdown),
+        exchange_s=conditions.exchange_s,
+        chosen=next(number for number, roles in picks.items() if CHOSEN in roles),
+        baselines={kind: candidates[index].plan.number for kind, index in best.items()},
+        estimates=tuple(estimates),
+    )
+
+
+def _finalists(chosen: int, seen: dict[int, list[float]], candidates: Sequence[Candidate], goal: Goal) -> list[int]:
+    """The chosen plan and the fastest other that keeps the accuracy limit."""
+    limit = goal.max_loss_points + LOSS_TOLERANCE
+    loss = {candidate.plan.number: candidate.evidence.loss_points for candidate in candidates}
+    rivals = {
+        plan: median(latencies)
+        for plan, latencies in seen.items()
+        if plan != chosen and latencies and (points := loss[plan]) is not None and points <= limit
+    }
+    return [chosen, min(rivals, key=lambda plan: rivals[plan])] if rivals else [chosen]

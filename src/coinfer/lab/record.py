@@ -1,0 +1,143 @@
+"""The raw log of a benchmark: every line's form, and reading and writing it.
+
+    Header           once: what ran, on what machine
+    CalibrationLine  one for each emulated device and load: where the estimates' times come from
+    CellLine         one for each cell: its conditions, who was to be measured, what was estimated beforehand
+    RequestLine      one for each request, in the order in which they were sent
+
+A log holds all that a table shows, so `summary.summarise` recomputes every figure from it alone.
+Written as gzipped JSON lines with neither time nor name in the gzip header: equal lines, equal bytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from ..errors import DataError
+from ..plan import Kind, Precision, Value
+from ..profile import Link, Machine, Slowdown
+from .worker import Ready, Request
+
+Phase = Literal["warmup", "main", "final", "stream", "calibrate"]
+
+
+class MenuPlan(Value, frozen=True):
+    """What the log needs to know of a plan; its accuracy is that of images no choice has seen, where measured."""
+
+    number: int
+    kind: Kind
+    precision: Precision
+    label: str
+    loss_points: float | None
+    accuracy: float | None
+    num_images: int
+    split: str
+
+
+class Header(Value, frozen=True, tag="header", tag_field="line"):
+    """What ran: the bundle, the machine, the device process as it was when it was ready."""
+
+    coinfer: str
+    bundle: str
+    model: str
+    data: str
+    date: str
+    machine: Machine
+    cores: tuple[int, int]
+    seed: int
+    max_loss_points: float
+    menu: tuple[MenuPlan, ...]
+    ready: Ready
+    start_s: float
+
+
+class CalibrationLine(Value, frozen=True, tag="calibration", tag_field="line"):
+    """The following "calibrate" requests: no limit of rate, this delay, this device, this load.
+
+    `is_direct`: device and edge were joined without the shaped link between them.
+    """
+
+    cell: str
+    slowdown: Slowdown
+    load: float
+    delay_s: float
+    is_direct: bool = False
+
+
+class EstimateLine(Value, frozen=True):
+    """What was expected of one plan in a cell, before it was measured there."""
+
+    plan: int
+    roles: tuple[str, ...]
+    latency_s: float
+    stages_s: dict[str, float]
+    busy_s: dict[str, float]
+
+
+class CellLine(Value, frozen=True, tag="cell", tag_field="line"):
+    """One cell: conditions, the chosen plan, the best of each kind, the estimate of each plan to be measured."""
+
+    cell: str
+    link: Link
+    slowdown: Slowdown
+    load: float
+    device: str
+    exchange_s: float
+    chosen: int
+    baselines: dict[Kind, int]
+    estimates: tuple[EstimateLine, ...]
+
+
+class RequestLine(Value, frozen=True, tag="request", tag_field="line"):
+    """One request as the device saw it; `label` is the picture's true class where it is known."""
+
+    cell: str
+    phase: Phase
+    round: int
+    request: Request
+    label: int | None = None
+
+
+Line = Header | CalibrationLine | CellLine | RequestLine
+_DECODER = msgspec.json.Decoder(Line)
+
+
+def write_log(path: Path, lines: Iterable[Line]) -> None:
+    """Write a whole log in place of what was there, atomically; folders are made."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=buffer, mtime=0) as file:
+        for line in lines:
+            file.write(msgspec.json.encode(line) + b"\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(buffer.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_log(path: Path) -> list[Line]:
+    """The lines of a log, in order.
+
+    Raises:
+        DataError: no such file, or not such a log.
+    """
+    try:
+        return [_DECODER.decode(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    except (OSError, EOFError, msgspec.MsgspecError) as error:
+        raise DataError(f"not a benchmark's log: {error} (log {path})") from error

@@ -1,0 +1,321 @@
+"""From the raw lines of a benchmark to its rows: a pure function, so that every figure can be computed again.
+
+A plan's row has the median and spread of its measured latency in one cell beside its estimate.  A cell's row
+has the chosen plan beside every baseline, and the regret: the chosen plan's median over that of the best plan measured
+in the cell that keeps the accuracy limit.  Where the two finalists were measured once more, the regret is that
+of the second measurement, since the best of many medians is flattered by chance in the first.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from ..errors import DataError
+from ..plan import Kind, Value
+from ..search.goal import LOSS_TOLERANCE
+from .record import CalibrationLine, CellLine, EstimateLine, Header, Line, MenuPlan, RequestLine
+from .worker import Request
+
+
+class Spread(Value, frozen=True):
+    """Median, 5th and 95th percentile, and of how many."""
+
+    p50: float
+    p5: float
+    p95: float
+    n: int
+
+
+class PlanRow(Value, frozen=True):
+    """One plan in one cell.  `accuracy` is the deployed form's, of `num_images` of part `split`, from the evidence;
+    `accuracy_seen` that of the requests measured here.  Stage times are medians as measured, slowed and all."""
+
+    cell: str
+    plan: int
+    kind: Kind
+    label: str
+    roles: tuple[str, ...]
+    latency_s: Spread
+    estimated_s: float
+    failed: int
+    stages_s: dict[str, float]
+    estimated_stages_s: dict[str, float]
+    payload_bytes: float
+    wire_bytes: float
+    reply_wire_bytes: float
+    accuracy: float | None
+    num_images: int
+    split: str
+    loss_points: float | None
+    accuracy_seen: float | None
+
+    @property
+    def estimate_error(self) -> float:
+        """Measured median over the estimate, minus 1."""
+        return self.latency_s.p50 / self.estimated_s - 1
+
+
+class StreamRow(Value, frozen=True):
+    """A stream of `n` requests by one plan: answers a second over the whole of it, filling and draining included.
+
+    `bottleneck_hz` is what the critical resource alone could do: expected times, and the bytes that were sent.
+    """
+
+    cell: str
+    plan: int
+    n: int
+    throughput_hz: float
+    bottleneck_hz: float
+    critical: str
+
+    @property
+    def efficiency(self) -> float:
+        """Throughput over the critical resource's rate."""
+        return self.throughput_hz / self.bottleneck_hz
+
+
+class CellRow(Value, frozen=True):
+    """One cell: the chosen plan and how it compares.
+
+    `baselines` maps a kind to its baseline's plan, `ratios` to that baseline's median over the chosen plan's.
+    `best` is the plan with the least median that keeps the accuracy limit, `regret` the chosen plan over it.
+    `speedup` is the ratio to the better of the device and upload baselines: what splitting brings.
+    """
+
+    cell: str
+    rate_bps: float
+    delay_s: float
+    slowdown: float
+    load: float
+    device: str
+    chosen: PlanRow
+    baselines: dict[Kind, int]
+    ratios: dict[Kind, float]
+    best: int
+    regret: float
+    was_measured_again: bool
+    speedup: float | None
+    stream: StreamRow | None
+
+
+class OverheadRow(Value, frozen=True):
+    """What a request takes beyond its stages over a link without limits: latency - head - encode - decode - tail."""
+
+    cell: str
+    is_direct: bool
+    seconds: Spread
+    worst_plan_p50_s: float
+
+
+class Summary(Value, frozen=True):
+    """All rows of one log."""
+
+    header: Header
+    plans: tuple[PlanRow, ...]
+    cells: tuple[CellRow, ...]
+    streams: tuple[StreamRow, ...]
+    overheads: tuple[OverheadRow, ...]
+
+    @property
+    def regret_max(self) -> float:
+        """The worst regret of all cells."""
+        return max(cell.regret for cell in self.cells)
+
+    @property
+    def estimate_error_max(self) -> float:
+        """The estimate of a chosen plan that is furthest off, as measured / estimated - 1, by size."""
+        return max((cell.chosen.estimate_error for cell in self.cells), key=abs)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and spread of at least one value."""
+    p5, p50, p95 = (float(x) for x in np.percentile(values, (5, 50, 95)))
+    return Spread(p50=p50, p5=p5, p95=p95, n=len(values))
+
+
+def summarise(lines: Iterable[Line]) -> Summary:
+    """Every row, from the log alone.
+
+    Raises:
+        DataError: the log has no header, or a plan of a cell has no successful request.
+    """
+    header: Header | None = None
+    cells: list[CellLine] = []
+    calibrations: list[CalibrationLine] = []
+    requests: dict[tuple[str, str, int], list[RequestLine]] = defaultdict(list)
+    for line in lines:
+        if isinstance(line, Header):
+            header = line
+        elif isinstance(line, CellLine):
+            cells.append(line)
+        elif isinstance(line, CalibrationLine):
+            calibrations.append(line)
+        else:
+            requests[line.cell, line.phase, line.request.plan].append(line)
+    if header is None:
+        raise DataError("a benchmark's log has a header, got none")
+    menu = {plan.number: plan for plan in header.menu}
+    plans, rows, streams = [], [], []
+    for cell in cells:
+        in_cell = [_plan_row(cell, menu[e.plan], e, requests[cell.cell, "main", e.plan]) for e in cell.estimates]
+        in_streams = [
+            _stream_row(cell, estimate, seen)
+            for estimate in cell.estimates
+            if (seen := requests.get((cell.cell, "stream", estimate.plan)))
+        ]
+        finals = {
+            estimate.plan: _latencies(seen)
+            for estimate in cell.estimates
+            if (seen := requests.get((cell.cell, "final", estimate.plan)))
+        }
+        plans += in_cell
+        streams += in_streams
+        rows.append(_cell_row(cell, in_cell, finals, in_streams, header.max_loss_points))
+    return Summary(
+        header=header,
+        plans=tuple(plans),
+        cells=tuple(rows),
+        streams=tuple(streams),
+        overheads=tuple(_overhead_row(line, requests, menu) for line in calibrations),
+    )
+
+
+def _latencies(lines: Sequence[RequestLine]) -> list[float]:
+    return [line.request.latency_s for line in lines if line.request.error is None]
+
+
+def _plan_row(cell: CellLine, plan: MenuPlan, estimate: EstimateLine, lines: Sequence[RequestLine]) -> PlanRow:
+    good = [line for line in lines if line.request.error is None]
+    if not good:
+        said = lines[0].request.error if lines else "none was sent"
+        raise DataError(f"plan {plan.number} has no successful request in cell {cell.cell}: {said}")
+    done = [line.request for line in good]
+    known = [line.request.predicted == line.label for line in good if line.label is not None]
+
+    def median(read: Callable[[Request], float]) -> float:
+        return statistics.median(read(request) for request in done)
+
+    return PlanRow(
+        cell=cell.cell,
+        plan=plan.number,
+        kind=plan.kind,
+        label=plan.label,
+        roles=estimate.roles,
+        latency_s=spread([request.latency_s for request in done]),
+        estimated_s=estimate.latency_s,
+        failed=len(lines) - len(good),
+        stages_s={
+            "head": median(lambda r: r.head_s),
+            "encode": median(lambda r: r.encode_s + r.finish_s),
+            "exchange": median(lambda r: r.exchange_s - r.decode_s - r.tail_s),
+            "decode": median(lambda r: r.decode_s),
+            "tail": median(lambda r: r.tail_s),
+        },
+        estimated_stages_s=estimate.stages_s,
+        payload_bytes=statistics.fmean(request.payload_bytes for request in done),
+        wire_bytes=statistics.fmean(request.wire_bytes for request in done),
+        reply_wire_bytes=statistics.fmean(request.reply_wire_bytes for request in done),
+        accuracy=plan.accuracy,
+        num_images=plan.num_images,
+        split=plan.split,
+        loss_points=plan.loss_points,
+        accuracy_seen=statistics.fmean(known) if known else None,
+    )
+
+
+def _stream_row(cell: CellLine, estimate: EstimateLine, lines: Sequence[RequestLine]) -> StreamRow:
+    done = [line.request for line in lines if line.request.error is None]
+    if len(done) != len(lines):
+        raise DataError(
+            f"{len(lines) - len(done)} requests of a stream failed (plan {estimate.plan}, cell {cell.cell})"
+        )
+    busy_s = dict(estimate.busy_s)
+    if cell.link.trace is None:
+        down_bps = cell.link.rate_bps if cell.link.down_rate_bps is None else cell.link.down_rate_bps
+        busy_s["uplink"] = statistics.fmean(request.wire_bytes for request in done) * 8 / cell.link.rate_bps
+        busy_s["downlink"] = statistics.fmean(request.reply_wire_bytes for request in done) * 8 / down_bps
+    critical = max(busy_s, key=lambda name: busy_s[name])
+    makespan_s = max(request.end_s for request in done) - min(request.start_s for request in done)
+    return StreamRow(
+        cell=cell.cell,
+        plan=estimate.plan,
+        n=len(done),
+        throughput_hz=len(done) / makespan_s,
+        bottleneck_hz=1 / busy_s[critical],
+        critical=critical,
+    )
+
+
+def _cell_row(
+    cell: CellLine,
+    plans: Sequence[PlanRow],
+    finals: dict[int, list[float]],
+    streams: Sequence[StreamRow],
+    max_loss_points: float,
+) -> CellRow:
+    by_number = {row.plan: row for row in plans}
+    chosen = by_number[cell.chosen]
+    ratios = {
+        kind: by_number[number].latency_s.p50 / chosen.latency_s.p50
+        for kind, number in cell.baselines.items()
+        if number in by_number
+    }
+    allowed = [row for row in plans if row.plan == cell.chosen or _keeps(row.loss_points, max_loss_points)]
+    best = min(allowed, key=lambda row: row.latency_s.p50)
+    regret = chosen.latency_s.p50 / best.latency_s.p50
+    was_measured_again = cell.chosen in finals and len(finals) > 1
+    if was_measured_again:
+        # The finalists are the chosen plan and its best rival, whichever of the two won the first time.
+        medians = {number: statistics.median(latencies) for number, latencies in finals.items()}
+        winner = min(medians, key=lambda number: medians[number])
+        best, regret = by_number[winner], medians[cell.chosen] / medians[winner]
+    rivals = [ratios[kind] for kind in ("device", "upload") if kind in ratios]
+    return CellRow(
+        cell=cell.cell,
+        rate_bps=cell.link.rate_bps,
+        delay_s=cell.link.delay_s,
+        slowdown=cell.slowdown.fp32,
+        load=cell.load,
+        device=cell.device,
+        chosen=chosen,
+        baselines=cell.baselines,
+        ratios=ratios,
+        best=best.plan,
+        regret=regret,
+        was_measured_again=was_measured_again,
+        speedup=min(rivals) if rivals else None,
+        stream=next((row for row in streams if row.plan == cell.chosen), None),
+    )
+
+
+def _keeps(loss_points: float | None, max_loss_points: float) -> bool:
+    return loss_points is not None and loss_points <= max_loss_points + LOSS_TOLERANCE
+
+
+def _overhead_row(
+    line: CalibrationLine, requests: dict[tuple[str, str, int], list[RequestLine]], menu: dict[int, MenuPlan]
+) -> OverheadRow:
+    beyond_s = {
+        number: [
+            r.latency_s - r.head_s - r.encode_s - r.decode_s - r.tail_s - 2 * line.delay_s
+            for r in (seen.request for seen in requests.get((line.cell, "calibrate", number), []))
+            if r.error is None
+        ]
+        for number, plan in menu.items()
+        if plan.kind != "device"
+    }
+    everything = [seconds for several in beyond_s.values() for seconds in several]
+    if not everything:
+        return OverheadRow(
+            cell=line.cell, is_direct=line.is_direct, seconds=Spread(p50=0, p5=0, p95=0, n=0), worst_plan_p50_s=0
+        )
+    return OverheadRow(
+        cell=line.cell,
+        is_direct=line.is_direct,
+        seconds=spread(everything),
+        worst_plan_p50_s=max(statistics.median(several) for several in beyond_s.values() if several),
+    )
