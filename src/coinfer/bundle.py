@@ -20,24 +20,30 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from .errors import BundleError
+from .errors import BundleError, PlanError
 from .plan import Candidate, Plan, Preprocess, TensorSpec, Value
 from .profile import Profile
 
 FORMAT = 1
+# What msgspec raises on bytes that are not the JSON of a type; deep nesting is a RecursionError.
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-class FileEntry(Value, frozen=True):
+T = TypeVar("T")
+
+
+class FileEntry(Value, frozen=True, kw_only=True):
     """Size and sha256 of one file of a bundle."""
 
     num_bytes: int
     sha256: str
 
 
-class Manifest(Value, frozen=True):
+class Manifest(Value, frozen=True, kw_only=True):
     """What bundle.json holds.
 
     `input` is the picture or array a request brings (without batch); `outputs` the network's output
@@ -98,12 +104,26 @@ class Bundle:
         return self.folder / name
 
     def candidates(self) -> list[Candidate]:
-        """Every candidate that was considered, the menu's included, with its evidence."""
-        return msgspec.json.decode(self.path("evidence.json").read_bytes(), type=list[Candidate])
+        """Every candidate that was considered, the menu's included, with its evidence.
+
+        Raises:
+            BundleError: evidence.json is not listed, or holds something else.
+        """
+        return self._decode("evidence.json", list[Candidate])
 
     def profile(self) -> Profile:
-        """The building machine's times."""
-        return msgspec.json.decode(self.path("profile.json").read_bytes(), type=Profile)
+        """The building machine's times.
+
+        Raises:
+            BundleError: profile.json is not listed, or holds something else.
+        """
+        return self._decode("profile.json", Profile)
+
+    def _decode(self, name: str, wanted: type[T]) -> T:
+        try:
+            return msgspec.json.decode(self.path(name).read_bytes(), type=wanted)
+        except (*_UNREADABLE, PlanError) as error:
+            raise BundleError(f"{name} cannot be read: {error} (bundle {self.folder})") from error
 
 
 def sha256_of(path: Path) -> str:
@@ -116,7 +136,7 @@ def load_bundle(folder: Path) -> Bundle:
     """The bundle in `folder`, every file checked against its sha256.
 
     Raises:
-        BundleError: no bundle there, another version, or a file that is missing, altered or unlisted.
+        BundleError: no bundle there, another version, or a listed file that is missing or altered.
     """
     path = folder / "bundle.json"
     if not path.is_file():
@@ -127,7 +147,7 @@ def load_bundle(folder: Path) -> Bundle:
         if bytes(version) != str(FORMAT).encode():
             raise BundleError(f"bundle format must be {FORMAT}, got {bytes(version).decode()} (bundle {folder})")
         manifest = msgspec.json.decode(raw, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except (*_UNREADABLE, PlanError) as error:
         raise BundleError(f"bundle.json is not a manifest: {error} (bundle {folder})") from error
     for name, entry in manifest.files.items():
         _check_file(folder, name, entry)
@@ -161,15 +181,25 @@ def new_folder(target: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o755)
         if target.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            os.rename(target, retired / "bundle")
-            os.rename(temporary, target)
-            shutil.rmtree(retired)
+            _replace(target, temporary)
         else:
             os.rename(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _replace(target: Path, fresh: Path) -> None:
+    """Put `fresh` in the place of `target`; the old folder comes back where that fails."""
+    retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    os.rename(target, retired / "bundle")
+    try:
+        os.rename(fresh, target)
+    except BaseException:
+        os.rename(retired / "bundle", target)
+        raise
+    finally:
+        shutil.rmtree(retired, ignore_errors=True)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

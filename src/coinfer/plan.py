@@ -30,10 +30,13 @@ Coder = Literal["none", "zstd", "range", "rans", "png", "webp-lossless", "webp",
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Common options of every noun: frozen, keyword-only, unknown fields refused."""
+    """Common options of every noun: frozen, keyword-only, unknown fields refused.
+
+    A subclass says `frozen=True, kw_only=True` again: type checkers want the one, msgspec the other.
+    """
 
 
-class TensorSpec(Value, frozen=True):
+class TensorSpec(Value, frozen=True, kw_only=True):
     """Name, shape without the batch dimension, and dtype of one value.
 
     `dtype` is numpy's name: "float32", "uint8" or "int64".
@@ -53,12 +56,18 @@ class TensorSpec(Value, frozen=True):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of one sample as it lies in memory."""
+        """Bytes of one sample as it lies in memory.
+
+        Raises:
+            PlanError: `dtype` is none that a value may have.
+        """
         sizes = {"bool": 1, "uint8": 1, "int8": 1, "float16": 2, "int32": 4, "float32": 4, "int64": 8, "float64": 8}
+        if self.dtype not in sizes:
+            raise PlanError(f'dtype must be one of {", ".join(sizes)}, got "{self.dtype}" (value "{self.name}")')
         return self.num_elements * sizes[self.dtype]
 
 
-class Preprocess(Value, frozen=True):
+class Preprocess(Value, frozen=True, kw_only=True):
     """How a camera's picture becomes the network's input: `(pixels / 255 - mean) / std`.
 
     Pictures are (N, H, W, C) uint8; the network's input is (N, C, H, W) float32.  The step is part
@@ -69,7 +78,7 @@ class Preprocess(Value, frozen=True):
     std: tuple[float, ...]
 
 
-class CodecSpec(Value, frozen=True):
+class CodecSpec(Value, frozen=True, kw_only=True):
     """What turns arrays into bytes: a transform to symbols, then a coder.
 
     transform   float32, float16: as they are; uniform: `bits` per element with static ranges, one
@@ -103,7 +112,7 @@ class CodecSpec(Value, frozen=True):
         return f"{self.transform}-{self.coder}{quality}"
 
 
-class Plan(Value, frozen=True):
+class Plan(Value, frozen=True, kw_only=True):
     """One way to run the network: data only, the same on both machines.
 
     `number` names the plan in every frame of the link.  `head` and `tail` are file names of
@@ -150,7 +159,7 @@ class Plan(Value, frozen=True):
         return " ".join(parts)
 
 
-class Evidence(Value, frozen=True):
+class Evidence(Value, frozen=True, kw_only=True):
     """What was measured of a plan in its deployed form.
 
     Accuracy is of `num_images` held-out images of the part named `split` ("validation": choices,
@@ -179,7 +188,7 @@ class Evidence(Value, frozen=True):
     times_how: Literal["measured", "estimated"] = "measured"
 
 
-class Candidate(Value, frozen=True):
+class Candidate(Value, frozen=True, kw_only=True):
     """A plan with its evidence; `dropped` says in which round and why it was measured no further.
 
     `evidence` is what choices are made on (validation images); `reported` is the same of images that no

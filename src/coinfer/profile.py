@@ -7,13 +7,14 @@ the link, how slow the device is, how loaded the edge is.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 
 from .errors import PlanError
 from .plan import Value
 
 
-class Timing(Value, frozen=True):
+class Timing(Value, frozen=True, kw_only=True):
     """Seconds of one repeated call: median, 5th and 95th percentile, and how many repeats."""
 
     median_s: float
@@ -22,7 +23,7 @@ class Timing(Value, frozen=True):
     repeats: int
 
 
-class Machine(Value, frozen=True):
+class Machine(Value, frozen=True, kw_only=True):
     """Where something was measured: enough to judge the figure by."""
 
     name: str
@@ -33,7 +34,7 @@ class Machine(Value, frozen=True):
     versions: dict[str, str]
 
 
-class Profile(Value, frozen=True):
+class Profile(Value, frozen=True, kw_only=True):
     """Times of one machine, each as deployed (a session per segment, batch size 1).
 
     `segments` maps a segment's file name to its Timing; `codecs` maps `PLAN_NUMBER` (as text) to the
@@ -50,7 +51,7 @@ class Profile(Value, frozen=True):
     engine: str = "onnxruntime"
 
 
-class Trace(Value, frozen=True):
+class Trace(Value, frozen=True, kw_only=True):
     """A recorded bandwidth series: piece k holds `rate_bps[k]` from `start_s[k]` to `start_s[k + 1]`.
 
     The series repeats after `duration_s`.  Starts are increasing from 0; rates are at least 0 (an
@@ -66,9 +67,9 @@ class Trace(Value, frozen=True):
         starts = self.start_s
         if not starts or starts[0] != 0 or len(starts) != len(self.rate_bps):
             raise PlanError(f'a trace needs as many starts as rates, the first at 0 (trace "{self.name}")')
-        if any(b <= a for a, b in zip(starts, (*starts[1:], self.duration_s), strict=True)):
+        if not all(a < b for a, b in zip(starts, (*starts[1:], self.duration_s), strict=True)):
             raise PlanError(f'starts must increase and end before the duration (trace "{self.name}")')
-        if min(self.rate_bps) < 0 or max(self.rate_bps) <= 0:
+        if not all(0 <= rate < math.inf for rate in self.rate_bps) or max(self.rate_bps) == 0:
             raise PlanError(f'rates must be at least 0 and some above 0 (trace "{self.name}")')
 
     def at(self, time_s: float) -> float:
@@ -76,7 +77,7 @@ class Trace(Value, frozen=True):
         return self.rate_bps[bisect_right(self.start_s, time_s % self.duration_s) - 1]
 
 
-class Link(Value, frozen=True):
+class Link(Value, frozen=True, kw_only=True):
     """What lies between device and edge: rate and one-way delay; a trace overrides the uplink's rate.
 
     `down_rate_bps` None means the same as `rate_bps`.
@@ -94,7 +95,7 @@ class Link(Value, frozen=True):
             raise PlanError(f"a link's delay must be at least 0 s, got {self.delay_s} (link)")
 
 
-class Radio(Value, frozen=True):
+class Radio(Value, frozen=True, kw_only=True):
     """Power of sending, P = alpha x rate + beta, in W with alpha in W per bit/s (Huang et al., MobiSys 2012)."""
 
     name: str
@@ -106,7 +107,7 @@ class Radio(Value, frozen=True):
         return self.alpha_w_per_bps * rate_bps + self.beta_w
 
 
-class Slowdown(Value, frozen=True):
+class Slowdown(Value, frozen=True, kw_only=True):
     """How many times slower than the measuring machine: one factor for fp32 and all other work, one for int8.
 
     A slowed x86 core is not an ARM core: int8 gains more here than there, so int8 has a factor of its own.
@@ -120,7 +121,7 @@ class Slowdown(Value, frozen=True):
             raise PlanError(f"a slowdown must be above 0, got fp32 {self.fp32}, int8 {self.int8}")
 
 
-class Conditions(Value, frozen=True):
+class Conditions(Value, frozen=True, kw_only=True):
     """Under what a plan is priced: link, device's slowdown, edge's load (a factor on the edge's times).
 
     `exchange_s` is the fixed cost of one request over the link (see Profile); `device_power_w` prices

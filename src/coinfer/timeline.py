@@ -19,7 +19,7 @@ Clock = Literal["device", "edge"]
 Answered = Literal["device", "edge", "fallback", "dropped", "failed"]
 
 
-class Span(Value, frozen=True):
+class Span(Value, frozen=True, kw_only=True):
     """One stage of one request, half-open [start_s, end_s) on `clock`; `num_bytes` on the wire for links."""
 
     request: int
@@ -30,7 +30,7 @@ class Span(Value, frozen=True):
     num_bytes: int = 0
 
 
-class Outcome(Value, frozen=True):
+class Outcome(Value, frozen=True, kw_only=True):
     """How one request ended: by which plan, answered by whom, and from when to when on the device's clock.
 
     `payload_bytes` is the bare payload sent (0 for a device plan), `wire_bytes` what it took on the wire.

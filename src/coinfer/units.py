@@ -34,7 +34,7 @@ def parse_rate_bps(text: str) -> float:
     """
     for pattern, bits in ((_RATE, 1.0), (_BYTE_RATE, 8.0)):
         match = pattern.fullmatch(text)
-        if match and float(match[1]) > 0:
+        if match and 0 < float(match[1]) * _PREFIX[match[2]] * bits < math.inf:
             return float(match[1]) * _PREFIX[match[2]] * bits
     raise UsageError(
         f'a rate must be a positive number with bit/s, kbit/s, Mbit/s, Gbit/s or kB/s, got "{text}"'
@@ -48,7 +48,7 @@ def parse_duration_s(text: str) -> float:
         UsageError: the text is not a number at least 0 with one of those units.
     """
     match = _DURATION.fullmatch(text)
-    if match is None:
+    if match is None or math.isinf(float(match[1]) * _SECONDS[match[2]]):
         raise UsageError(f'a duration must be a number with us, ms, s or min, got "{text}"')
     return float(match[1]) * _SECONDS[match[2]]
 

@@ -48,7 +48,7 @@ _DEEPEST_RATIO = 8.0
 Floats = NDArray[np.float64]
 
 
-class Curve(Value, frozen=True):
+class Curve(Value, frozen=True, kw_only=True):
     """Latency over rate of one line of a plot.
 
     `role` is "chosen" or a kind of plan and gives the line its colour. A measured curve has markers, and

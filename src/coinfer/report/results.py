@@ -25,7 +25,7 @@ from .table import TextTable, markdown
 How = Literal["measured", "simulated", "estimated"]
 
 
-class Row(Value, frozen=True):
+class Row(Value, frozen=True, kw_only=True):
     """One figure: what it is, of how many, how it was had, and where its raw log lies.
 
     `against` names the baseline of a ratio (None for an absolute figure); `spread` is the 5th and 95th
@@ -51,7 +51,7 @@ class Row(Value, frozen=True):
             raise DataError(f'n must be at least 1, got {self.n} (row "{self.name}")')
 
 
-class Results(Value, frozen=True):
+class Results(Value, frozen=True, kw_only=True):
     """What a results file holds: from which commit, when, where, by which command, and the rows."""
 
     commit: str

@@ -21,7 +21,7 @@ KINDS: tuple[Kind, ...] = ("device", "upload", "split")
 KIND_STYLES = {"device": "blue", "upload": "yellow", "split": "green"}
 
 
-class TextTable(Value, frozen=True):
+class TextTable(Value, frozen=True, kw_only=True):
     """A title, columns, and rows of text; `right` names the columns that are aligned right."""
 
     title: str
@@ -31,7 +31,7 @@ class TextTable(Value, frozen=True):
     note: str = ""
 
 
-class BenchCell(Value, frozen=True):
+class BenchCell(Value, frozen=True, kw_only=True):
     """The chosen plan at one rate and slowdown, measured, beside the three baselines.
 
     `latency_p50_s` and `latency_p95_s` were measured over `num_requests` requests, `estimated_s` is the

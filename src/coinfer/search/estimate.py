@@ -58,7 +58,7 @@ def row_of(work: Work, index: int) -> Work:
     return Work(*(np.asarray(column)[index] for column in work))
 
 
-class Estimate(Value, frozen=True):
+class Estimate(Value, frozen=True, kw_only=True):
     """What one candidate costs under given conditions.
 
     `stages_s` maps each stage's name to the seconds that it adds to one request's latency (delays

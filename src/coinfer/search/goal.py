@@ -24,7 +24,7 @@ Objective = Literal["latency", "throughput", "bytes", "energy"]
 LOSS_TOLERANCE = 1e-9
 
 
-class Goal(Value, frozen=True):
+class Goal(Value, frozen=True, kw_only=True):
     """What to make least (or, for throughput, most), subject to what.
 
     `max_loss_points` is top-1 points against the unmodified fp32 network; `max_bytes` is uplink bytes

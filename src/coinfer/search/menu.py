@@ -85,7 +85,7 @@ def at(base: Conditions, rate_bps: float, slowdown: float, edge_load: float, *, 
     )
 
 
-class Cell(Value, frozen=True):
+class Cell(Value, frozen=True, kw_only=True):
     """One point of a regime map.
 
     `best` maps each kind that is feasible here to the index of its best candidate, and `latencies_s` and
@@ -116,7 +116,7 @@ class Cell(Value, frozen=True):
         return min(others, key=lambda kind: self.objectives[kind], default=None)
 
 
-class RegimeMap(Value, frozen=True):
+class RegimeMap(Value, frozen=True, kw_only=True):
     """Which kind of plan wins over link rate and device slowdown: `cells[slowdown][rate]`."""
 
     goal: Goal

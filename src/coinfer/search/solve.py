@@ -43,7 +43,7 @@ __all__ = [
 KINDS: tuple[Kind, ...] = ("device", "upload", "split")
 
 
-class RankingRow(Value, frozen=True):
+class RankingRow(Value, frozen=True, kw_only=True):
     """One candidate's place: `index` into the candidates given; `rejected` None, or why in few words.
 
     `energy_j` is None where the conditions name no powers.
@@ -58,7 +58,7 @@ class RankingRow(Value, frozen=True):
     rejected: str | None
 
 
-class ConstraintCost(Value, frozen=True):
+class ConstraintCost(Value, frozen=True, kw_only=True):
     """What one constraint cost: the objective of the winner with it, and of the winner without it.
 
     Objectives are in the goal's own unit: s for latency, requests a second for throughput, bytes, J.

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from coinfer.profile import Conditions, Link, Radio, Slowdown
+from coinfer.stages import RESOURCES, Work, cost, price, stages, work_of
+
+LINK = Link(rate_bps=8e6, delay_s=0.01)
+SPLIT = Work(
+    head_s=0.002, encode_s=0.001, decode_s=0.0005, tail_s=0.004, payload_bytes=100.0, reply_bytes=10.0,
+    is_int8=False, is_remote=True,
+)  # fmt: skip
+
+
+def test_stages_come_in_order_on_their_resources():
+    assert [(stage.name, stage.resource) for stage in stages(SPLIT)] == [
+        ("head", "device"),
+        ("encode", "device"),
+        ("send", "uplink"),
+        ("decode", "edge"),
+        ("tail", "edge"),
+        ("reply", "downlink"),
+    ]
+
+
+def test_a_price_by_hand():
+    # Up: 100 + 8 header + 6 frame + 40 = 154 B; down: 10 + 8 + 12 durations + 2 frame + 40 = 72 B; 1 us a byte.
+    conditions = Conditions(link=LINK, device=Slowdown(fp32=10, int8=20), edge_load=2.0, exchange_s=0.003)
+    priced = price(SPLIT, conditions)
+    busy_s = {"device": 0.030, "uplink": 154e-6, "edge": 0.009, "downlink": 72e-6}
+    assert {name: float(seconds) for name, seconds in priced.busy_s.items()} == pytest.approx(busy_s)
+    assert priced.latency_s == pytest.approx(sum(busy_s.values()) + 2 * 0.01 + 0.003)
+    assert priced.period_s == pytest.approx(0.030)
+    assert np.isnan(priced.energy_j)
+
+
+def test_a_device_plan_pays_for_its_head_alone():
+    work = SPLIT._replace(encode_s=0.0, decode_s=0.0, tail_s=0.0, payload_bytes=0.0, reply_bytes=0.0, is_remote=False)
+    priced = price(work, Conditions(link=LINK, device=Slowdown(fp32=3), exchange_s=0.5))
+    assert priced.latency_s == pytest.approx(0.006)
+    assert priced.busy_s["uplink"] == priced.busy_s["downlink"] == 0
+
+
+def test_int8_slows_the_network_by_its_own_factor_and_nothing_else():
+    conditions = Conditions(link=LINK, device=Slowdown(fp32=10, int8=30), edge_load=2.0)
+    busy_s = price(SPLIT._replace(is_int8=True), conditions).busy_s
+    assert busy_s["device"] == pytest.approx(0.002 * 30 + 0.001 * 10)
+    assert busy_s["edge"] == pytest.approx(0.009)
+
+
+def test_the_downlink_may_have_a_rate_of_its_own():
+    conditions = Conditions(link=Link(rate_bps=8e6, down_rate_bps=8e3))
+    busy_s = price(SPLIT, conditions).busy_s
+    assert (busy_s["uplink"], busy_s["downlink"]) == (pytest.approx(154e-6), pytest.approx(0.072))
+
+
+def test_a_delay_occupies_nothing():
+    near, far = (price(SPLIT, Conditions(link=Link(rate_bps=8e6, delay_s=delay_s))) for delay_s in (0.0, 5.0))
+    assert far.latency_s == pytest.approx(near.latency_s + 10.0)
+    assert far.period_s == near.period_s
+
+
+def test_head_and_encode_share_the_device_in_a_stream():
+    stage_s = {stage.name: cost(stage, Conditions(link=LINK)).busy_s for stage in stages(SPLIT)}
+    assert price(SPLIT, Conditions(link=LINK)).period_s == max(
+        stage_s["head"] + stage_s["encode"], stage_s["send"], stage_s["decode"] + stage_s["tail"], stage_s["reply"]
+    )
+
+
+def test_energy_is_the_devices_compute_and_sending():
+    radio = Radio(name="r", alpha_w_per_bps=1e-7, beta_w=0.2)
+    conditions = Conditions(link=LINK, device=Slowdown(fp32=10), device_power_w=2.0, radio=radio)
+    assert price(SPLIT, conditions).energy_j == pytest.approx(0.030 * 2.0 + 154e-6 * (0.8 + 0.2))
+
+
+@pytest.mark.parametrize("power", [{"device_power_w": 2.0}, {"radio": Radio(name="r", alpha_w_per_bps=0, beta_w=1)}])
+def test_half_the_powers_give_no_energy(power):
+    assert np.isnan(price(SPLIT, Conditions(link=LINK, **power)).energy_j)
+
+
+def test_a_table_prices_every_row_as_it_would_alone(make_candidate, trio):
+    candidates = [*trio, make_candidate(7, "device", precision="int8", head_s=0.003)]
+    conditions = Conditions(link=LINK, device=Slowdown(fp32=10, int8=20), edge_load=2.0, exchange_s=0.001)
+    together = price(work_of(candidates), conditions)
+    for k, candidate in enumerate(candidates):
+        alone = price(work_of([candidate]), conditions)
+        assert together.latency_s[k] == alone.latency_s[0]
+        assert together.period_s[k] == alone.period_s[0]
+        assert all(together.busy_s[name][k] == alone.busy_s[name][0] for name in RESOURCES)
+
+
+def test_a_table_reads_every_amount_from_the_evidence(trio):
+    work = work_of(trio)
+    for k, candidate in enumerate(trio):
+        evidence = candidate.evidence
+        for name in ("head_s", "encode_s", "decode_s", "tail_s", "payload_bytes", "reply_bytes"):
+            assert getattr(work, name)[k] == getattr(evidence, name)
+    assert work.is_remote.tolist() == [False, True, True]
+    assert work.is_int8.tolist() == [False, False, False]
