@@ -34,7 +34,7 @@ from ..profile import Conditions, Link, Slowdown
 from ..units import parse_duration_s, parse_rate_bps
 
 
-class ModelJob(Value, frozen=True):
+class ModelJob(Value, frozen=True, kw_only=True):
     """Which network; `mean` and `std` (of pixels / 255) override the network's own, `top` the reply's form."""
 
     source: str
@@ -46,7 +46,7 @@ class ModelJob(Value, frozen=True):
     top: int | None = None
 
 
-class DataJob(Value, frozen=True):
+class DataJob(Value, frozen=True, kw_only=True):
     """Which pictures; `size` is (height, width) where the source has none of its own."""
 
     source: str
@@ -54,34 +54,34 @@ class DataJob(Value, frozen=True):
     holdout: str | None = None
 
 
-class DeviceJob(Value, frozen=True):
+class DeviceJob(Value, frozen=True, kw_only=True):
     """How many times slower the device is than the building machine, for fp32 and, if given, for int8."""
 
     slowdown: float = 1.0
     int8_slowdown: float | None = None
 
 
-class EdgeJob(Value, frozen=True):
+class EdgeJob(Value, frozen=True, kw_only=True):
     """How loaded the edge is: a factor on its times."""
 
     load: float = 1.0
 
 
-class LinkJob(Value, frozen=True):
+class LinkJob(Value, frozen=True, kw_only=True):
     """Rate and one-way delay, as text with units."""
 
     rate: str = "1 Mbit/s"
     delay: str = "5 ms"
 
 
-class GoalJob(Value, frozen=True):
+class GoalJob(Value, frozen=True, kw_only=True):
     """What to minimise, and the top-1 points that may be lost."""
 
     minimise: Literal["latency", "throughput", "bytes", "energy"] = "latency"
     max_loss: float = 1.0
 
 
-class BuildJob(Value, frozen=True):
+class BuildJob(Value, frozen=True, kw_only=True):
     """How much work: images of the three rounds of choice, images of the report, calibration pictures.
 
     `precisions` and `cuts` (shell patterns of cut names) narrow what is tried.
@@ -94,7 +94,7 @@ class BuildJob(Value, frozen=True):
     cuts: tuple[str, ...] = ("*",)
 
 
-class Job(Value, frozen=True):
+class Job(Value, frozen=True, kw_only=True):
     """A whole job file."""
 
     model: ModelJob

@@ -29,7 +29,7 @@ from .worker import Ready, Request
 Phase = Literal["warmup", "main", "final", "stream", "calibrate"]
 
 
-class MenuPlan(Value, frozen=True):
+class MenuPlan(Value, frozen=True, kw_only=True):
     """What the log needs to know of a plan; its accuracy is that of images no choice has seen, where measured."""
 
     number: int
@@ -72,7 +72,7 @@ class CalibrationLine(Value, frozen=True, tag="calibration", tag_field="line"):
     is_direct: bool = False
 
 
-class EstimateLine(Value, frozen=True):
+class EstimateLine(Value, frozen=True, kw_only=True):
     """What was expected of one plan in a cell, before it was measured there."""
 
     plan: int

@@ -59,7 +59,7 @@ def _crossing_digest(plan: Plan, outputs: tuple[TensorSpec, ...]) -> str:
     return hashlib.sha256(text).hexdigest()[:16]
 
 
-class Limits(Value, frozen=True):
+class Limits(Value, frozen=True, kw_only=True):
     """What an edge takes: bytes of one message, and requests in flight before it stops reading."""
 
     max_message_bytes: int
