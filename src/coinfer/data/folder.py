@@ -57,7 +57,7 @@ def part_of(name: str) -> Part:
     """The part that a file name falls into: 60 % train, 20 % validation, 20 % test.
 
     >>> [part_of(f"photo_{index}.jpg") for index in range(3)]
-    ['train', 'train', 'train']
+    ['validation', 'train', 'train']
     """
     share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 100
     return "train" if share < 60 else "validation" if share < 80 else "test"
