@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
@@ -66,7 +67,7 @@ class Limits(Value, frozen=True, kw_only=True):
     in_flight: int
 
 
-class Hello(Value, frozen=True, tag_field="type", tag="hello"):
+class Hello(Value, frozen=True, kw_only=True, tag_field="type", tag="hello"):
     """The device's first message."""
 
     protocol: int
@@ -74,7 +75,7 @@ class Hello(Value, frozen=True, tag_field="type", tag="hello"):
     crossings: dict[int, str]
 
 
-class Welcome(Value, frozen=True, tag_field="type", tag="welcome"):
+class Welcome(Value, frozen=True, kw_only=True, tag_field="type", tag="welcome"):
     """The edge agrees."""
 
     protocol: int
@@ -82,7 +83,7 @@ class Welcome(Value, frozen=True, tag_field="type", tag="welcome"):
     limits: Limits
 
 
-class Refusal(Value, frozen=True, tag_field="type", tag="refusal"):
+class Refusal(Value, frozen=True, kw_only=True, tag_field="type", tag="refusal"):
     """The edge does not agree, and says why."""
 
     protocol: int
@@ -92,7 +93,7 @@ class Refusal(Value, frozen=True, tag_field="type", tag="refusal"):
 class _Version(msgspec.Struct):
     """The part of a greeting that every version has."""
 
-    protocol: int
+    protocol: Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
 _VERSION = msgspec.json.Decoder(_Version)

@@ -18,7 +18,12 @@ FAILURE_BYTES = 500
 
 Array = NDArray[Any]
 _HEADER = struct.Struct("<BBHI")
-_SCORED = np.dtype([("class", "<u2"), ("score", "<f2")])
+_WIRE_DTYPES = {
+    name: np.dtype(name).newbyteorder("<")
+    for name in ("bool", "uint8", "int8", "float16", "int32", "float32", "int64", "float64")
+}
+_CLASS = np.dtype("<u2")
+_SCORE = np.dtype("<f2")
 
 
 class MessageType(IntEnum):
@@ -94,18 +99,24 @@ def encode_result(plan: Plan, outputs: Sequence[Array], specs: tuple[TensorSpec,
     Raises:
         ProtocolError: `outputs` are not what the bundle's manifest states.
     """
-    got = [(array.shape[1:], array.dtype.name) for array in outputs]
-    if got != [(spec.shape, spec.dtype) for spec in specs] or any(len(array) != 1 for array in outputs):
+    if len(outputs) != len(specs) or any(map(_differs, outputs, specs)):
         want = [(spec.shape, spec.dtype) for spec in specs]
+        got = [(array.shape, array.dtype.name) for array in outputs]
         raise ProtocolError(f"outputs must be one sample each of {want}, got {got} ({plan.label})")
     if plan.top is None:
-        return b"".join(np.ascontiguousarray(a).astype(a.dtype.newbyteorder("<")).tobytes() for a in outputs)
+        return b"".join(
+            array.astype(_WIRE_DTYPES[spec.dtype], copy=False).tobytes()
+            for array, spec in zip(outputs, specs, strict=True)
+        )
     logits = outputs[0].reshape(-1).astype(np.float64)
-    order = np.argsort(-logits, kind="stable")[: plan.top]
-    powers = np.exp(logits - logits.max())
-    scored = np.empty(len(order), dtype=_SCORED)
-    scored["class"], scored["score"] = order, powers[order] / powers.sum()
-    return scored.tobytes()
+    order: NDArray[np.int64] = np.argsort(-logits, kind="stable")[: plan.top]
+    powers = np.exp(logits - logits[order[0]])
+    scores: NDArray[np.float64] = powers[order] / powers.sum()
+    return order.astype(_CLASS).tobytes() + scores.astype(_SCORE).tobytes()
+
+
+def _differs(array: Array, spec: TensorSpec) -> bool:
+    return array.shape != (1, *spec.shape) or array.dtype != spec.dtype
 
 
 def decode_result(plan: Plan, body: bytes | memoryview, specs: tuple[TensorSpec, ...]) -> Result:
@@ -117,13 +128,14 @@ def decode_result(plan: Plan, body: bytes | memoryview, specs: tuple[TensorSpec,
     if len(body) != reply_bytes(plan, specs):
         raise ProtocolError(f"an answer has {reply_bytes(plan, specs)} B, got {len(body)} B ({plan.label})")
     if plan.top is not None:
-        scored = np.frombuffer(body, dtype=_SCORED)
-        return Result((), scored["class"].astype(np.int64), scored["score"].astype(np.float32))
+        count = len(body) // (_CLASS.itemsize + _SCORE.itemsize)
+        classes = np.frombuffer(body, _CLASS, count).astype(np.int64)
+        scores = np.frombuffer(body, _SCORE, count, count * _CLASS.itemsize).astype(np.float32)
+        return Result((), classes, scores)
     arrays, offset = [], 0
     for spec in specs:
-        dtype = np.dtype(spec.dtype).newbyteorder("<")
-        flat = np.frombuffer(body, dtype, spec.num_elements, offset)
-        arrays.append(flat.reshape(1, *spec.shape).astype(spec.dtype, copy=False))
+        flat = np.frombuffer(body, _WIRE_DTYPES[spec.dtype], spec.num_elements, offset)
+        arrays.append(flat.astype(spec.dtype, copy=False).reshape(1, *spec.shape))
         offset += spec.num_bytes
     return Result(tuple(arrays))
 
@@ -131,8 +143,8 @@ def decode_result(plan: Plan, body: bytes | memoryview, specs: tuple[TensorSpec,
 def reply_bytes(plan: Plan, outputs: tuple[TensorSpec, ...]) -> int:
     """Bytes of one answer's body, without header and durations (which `wire_bytes` adds)."""
     if plan.top is not None:
-        return _SCORED.itemsize * min(plan.top, outputs[0].num_elements)
-    return sum(spec.num_bytes for spec in outputs)
+        return (_CLASS.itemsize + _SCORE.itemsize) * min(plan.top, outputs[0].num_elements)
+    return sum(spec.num_elements * _WIRE_DTYPES[spec.dtype].itemsize for spec in outputs)
 
 
 def one_line(text: str) -> str:

@@ -12,14 +12,10 @@ protocol ends the connection with a line in the log.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from itertools import pairwise
-from typing import NamedTuple, NoReturn
 
 from starlette.applications import Starlette
 from starlette.requests import Request as HttpRequest
@@ -28,31 +24,20 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..bundle import Bundle
-from ..errors import CodecError, EngineError, PlanError, ProtocolError
+from ..errors import PlanError, ProtocolError
 from ..plan import Value
-from ..protocol import (
-    PROTOCOL_VERSION,
-    Durations,
-    EdgeConnection,
-    Hello,
-    Limits,
-    Ping,
-    Request,
-    Terms,
-)
+from ..protocol import PROTOCOL_VERSION, EdgeConnection, Limits, Terms
 from ..protocol.messages import one_line
-from ..timeline import Span, Timeline
+from ..timeline import Timeline
+from .conversation import CLOSE_PROTOCOL_ERROR, Computed, Conversation, Workers
 from .pace import AsFastAsItGoes, Loaded, Pace
 from .recent import RecentTimeline
 from .segments import Segments
 
 _LOG = logging.getLogger("coinfer.edge")
-CLOSE_PROTOCOL_ERROR = 1002
-CLOSE_REFUSED = 1008
-CLOSE_REASON_BYTES = 120
 
 
-class EdgeLimits(Value, frozen=True):
+class EdgeLimits(Value, frozen=True, kw_only=True):
     """What an edge takes.
 
     `max_message_bytes` None: what the menu's largest request may need.  `hello_s` is how long a new connection
@@ -63,13 +48,6 @@ class EdgeLimits(Value, frozen=True):
     in_flight: int = 32
     connections: int = 64
     hello_s: float = 10.0
-
-
-class _Computed(NamedTuple):
-    """A message to send: a reply, or a failure."""
-
-    is_reply: bool
-    message: bytes
 
 
 class Edge:
@@ -102,13 +80,13 @@ class Edge:
         self.terms = Terms.of(bundle)
         self.timeline = RecentTimeline() if timeline is None else timeline
         self.requests = self.failures = self.connections = 0
-        self._pace: Pace = pace or (AsFastAsItGoes() if load == 1.0 else Loaded(load))
         self._limits = EdgeLimits() if limits is None else limits
-        self._segments = Segments(bundle, threads=threads)
+        segments = Segments(bundle, threads=threads)
         for plan in self.terms.plans.values():
-            self._segments.tail(plan)
-            self._segments.codec(plan)
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="coinfer-edge")
+            segments.tail(plan)
+            segments.codec(plan)
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="coinfer-edge")
+        self._workers = Workers(pool, segments, pace or (AsFastAsItGoes() if load == 1.0 else Loaded(load)))
 
     @property
     def limits(self) -> Limits:
@@ -121,7 +99,7 @@ class Edge:
 
     def close(self) -> None:
         """End the worker threads, each behind the request it is at."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._workers.pool.shutdown(wait=True, cancel_futures=True)
 
     async def healthz(self, request: HttpRequest) -> JSONResponse:
         """What this edge holds and has done."""
@@ -142,144 +120,32 @@ class Edge:
         """One device's connection, from its greeting to its end."""
         await socket.accept()
         connection = EdgeConnection(self.terms, self.limits)
+        talk = Conversation(socket, connection, self._workers, self._record)
         peer = f"{socket.client.host}:{socket.client.port}" if socket.client is not None else "a device"
         self.connections += 1
         try:
-            if await self._greet(socket, connection, peer):
-                await self._converse(socket, connection)
+            reason = await talk.greet(self._limits.hello_s)
+            if self.connections > self._limits.connections:
+                reason = f"this edge already serves {self._limits.connections} connections"
+            if reason is None:
+                await talk.welcome()
+                await talk.run()
+            else:
+                _LOG.warning("refused %s: %s", peer, one_line(reason))
+                await talk.refuse(reason)
         except ProtocolError as error:
             line = one_line(str(error))
             _LOG.warning("closed the link to %s: %s", peer, line)
-            await _close(socket, CLOSE_PROTOCOL_ERROR, line)
+            await talk.close(CLOSE_PROTOCOL_ERROR, line)
         except WebSocketDisconnect:
             _LOG.info("%s is gone", peer)
         finally:
             self.connections -= 1
 
-    async def _greet(self, socket: WebSocket, connection: EdgeConnection, peer: str) -> bool:
-        """Whether device and edge agree; where not, the device has been told why."""
-        try:
-            async with asyncio.timeout(self._limits.hello_s):
-                message = await _receive(socket)
-        except TimeoutError as error:
-            raise ProtocolError(f"no greeting within {self._limits.hello_s:g} s") from error
-        try:
-            hello = connection.receive(message)
-            reason = connection.objection(hello) if isinstance(hello, Hello) else "no hello"
-        except ProtocolError as error:
-            reason = str(error)
-        if self.connections > self._limits.connections:
-            reason = f"this edge already serves {self._limits.connections} connections"
-        if reason is None:
-            await socket.send_text(connection.welcome())
-            return True
-        _LOG.warning("refused %s: %s", peer, one_line(reason))
-        await socket.send_text(connection.refusal(reason))
-        await _close(socket, CLOSE_REFUSED, one_line(reason))
-        return False
-
-    async def _converse(self, socket: WebSocket, connection: EdgeConnection) -> None:
-        """Answer requests until the connection ends; then forget those that nobody waits for."""
-        answering: set[asyncio.Task[None]] = set()
-        async with asyncio.TaskGroup() as group:
-            try:
-                await self._read(socket, connection, group, answering)
-            except (ProtocolError, WebSocketDisconnect) as error:
-                ended = error
-                for task in answering:
-                    task.cancel()
-        raise ended
-
-    async def _read(
-        self,
-        socket: WebSocket,
-        connection: EdgeConnection,
-        group: asyncio.TaskGroup,
-        answering: set[asyncio.Task[None]],
-    ) -> NoReturn:
-        """Begin an answer for each request read; at most `in_flight` of them at once."""
-        slots = asyncio.Semaphore(self._limits.in_flight)
-
-        def answered(task: asyncio.Task[None]) -> None:
-            answering.discard(task)
-            slots.release()
-
-        while True:
-            await slots.acquire()
-            event = connection.receive(await _receive(socket))
-            if isinstance(event, Request):
-                task = group.create_task(self._answer(socket, connection, event, time.perf_counter()))
-                answering.add(task)
-                task.add_done_callback(answered)
-                continue
-            slots.release()
-            if isinstance(event, Ping):
-                await socket.send_bytes(connection.pong(event.token))
-
-    async def _answer(self, socket: WebSocket, connection: EdgeConnection, request: Request, arrived_s: float) -> None:
-        """Have a worker compute one reply, and send it."""
+    def _record(self, computed: Computed) -> None:
         self.requests += 1
-        loop = asyncio.get_running_loop()
-        answer = await loop.run_in_executor(self._pool, self._compute, connection, request, arrived_s)
-        self.failures += not answer.is_reply
-        try:
-            await socket.send_bytes(answer.message)
-        except WebSocketDisconnect:
-            _LOG.info("request %d has its answer, but its device is gone", request.request)
-
-    def _compute(self, connection: EdgeConnection, request: Request, arrived_s: float) -> _Computed:
-        """In a worker thread: decode, run the tail, and frame the reply or the failure."""
-        plan = request.plan
-        codec, tail = self._segments.codec(plan), self._segments.tail(plan)
-        begun_s = time.perf_counter()
-        try:
-            arrays = self._pace.run("fp32", lambda: codec.decode(request.payload))
-            decoded_s = time.perf_counter()
-            outputs = self._pace.run(plan.precision, lambda: tail.run(arrays))
-        except (CodecError, EngineError) as error:
-            _LOG.warning("request %d failed: %s", request.request, one_line(str(error)))
-            return _Computed(False, connection.failure(request.request, str(error)))
-        stamps_s = (arrived_s, begun_s, decoded_s, time.perf_counter())
-        self.timeline.add(*_spans(request, stamps_s))
-        durations = (round((b - a) * 1e6) for a, b in pairwise(stamps_s))
-        return _Computed(True, connection.reply(request.request, Durations(*durations), outputs))
-
-
-def _spans(request: Request, stamps_s: tuple[float, ...]) -> list[Span]:
-    """Wait, decode and tail on the edge's clock, which starts at the arrival of the request."""
-    sizes = {"wait": len(request.payload)}
-    return [
-        Span(
-            request=request.request,
-            stage=stage,
-            start_s=stamps_s[index] - stamps_s[0],
-            end_s=stamps_s[index + 1] - stamps_s[0],
-            clock="edge",
-            num_bytes=sizes.get(stage, 0),
-        )
-        for index, stage in enumerate(("wait", "decode", "tail"))
-    ]
-
-
-async def _receive(socket: WebSocket) -> str | bytes:
-    """The device's next message.
-
-    Raises:
-        WebSocketDisconnect: it is gone.
-    """
-    message = await socket.receive()
-    if message["type"] == "websocket.disconnect":
-        raise WebSocketDisconnect(message.get("code", 1005))
-    content: str | bytes | None = message.get("bytes")
-    return message["text"] if content is None else content
-
-
-async def _close(socket: WebSocket, code: int, reason: str) -> None:
-    """Close, if the device is still there to be told."""
-    try:
-        await socket.close(code, reason.encode()[:CLOSE_REASON_BYTES].decode(errors="ignore"))
-    except (WebSocketDisconnect, RuntimeError):
-        _LOG.debug("nobody is there to be told: %s", reason)
+        self.failures += not computed.stamps_s
+        self.timeline.add(*computed.spans())
 
 
 def make_app(

@@ -1,0 +1,162 @@
+"""A real bundle without torch: two convolutions and a classifier on 8 x 8 pictures, made with onnx.helper.
+
+    input (8, 8, 3) uint8 -> r = relu(conv(input)) -> s = conv(r) -> logits (5,) of the mean of r + s
+
+Cut "early#0" crosses r, cut "late#0" crosses r and s; its head gives them in the other order, as an
+exporter may.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from coinfer.bundle import FORMAT, Bundle, Manifest, load_bundle, new_folder, write_manifest
+from coinfer.plan import CodecSpec, Plan, Preprocess, TensorSpec
+
+PICTURE = (8, 8, 3)
+CLASSES = 5
+INPUT = TensorSpec(name="input", shape=PICTURE, dtype="uint8")
+OUTPUTS = (TensorSpec(name="logits", shape=(CLASSES,)),)
+R = TensorSpec(name="r", shape=(4, 8, 8))
+S = TensorSpec(name="s", shape=(4, 8, 8))
+
+DEVICE, UPLOAD, SPLIT32, SPLIT16, SPLIT_TWO, UPLOAD_TOP, DEVICE_TOP = range(7)
+
+_FLOAT32 = CodecSpec(transform="float32")
+_RAW = CodecSpec(transform="image")
+MENU = (
+    Plan(number=DEVICE, kind="device", variant="tiny", head="segments/whole.onnx"),
+    Plan(
+        number=UPLOAD,
+        kind="upload",
+        variant="tiny",
+        tail="segments/whole.onnx",
+        codec=_RAW,
+        crossing=(INPUT,),
+    ),
+    Plan(
+        number=SPLIT32,
+        kind="split",
+        variant="tiny",
+        cut="early#0",
+        codec=_FLOAT32,
+        crossing=(R,),
+        head="segments/early.head.onnx",
+        tail="segments/early.tail.onnx",
+    ),
+    Plan(
+        number=SPLIT16,
+        kind="split",
+        variant="tiny",
+        cut="early#0",
+        codec=CodecSpec(transform="float16"),
+        crossing=(R,),
+        head="segments/early.head.onnx",
+        tail="segments/early.tail.onnx",
+    ),
+    Plan(
+        number=SPLIT_TWO,
+        kind="split",
+        variant="tiny",
+        cut="late#0",
+        codec=_FLOAT32,
+        crossing=(R, S),
+        head="segments/late.head.onnx",
+        tail="segments/late.tail.onnx",
+    ),
+    Plan(
+        number=UPLOAD_TOP,
+        kind="upload",
+        variant="tiny",
+        tail="segments/whole.onnx",
+        codec=_RAW,
+        crossing=(INPUT,),
+        top=3,
+    ),
+    Plan(number=DEVICE_TOP, kind="device", variant="tiny", head="segments/whole.onnx", top=3),
+)
+
+
+def _value(spec: TensorSpec) -> onnx.ValueInfoProto:
+    kind = TensorProto.UINT8 if spec.dtype == "uint8" else TensorProto.FLOAT
+    return helper.make_tensor_value_info(spec.name, kind, ["N", *spec.shape])
+
+
+def _save(path: Path, nodes: list[onnx.NodeProto], ins: list[TensorSpec], outs: list[TensorSpec], seed: int) -> None:
+    random = np.random.default_rng(seed)
+    weights = {
+        "w1": random.standard_normal((4, 3, 3, 3)) / 255,
+        "w2": random.standard_normal((4, 4, 3, 3)) / 6,
+        "w3": random.standard_normal((4, CLASSES)),
+        "b3": random.standard_normal(CLASSES),
+    }
+    used = {name for node in nodes for name in node.input}
+    initializers = [
+        numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items() if name in used
+    ]
+    graph = helper.make_graph(nodes, "tiny", [_value(s) for s in ins], [_value(s) for s in outs], initializers)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    path.parent.mkdir(exist_ok=True)
+    onnx.save(model, path)
+
+
+def _segments(folder: Path, seed: int) -> None:
+    early = [
+        helper.make_node("Cast", ["input"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["planes", "w1"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+    ]
+    late = [helper.make_node("Conv", ["r", "w2"], ["s"], pads=[1, 1, 1, 1])]
+    rest = [
+        helper.make_node("Add", ["r", "s"], ["sum"]),
+        helper.make_node("GlobalAveragePool", ["sum"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w3", "b3"], ["logits"]),
+    ]
+    outs = list(OUTPUTS)
+    _save(folder / "segments/whole.onnx", early + late + rest, [INPUT], outs, seed)
+    _save(folder / "segments/early.head.onnx", early, [INPUT], [R], seed)
+    _save(folder / "segments/early.tail.onnx", late + rest, [R], outs, seed)
+    _save(folder / "segments/late.head.onnx", early + late, [INPUT], [S, R], seed)
+    _save(folder / "segments/late.tail.onnx", rest, [S, R], outs, seed)
+
+
+def make_tiny_bundle(folder: Path, *, seed: int = 0, menu: tuple[Plan, ...] = MENU) -> Bundle:
+    """Write the bundle to `folder` and load it; another seed is another network."""
+    with new_folder(folder) as temporary:
+        _segments(temporary, seed)
+        write_manifest(
+            temporary,
+            Manifest(
+                format=FORMAT,
+                coinfer="test",
+                model="tiny",
+                data="noise",
+                created="2000-01-01T00:00:00+00:00",
+                input=INPUT,
+                outputs=OUTPUTS,
+                preprocess=Preprocess(mean=(0.0,), std=(1.0,)),
+                classes=tuple("abcde"),
+                goal="latency",
+                max_loss_points=1.0,
+                reference_plan=DEVICE,
+                reference_accuracy=1.0,
+                is_agreement=False,
+                int8_slowdown_ratio=1.0,
+                weights_sha256={},
+                menu=menu,
+                files={},
+            ),
+        )
+    return load_bundle(folder)
+
+
+def pictures(count: int, *, seed: int = 0) -> np.ndarray:
+    """(count, 8, 8, 3) uint8 noise."""
+    return np.random.default_rng(seed).integers(0, 256, (count, *PICTURE), dtype=np.uint8)
