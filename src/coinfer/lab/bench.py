@@ -34,21 +34,17 @@ from .. import __version__
 from ..bundle import Bundle
 from ..engine.measure import describe_machine
 from ..errors import PlanError
-from ..plan import Candidate, Value
-from ..profile import Conditions, Link, Slowdown
+from ..plan import Candidate
+from ..profile import Conditions, Link
 from ..runtime.spawn import EdgeProcess
-from ..search.estimate import estimate
 from ..search.goal import LOSS_TOLERANCE, Goal
-from ..search.solve import baselines
-from ..stages import price, work_of
-from .choose import CHOSEN, Pick, calibrated, menu_candidates, pick_images, pick_plans
+from .cell import Cell, Effort, cell_line, menu_plan
+from .choose import Pick, calibrated, menu_candidates, pick_images, pick_plans
 from .record import (
     CalibrationLine,
     CellLine,
-    EstimateLine,
     Header,
     Line,
-    MenuPlan,
     Phase,
     RequestLine,
     write_log,
@@ -64,34 +60,6 @@ Progress = Callable[[str, int, int, str], None]
 NO_LIMIT = Link(rate_bps=float("inf"))
 SLOW_BPS = 100e3
 LEAST_CALIBRATION = 5
-
-
-class Cell(Value, frozen=True):
-    """Conditions to measure under: the link, the emulated device, the edge's load."""
-
-    link: Link
-    slowdown: Slowdown = Slowdown()
-    load: float = 1.0
-
-
-class Effort(Value, frozen=True):
-    """How much is measured.
-
-    `requests` for each plan and cell, `slow_requests` below 100 kbit/s; `calibration` requests for each plan, fewer
-    (at least 5) where a plan would take longer than `calibration_s`; `stream` pictures through the chosen plan (0:
-    no stream); `finalists`: measure the chosen plan and its best rival once more.
-    """
-
-    requests: int = 30
-    slow_requests: int = 10
-    warmup: int = 2
-    calibration: int = 15
-    calibration_s: float = 5.0
-    stream: int = 0
-    finalists: bool = True
-    seed: int = 0
-    timeout_s: float = 120.0
-    cores: tuple[int, int] = (0, 1)
 
 
 def run_cells(
@@ -225,7 +193,7 @@ class _Bench:
             cores=self.effort.cores,
             seed=self.effort.seed,
             max_loss_points=self.goal.max_loss_points,
-            menu=tuple(_menu_plan(candidate) for candidate in self.candidates),
+            menu=tuple(menu_plan(candidate) for candidate in self.candidates),
             ready=worker.ready,
             start_s=worker.start_s,
         )
@@ -277,7 +245,7 @@ class _Bench:
     ) -> None:
         """All of one cell: estimates first, then requests."""
         conditions = Conditions(link=cell.link, device=cell.slowdown, edge_load=cell.load, exchange_s=exchange_s)
-        line = _cell_line(cell, name, candidates, conditions, self.goal, self.pick)
+        line = cell_line(cell, name, candidates, conditions, self.goal, self.pick)
         self.lines.append(line)
         link.set(cell.link)
         plans = [estimate.plan for estimate in line.estimates]
@@ -323,53 +291,6 @@ class _Bench:
     def _log(self, name: str, phase: Phase, number: int, request: Request) -> None:
         truth = None if self.labels is None else int(self.labels[request.image])
         self.lines.append(RequestLine(cell=name, phase=phase, round=number, request=request, label=truth))
-
-
-def _menu_plan(candidate: Candidate) -> MenuPlan:
-    plan, evidence = candidate.plan, candidate.reported or candidate.evidence
-    return MenuPlan(
-        number=plan.number,
-        kind=plan.kind,
-        precision=plan.precision,
-        label=plan.label,
-        loss_points=candidate.evidence.loss_points,
-        accuracy=evidence.accuracy,
-        num_images=evidence.num_images,
-        split=evidence.split,
-    )
-
-
-def _cell_line(
-    cell: Cell, name: str, candidates: Sequence[Candidate], conditions: Conditions, goal: Goal, pick: Pick
-) -> CellLine:
-    """What is known of a cell before it is measured."""
-    picks = pick(candidates, conditions, goal)
-    by_number = {candidate.plan.number: candidate for candidate in candidates}
-    best = baselines(candidates, conditions, goal)
-    estimates = []
-    for number, roles in picks.items():
-        expected = estimate(by_number[number], conditions)
-        busy_s = price(work_of([by_number[number]]), conditions).busy_s
-        estimates.append(
-            EstimateLine(
-                plan=number,
-                roles=roles,
-                latency_s=expected.latency_s,
-                stages_s=expected.stages_s,
-                busy_s={resource: float(seconds[0]) for resource, seconds in busy_s.items()},
-            )
-        )
-    return CellLine(
-        cell=name,
-        link=cell.link,
-        slowdown=cell.slowdown,
-        load=cell.load,
-        device=label(cell.slowdown),
-        exchange_s=conditions.exchange_s,
-        chosen=next(number for number, roles in picks.items() if CHOSEN in roles),
-        baselines={kind: candidates[index].plan.number for kind, index in best.items()},
-        estimates=tuple(estimates),
-    )
 
 
 def _finalists(chosen: int, seen: dict[int, list[float]], candidates: Sequence[Candidate], goal: Goal) -> list[int]:

@@ -20,6 +20,11 @@ def now_s() -> float:
     return time.perf_counter()
 
 
+def cpu_s() -> float:
+    """Seconds that this thread has computed."""
+    return time.thread_time()
+
+
 def sharpen_sleep() -> bool:
     """Ask the kernel to end this thread's sleeps on time; true where it does (Linux)."""
     if not sys.platform.startswith("linux"):

@@ -42,7 +42,7 @@ class MenuPlan(Value, frozen=True, kw_only=True):
     split: str
 
 
-class Header(Value, frozen=True, tag="header", tag_field="line"):
+class Header(Value, frozen=True, kw_only=True, tag="header", tag_field="line"):
     """What ran: the bundle, the machine, the device process as it was when it was ready."""
 
     coinfer: str
@@ -59,7 +59,7 @@ class Header(Value, frozen=True, tag="header", tag_field="line"):
     start_s: float
 
 
-class CalibrationLine(Value, frozen=True, tag="calibration", tag_field="line"):
+class CalibrationLine(Value, frozen=True, kw_only=True, tag="calibration", tag_field="line"):
     """The following "calibrate" requests: no limit of rate, this delay, this device, this load.
 
     `is_direct`: device and edge were joined without the shaped link between them.
@@ -82,7 +82,7 @@ class EstimateLine(Value, frozen=True, kw_only=True):
     busy_s: dict[str, float]
 
 
-class CellLine(Value, frozen=True, tag="cell", tag_field="line"):
+class CellLine(Value, frozen=True, kw_only=True, tag="cell", tag_field="line"):
     """One cell: conditions, the chosen plan, the best of each kind, the estimate of each plan to be measured."""
 
     cell: str
@@ -96,7 +96,7 @@ class CellLine(Value, frozen=True, tag="cell", tag_field="line"):
     estimates: tuple[EstimateLine, ...]
 
 
-class RequestLine(Value, frozen=True, tag="request", tag_field="line"):
+class RequestLine(Value, frozen=True, kw_only=True, tag="request", tag_field="line"):
     """One request as the device saw it; `label` is the picture's true class where it is known."""
 
     cell: str

@@ -22,7 +22,7 @@ from typing import Literal, Self, TypeVar
 
 from ..errors import PlanError
 from ..profile import Slowdown
-from .clock import now_s, sharpen_sleep, wait_until
+from .clock import cpu_s, now_s, sharpen_sleep, wait_until
 
 T = TypeVar("T")
 Work = Literal["fp32", "int8"]
@@ -69,11 +69,15 @@ class SlowedDevice:
     on a device that has one core.  A call within a call is slowed once, by its own factor.  A factor of 1 leaves
     the machine as it is.  `slowdown` may be changed between calls.
 
+    `counts` says what of a call is stretched: "wall" its duration; "cpu" what the calling thread computed, so that
+    other processes of the machine do not seem to be work of the device (for calls that compute in their own thread).
+
     Raises:
         PlanError: a factor is below 1; no wait makes a machine faster.
     """
 
-    def __init__(self, slowdown: Slowdown) -> None:
+    def __init__(self, slowdown: Slowdown, *, counts: Literal["wall", "cpu"] = "wall") -> None:
+        self._counts_cpu = counts == "cpu"
         self._turns = _Turns()
         self._inner = threading.local()
         self.slowdown = slowdown
@@ -110,7 +114,7 @@ class SlowedDevice:
             return self._stretched(factor, call)
         with self._turns:
             self._inner.is_running = True
-            self._inner.seconds = 0.0
+            self._inner.seconds = self._inner.cpu = 0.0
             try:
                 return self._stretched(factor, call)
             finally:
@@ -118,15 +122,18 @@ class SlowedDevice:
 
     def _stretched(self, factor: float, call: Callable[[], T]) -> T:
         """The call's result after `factor` times its own time; calls within it have been stretched already."""
-        outside_s: float = self._inner.seconds
-        self._inner.seconds = 0.0
-        start_s = now_s()
+        inner = self._inner
+        outside: tuple[float, float] = inner.seconds, inner.cpu
+        inner.seconds = inner.cpu = 0.0
+        start_s, start_cpu_s = now_s(), cpu_s()
         try:
             result = call()
-            own_s = now_s() - start_s - self._inner.seconds
-            wait_until(start_s + self._inner.seconds + factor * own_s)
+            end_s = now_s()
+            own_s = (cpu_s() - start_cpu_s - inner.cpu) if self._counts_cpu else (end_s - start_s - inner.seconds)
+            wait_until(end_s + (factor - 1) * own_s)
         finally:
-            self._inner.seconds = outside_s + now_s() - start_s
+            inner.seconds = outside[0] + now_s() - start_s
+            inner.cpu = outside[1] + cpu_s() - start_cpu_s
         return result
 
 

@@ -8,6 +8,7 @@ of the second measurement, since the best of many medians is flattered by chance
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -21,8 +22,8 @@ from .record import CalibrationLine, CellLine, EstimateLine, Header, Line, MenuP
 from .worker import Request
 
 
-class Spread(Value, frozen=True):
-    """Median, 5th and 95th percentile, and of how many."""
+class Spread(Value, frozen=True, kw_only=True):
+    """Median, 5th and 95th percentile, and of how many; infinite where nothing was measured."""
 
     p50: float
     p5: float
@@ -30,7 +31,7 @@ class Spread(Value, frozen=True):
     n: int
 
 
-class PlanRow(Value, frozen=True):
+class PlanRow(Value, frozen=True, kw_only=True):
     """One plan in one cell.  `accuracy` is the deployed form's, of `num_images` of part `split`, from the evidence;
     `accuracy_seen` that of the requests measured here.  Stage times are medians as measured, slowed and all."""
 
@@ -59,7 +60,7 @@ class PlanRow(Value, frozen=True):
         return self.latency_s.p50 / self.estimated_s - 1
 
 
-class StreamRow(Value, frozen=True):
+class StreamRow(Value, frozen=True, kw_only=True):
     """A stream of `n` requests by one plan: answers a second over the whole of it, filling and draining included.
 
     `bottleneck_hz` is what the critical resource alone could do: expected times, and the bytes that were sent.
@@ -68,6 +69,7 @@ class StreamRow(Value, frozen=True):
     cell: str
     plan: int
     n: int
+    failed: int
     throughput_hz: float
     bottleneck_hz: float
     critical: str
@@ -78,7 +80,7 @@ class StreamRow(Value, frozen=True):
         return self.throughput_hz / self.bottleneck_hz
 
 
-class CellRow(Value, frozen=True):
+class CellRow(Value, frozen=True, kw_only=True):
     """One cell: the chosen plan and how it compares.
 
     `baselines` maps a kind to its baseline's plan, `ratios` to that baseline's median over the chosen plan's.
@@ -102,7 +104,7 @@ class CellRow(Value, frozen=True):
     stream: StreamRow | None
 
 
-class OverheadRow(Value, frozen=True):
+class OverheadRow(Value, frozen=True, kw_only=True):
     """What a request takes beyond its stages over a link without limits: latency - head - encode - decode - tail."""
 
     cell: str
@@ -111,7 +113,7 @@ class OverheadRow(Value, frozen=True):
     worst_plan_p50_s: float
 
 
-class Summary(Value, frozen=True):
+class Summary(Value, frozen=True, kw_only=True):
     """All rows of one log."""
 
     header: Header
@@ -132,7 +134,9 @@ class Summary(Value, frozen=True):
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and spread of at least one value."""
+    """Median and spread."""
+    if not len(values):
+        return Spread(p50=math.inf, p5=math.inf, p95=math.inf, n=0)
     p5, p50, p95 = (float(x) for x in np.percentile(values, (5, 50, 95)))
     return Spread(p50=p50, p5=p5, p95=p95, n=len(values))
 
@@ -141,7 +145,7 @@ def summarise(lines: Iterable[Line]) -> Summary:
     """Every row, from the log alone.
 
     Raises:
-        DataError: the log has no header, or a plan of a cell has no successful request.
+        DataError: the log has no header.
     """
     header: Header | None = None
     cells: list[CellLine] = []
@@ -190,14 +194,14 @@ def _latencies(lines: Sequence[RequestLine]) -> list[float]:
 
 def _plan_row(cell: CellLine, plan: MenuPlan, estimate: EstimateLine, lines: Sequence[RequestLine]) -> PlanRow:
     good = [line for line in lines if line.request.error is None]
-    if not good:
-        said = lines[0].request.error if lines else "none was sent"
-        raise DataError(f"plan {plan.number} has no successful request in cell {cell.cell}: {said}")
     done = [line.request for line in good]
     known = [line.request.predicted == line.label for line in good if line.label is not None]
 
     def median(read: Callable[[Request], float]) -> float:
-        return statistics.median(read(request) for request in done)
+        return statistics.median(read(request) for request in done) if done else math.inf
+
+    def mean(read: Callable[[Request], float]) -> float:
+        return statistics.fmean(read(request) for request in done) if done else math.inf
 
     return PlanRow(
         cell=cell.cell,
@@ -216,9 +220,9 @@ def _plan_row(cell: CellLine, plan: MenuPlan, estimate: EstimateLine, lines: Seq
             "tail": median(lambda r: r.tail_s),
         },
         estimated_stages_s=estimate.stages_s,
-        payload_bytes=statistics.fmean(request.payload_bytes for request in done),
-        wire_bytes=statistics.fmean(request.wire_bytes for request in done),
-        reply_wire_bytes=statistics.fmean(request.reply_wire_bytes for request in done),
+        payload_bytes=mean(lambda r: r.payload_bytes),
+        wire_bytes=mean(lambda r: r.wire_bytes),
+        reply_wire_bytes=mean(lambda r: r.reply_wire_bytes),
         accuracy=plan.accuracy,
         num_images=plan.num_images,
         split=plan.split,
@@ -229,21 +233,21 @@ def _plan_row(cell: CellLine, plan: MenuPlan, estimate: EstimateLine, lines: Seq
 
 def _stream_row(cell: CellLine, estimate: EstimateLine, lines: Sequence[RequestLine]) -> StreamRow:
     done = [line.request for line in lines if line.request.error is None]
-    if len(done) != len(lines):
-        raise DataError(
-            f"{len(lines) - len(done)} requests of a stream failed (plan {estimate.plan}, cell {cell.cell})"
-        )
     busy_s = dict(estimate.busy_s)
-    if cell.link.trace is None:
+    if done and cell.link.trace is None:
         down_bps = cell.link.rate_bps if cell.link.down_rate_bps is None else cell.link.down_rate_bps
         busy_s["uplink"] = statistics.fmean(request.wire_bytes for request in done) * 8 / cell.link.rate_bps
         busy_s["downlink"] = statistics.fmean(request.reply_wire_bytes for request in done) * 8 / down_bps
     critical = max(busy_s, key=lambda name: busy_s[name])
-    makespan_s = max(request.end_s for request in done) - min(request.start_s for request in done)
+    # A stream that broke off counts as if it had taken for ever.
+    makespan_s = math.inf
+    if len(done) == len(lines):
+        makespan_s = max(request.end_s for request in done) - min(request.start_s for request in done)
     return StreamRow(
         cell=cell.cell,
         plan=estimate.plan,
         n=len(done),
+        failed=len(lines) - len(done),
         throughput_hz=len(done) / makespan_s,
         bottleneck_hz=1 / busy_s[critical],
         critical=critical,
@@ -309,13 +313,9 @@ def _overhead_row(
         if plan.kind != "device"
     }
     everything = [seconds for several in beyond_s.values() for seconds in several]
-    if not everything:
-        return OverheadRow(
-            cell=line.cell, is_direct=line.is_direct, seconds=Spread(p50=0, p5=0, p95=0, n=0), worst_plan_p50_s=0
-        )
     return OverheadRow(
         cell=line.cell,
         is_direct=line.is_direct,
         seconds=spread(everything),
-        worst_plan_p50_s=max(statistics.median(several) for several in beyond_s.values() if several),
+        worst_plan_p50_s=max((spread(several).p50 for several in beyond_s.values()), default=math.inf),
     )

@@ -14,6 +14,7 @@ share the log's duration evenly.
 from __future__ import annotations
 
 import csv
+import math
 import re
 import statistics
 from datetime import UTC, datetime
@@ -98,14 +99,13 @@ def _read_mahimahi(text: str, bin_s: float) -> list[tuple[float, float]]:
     times_s = [int(line) / 1e3 for line in text.split()]
     if any(b < a for a, b in zip(times_s, times_s[1:], strict=False)):
         raise ValueError("a mahimahi file's times must not decrease")
-    packets = [0] * (int(times_s[-1] / bin_s) + 1)
+    # The file repeats after its last time, so that is its duration, and a packet ends the bin on whose end it falls.
+    ends = [bin_s * (k + 1) for k in range(math.ceil(times_s[-1] / bin_s) - 1)] + [times_s[-1]]
+    packets = [0] * len(ends)
     for time_s in times_s:
-        packets[int(time_s / bin_s)] += 1
-    # A file ends with its last packet, not with a bin: a bin hardly begun would be a false outage.
-    last_s = times_s[-1] - (len(packets) - 1) * bin_s
-    if len(packets) > 1 and last_s < bin_s / 2:
-        packets.pop()
-    return [(bin_s, count * _PACKET_BITS / bin_s) for count in packets]
+        packets[min(max(math.ceil(time_s / bin_s) - 1, 0), len(ends) - 1)] += 1
+    lengths = [b - a for a, b in zip([0.0, *ends], ends, strict=False)]
+    return [(length, count * _PACKET_BITS / length) for length, count in zip(lengths, packets, strict=True) if length]
 
 
 def _read_own(text: str) -> list[tuple[float, float]]:

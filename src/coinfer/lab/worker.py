@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..runtime.device import Answer, Device
 
 
-class Command(Value, frozen=True):
+class Command(Value, frozen=True, kw_only=True):
     """What the worker is to do: these images (rows of the file) by this plan, one by one or as a stream."""
 
     plan: int
@@ -43,7 +43,7 @@ class Command(Value, frozen=True):
     window: int = 8
 
 
-class Ready(Value, frozen=True):
+class Ready(Value, frozen=True, kw_only=True):
     """The worker waits for commands: what it cost to get there, and that it did without torch."""
 
     import_s: float
@@ -52,7 +52,7 @@ class Ready(Value, frozen=True):
     has_torch: bool
 
 
-class Request(Value, frozen=True):
+class Request(Value, frozen=True, kw_only=True):
     """One request's durations in seconds, and its bytes.
 
     `exchange_s` is from handing the bytes to the system until the reply's bytes are there; `wait_s`, `decode_s` and
@@ -80,7 +80,7 @@ class Request(Value, frozen=True):
     error: str | None = None
 
 
-class Done(Value, frozen=True):
+class Done(Value, frozen=True, kw_only=True):
     """All requests of a command are answered; resident memory now."""
 
     rss_bytes: int
@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         pin(options.core)
         pixels = np.load(options.pixels, allow_pickle=False, mmap_mode="r")
-        pace = SlowedDevice(Slowdown())
+        pace = SlowedDevice(Slowdown(), counts="cpu")
         bundle = load_bundle(options.bundle)
         with Device(bundle, edge=options.edge, pace=pace, timeout_s=options.timeout) as device:
             ready = Ready(
@@ -163,15 +163,18 @@ def _singly(device: Device, pixels: NDArray[Any], command: Command) -> Iterator[
 
 
 def _streamed(device: Device, pixels: NDArray[Any], command: Command) -> Iterator[Request]:
-    done = 0
+    # Pictures are read before and lines are made after: neither is work of the device.
+    pictures = [pixels[image].copy() for image in command.images]
+    answers: list[Answer] = []
+    error_text: str | None = None
     try:
-        pictures = (pixels[image] for image in command.images)
-        for answer in device.stream(pictures, plan=command.plan, window=command.window):
-            yield _line(command.images[done], answer)
-            done += 1
+        answers.extend(device.stream(pictures, plan=command.plan, window=command.window))
     except CoinferError as error:
-        for image in command.images[done:]:
-            yield Request(plan=command.plan, image=image, answered="failed", error=str(error))
+        error_text = str(error)
+    for image, answer in zip(command.images, answers, strict=False):
+        yield _line(image, answer)
+    for image in command.images[len(answers) :]:
+        yield Request(plan=command.plan, image=image, answered="failed", error=error_text)
 
 
 def _line(image: int, answer: Answer) -> Request:

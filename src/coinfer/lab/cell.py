@@ -1,0 +1,91 @@
+"""What is measured: the conditions of a cell, how much effort, and what is known of a cell beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..plan import Candidate, Value
+from ..profile import Conditions, Link, Slowdown
+from ..search.estimate import estimate
+from ..search.goal import Goal
+from ..search.solve import baselines
+from ..stages import price, work_of
+from .choose import CHOSEN, Pick
+from .record import CellLine, EstimateLine, MenuPlan
+from .slow import label
+
+
+class Cell(Value, frozen=True, kw_only=True):
+    """Conditions to measure under: the link, the emulated device, the edge's load."""
+
+    link: Link
+    slowdown: Slowdown = Slowdown()
+    load: float = 1.0
+
+
+class Effort(Value, frozen=True, kw_only=True):
+    """How much is measured.
+
+    `requests` for each plan and cell, `slow_requests` below 100 kbit/s; `calibration` requests for each plan, fewer
+    (at least 5) where a plan would take longer than `calibration_s`; `stream` pictures through the chosen plan (0:
+    no stream); `finalists`: measure the chosen plan and its best rival once more.
+    """
+
+    requests: int = 30
+    slow_requests: int = 10
+    warmup: int = 2
+    calibration: int = 15
+    calibration_s: float = 5.0
+    stream: int = 0
+    finalists: bool = True
+    seed: int = 0
+    timeout_s: float = 120.0
+    cores: tuple[int, int] = (0, 1)
+
+
+def menu_plan(candidate: Candidate) -> MenuPlan:
+    """What the log keeps of a plan: the loss that it was chosen by, the accuracy that is reported."""
+    plan, evidence = candidate.plan, candidate.reported or candidate.evidence
+    return MenuPlan(
+        number=plan.number,
+        kind=plan.kind,
+        precision=plan.precision,
+        label=plan.label,
+        loss_points=candidate.evidence.loss_points,
+        accuracy=evidence.accuracy,
+        num_images=evidence.num_images,
+        split=evidence.split,
+    )
+
+
+def cell_line(
+    cell: Cell, name: str, candidates: Sequence[Candidate], conditions: Conditions, goal: Goal, pick: Pick
+) -> CellLine:
+    """What is known of a cell before it is measured."""
+    picks = pick(candidates, conditions, goal)
+    by_number = {candidate.plan.number: candidate for candidate in candidates}
+    best = baselines(candidates, conditions, goal)
+    estimates = []
+    for number, roles in picks.items():
+        expected = estimate(by_number[number], conditions)
+        busy_s = price(work_of([by_number[number]]), conditions).busy_s
+        estimates.append(
+            EstimateLine(
+                plan=number,
+                roles=roles,
+                latency_s=expected.latency_s,
+                stages_s=expected.stages_s,
+                busy_s={resource: float(seconds[0]) for resource, seconds in busy_s.items()},
+            )
+        )
+    return CellLine(
+        cell=name,
+        link=cell.link,
+        slowdown=cell.slowdown,
+        load=cell.load,
+        device=label(cell.slowdown),
+        exchange_s=conditions.exchange_s,
+        chosen=next(number for number, roles in picks.items() if CHOSEN in roles),
+        baselines={kind: candidates[index].plan.number for kind, index in best.items()},
+        estimates=tuple(estimates),
+    )
