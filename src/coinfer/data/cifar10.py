@@ -87,9 +87,8 @@ def _read_python(path: Path) -> Images:
 
 def _read_packed(path: Path) -> Images:
     try:
-        with lzma.open(path) as file:
-            planes = np.load(io.BytesIO(file.read()), allow_pickle=False)
-        with np.load(path.parent / "labels.npz", allow_pickle=False) as table:
+        planes = np.load(io.BytesIO(lzma.decompress(path.read_bytes())), allow_pickle=False)
+        with (path.parent / "labels.npz").open("rb") as file, np.load(file, allow_pickle=False) as table:
             labels = table["test" if path.name.startswith("test") else "train"]
     except (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile, ValueError, KeyError) as error:
         raise DataError(f'{path} or labels.npz beside it cannot be read: {error} (data "cifar10")') from error

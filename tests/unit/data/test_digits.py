@@ -1,0 +1,70 @@
+"""The embedded data: pinned bytes, disjoint parts, readable digits."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from coinfer.data import PARTS, load_source
+from coinfer.data.digits import photograph_tiles
+
+SCENES = load_source("scene-digits")
+
+
+def digest(pixels):
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def test_digits_are_the_pinned_ones():
+    source = load_source("digits")
+    parts = [source.images(part) for part in PARTS]
+    assert [len(part) for part in parts] == [1097, 300, 400]
+    assert [digest(part.pixels)[:16] for part in parts] == [
+        "5ce9475f7b7af8ab",
+        "7f7c209a50bd6b1a",
+        "f665fb2957a5c88f",
+    ]
+    assert source.shape == (8, 8, 1)
+
+
+def test_digits_of_the_parts_are_all_digits_each_once():
+    from sklearn.datasets import load_digits
+
+    source = load_source("digits")
+    pixels = np.concatenate([source.images(part).pixels for part in PARTS]).reshape(-1, 64)
+    labels = np.concatenate([source.images(part).labels for part in PARTS])
+    bunch = load_digits()
+    # Sorted by content, labels and all: the same multiset, hence a partition.
+    ours = sorted(map(tuple, np.column_stack([pixels, labels]).tolist()))
+    theirs = sorted(map(tuple, np.column_stack([bunch.data.astype(int) * 255 // 16, bunch.target]).tolist()))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(("part", "count"), [("validation", 2000), ("test", 4000)])
+def test_scenes_are_the_pinned_ones(part, count):
+    images = SCENES.images(part)
+    assert images.pixels.shape == (count, 64, 64, 3)
+    assert (digest(images.pixels)[:16], digest(images.labels)[:16]) == PINNED[part]
+
+
+PINNED = {
+    "validation": ("3e48fd6de8622d6b", "3f97a77532aeb338"),
+    "test": ("700805cf4154004c", "8c39057ba942441e"),
+}
+
+
+def test_tiles_of_the_photographs_are_disjoint_between_parts():
+    tiles = {part: {tile.tobytes() for tile in photograph_tiles(part)} for part in PARTS}
+    assert [len(tiles[part]) for part in PARTS] == [18, 6, 6]
+    assert not tiles["train"] & tiles["validation"]
+    assert not tiles["train"] & tiles["test"]
+    assert not tiles["validation"] & tiles["test"]
+
+
+def test_labels_are_those_of_the_digits_placed():
+    digits = load_source("digits").images("test")
+    drawn = SCENES.images("test").labels
+    # Digits are drawn alike, so each class comes up as often as it is among the part's digits (4 sigma).
+    share = np.bincount(digits.labels, minlength=10) / len(digits)
+    sigma = np.sqrt(len(drawn) * share * (1 - share))
+    assert (np.abs(np.bincount(drawn, minlength=10) - len(drawn) * share) < 4 * sigma).all()
