@@ -1,0 +1,69 @@
+"""Batches: every picture at most once an epoch, the same for the same seed, shifted and mirrored as said."""
+
+import numpy as np
+import pytest
+import torch
+
+from coinfer.compress.batches import Augment, PictureBatches, as_inputs, augmented
+from coinfer.errors import DataError
+from coinfer.plan import Preprocess
+
+PLAIN = Preprocess(mean=(0.0,), std=(1 / 255,))
+
+
+def numbered(count=10):
+    pixels = np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1)
+    return pixels, np.arange(count) * 10
+
+
+def epoch(batches, number):
+    return [(batch.inputs.round().int().flatten().tolist(), batch.labels.tolist()) for batch in batches.epoch(number)]
+
+
+def test_an_epoch_has_each_picture_at_most_once_with_its_label():
+    batches = PictureBatches(*numbered(), PLAIN, batch_size=3)
+    seen = epoch(batches, 0)
+    assert len(batches) == len(seen) == 3
+    numbers = [number for pictures, _ in seen for number in pictures]
+    assert len(set(numbers)) == 9
+    assert [label for _, labels in seen for label in labels] == [10 * number for number in numbers]
+
+
+def test_order_follows_from_seed_and_epoch():
+    one, two = (PictureBatches(*numbered(), PLAIN, batch_size=5, seed=7) for _ in range(2))
+    assert epoch(one, 1) == epoch(two, 1)
+    assert epoch(one, 1) != epoch(one, 2)
+    assert epoch(one, 1) != epoch(PictureBatches(*numbered(), PLAIN, batch_size=5, seed=8), 1)
+
+
+def test_inputs_are_normalised_channels_first():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3), dtype=np.uint8)
+    preprocess = Preprocess(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    x = as_inputs(pixels, preprocess)
+    assert x.shape == (2, 3, 3, 4)
+    assert x.dtype == torch.float32
+    expected = (pixels[1, 2, 3, 1] / 255 - 0.4) / 0.3
+    assert float(x[1, 1, 2, 3]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("is_mirrored", [False, True])
+def test_augmented_pictures_are_windows_of_the_reflected_picture(is_mirrored):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, 6, 5, 3), dtype=np.uint8)
+    moved = augmented(pixels, Augment(shift=2, is_mirrored=is_mirrored), rng)
+    mirrored = 0
+    for picture, result in zip(pixels, moved, strict=True):
+        padded = np.pad(picture, ((2, 2), (2, 2), (0, 0)), mode="reflect")
+        windows = [padded[top : top + 6, left : left + 5] for top in range(5) for left in range(5)]
+        is_window = any(np.array_equal(result, window) for window in windows)
+        is_mirror = any(np.array_equal(result, window[:, ::-1]) for window in windows)
+        assert is_window or (is_mirrored and is_mirror)
+        mirrored += not is_window
+    assert (mirrored > 5) is is_mirrored
+    assert len({result.tobytes() for result in moved}) == 40
+
+
+@pytest.mark.parametrize("labels", [None, np.arange(10)])
+def test_pictures_that_cannot_be_trained_on_are_refused(labels):
+    with pytest.raises(DataError, match="training needs labelled pictures, at least one batch"):
+        PictureBatches(numbered()[0], labels, PLAIN, batch_size=11)
