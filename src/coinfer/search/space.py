@@ -7,12 +7,12 @@ measures, so the lists are wide where a choice matters (bits, quality) and narro
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.util import find_spec
 
+from ..codec import available_coders
 from ..plan import CodecSpec, Coder, TensorSpec
 
-INPUT_QUALITIES = (10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 93, 95, 98)
-PICTURE_QUALITIES = (10, 30, 50, 70, 80, 90, 95)
+INPUT_QUALITIES = (10, 30, 50, 70, 80, 85, 90, 93, 95, 98)
+PICTURE_QUALITIES = (20, 50, 80)
 PACKED_BITS = (1, 2, 4, 8)
 
 
@@ -23,14 +23,15 @@ def feature_codecs(crossing: tuple[TensorSpec, ...]) -> list[CodecSpec]:
     (C, H, W) tensor crosses, the tiled picture. All uint8 values (the codes of an int8 head):
     8 bits are the codes themselves, fewer are a table on the codes.
     Empty where a value of another dtype crosses: no codec carries it, so the cut is not offered.
+    Image formats that this machine's Pillow lacks are left out.
 
     >>> names = [spec.name for spec in feature_codecs((TensorSpec(name="x", shape=(8, 4, 4)),))]
-    >>> "uniform4c-zstd" in names, "picture-webp-q90" in names
+    >>> "uniform4c-zstd" in names, "picture-webp-q80" in names
     (True, True)
     """
     dtypes = {spec.dtype for spec in crossing}
     if dtypes == {"uint8"}:
-        return list(_uniform(crossing, per_channel_8=False))
+        return _available(_uniform(crossing, per_channel_8=False))
     if dtypes != {"float32"}:
         return []
     plain = [
@@ -40,7 +41,7 @@ def feature_codecs(crossing: tuple[TensorSpec, ...]) -> list[CodecSpec]:
         CodecSpec(transform="float16", coder="zstd"),
     ]
     is_picture = len(crossing) == 1 and len(crossing[0].shape) == 3
-    return [*plain, *_uniform(crossing, per_channel_8=True), *(_pictures() if is_picture else ())]
+    return _available([*plain, *_uniform(crossing, per_channel_8=True), *(_pictures() if is_picture else ())])
 
 
 def input_codecs() -> list[CodecSpec]:
@@ -51,9 +52,12 @@ def input_codecs() -> list[CodecSpec]:
     """
     lossless: tuple[Coder, ...] = ("none", "png", "webp-lossless")
     lossy: tuple[Coder, ...] = ("webp", "jpeg", "jpeg-bare")
-    return [CodecSpec(transform="image", coder=coder) for coder in lossless] + [
-        CodecSpec(transform="image", coder=coder, quality=quality) for coder in lossy for quality in INPUT_QUALITIES
-    ]
+    return _available(
+        [
+            *(CodecSpec(transform="image", coder=coder) for coder in lossless),
+            *(CodecSpec(transform="image", coder=coder, quality=q) for coder in lossy for q in INPUT_QUALITIES),
+        ]
+    )
 
 
 def _uniform(crossing: tuple[TensorSpec, ...], *, per_channel_8: bool) -> Iterable[CodecSpec]:
@@ -61,7 +65,7 @@ def _uniform(crossing: tuple[TensorSpec, ...], *, per_channel_8: bool) -> Iterab
 
     One range per channel differs from one for the tensor only where a tensor has several channels.
     """
-    coder: Coder = "range" if find_spec("constriction") else "rans"
+    coder: Coder = "range" if "range" in available_coders() else "rans"
     has_channels = any(_num_channels(spec) > 1 for spec in crossing)
     for bits in range(1, 9):
         for per_channel in (False, True) if has_channels else (False,):
@@ -82,6 +86,11 @@ def _pictures() -> Iterable[CodecSpec]:
     for coder in lossy:
         for quality in PICTURE_QUALITIES:
             yield CodecSpec(transform="picture", coder=coder, quality=quality)
+
+
+def _available(specs: Iterable[CodecSpec]) -> list[CodecSpec]:
+    have = {"none", *available_coders()}
+    return [spec for spec in specs if spec.coder in have]
 
 
 def _num_channels(spec: TensorSpec) -> int:

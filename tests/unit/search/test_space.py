@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from coinfer.plan import TensorSpec
-from coinfer.search import feature_codecs, input_codecs
+from coinfer.search import feature_codecs, input_codecs, space
 from coinfer.search.space import INPUT_QUALITIES, PICTURE_QUALITIES
 
 MAP = TensorSpec(name="x", shape=(16, 8, 8))
@@ -62,3 +62,10 @@ def test_input_codecs_sweep_the_quality_of_each_lossy_format():
     for coder in ("webp", "jpeg", "jpeg-bare"):
         assert tuple(spec.quality for spec in specs if spec.coder == coder) == INPUT_QUALITIES
     assert [spec.name for spec in specs if spec.quality is None] == ["raw", "png", "webp-lossless"]
+
+
+def test_what_this_machine_cannot_code_is_left_out(monkeypatch):
+    monkeypatch.setattr(space, "available_coders", lambda: ("png", "jpeg", "zstd", "rans"))
+    offered = [*feature_codecs((MAP,)), *input_codecs()]
+    assert {spec.coder for spec in offered} == {"none", "png", "jpeg", "zstd", "rans"}
+    assert {spec.coder for spec in feature_codecs((CODES,))} == {"none", "zstd", "rans"}
