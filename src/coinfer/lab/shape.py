@@ -91,7 +91,7 @@ class ShapedLink:
         self._connected = 0
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
-        self._stop_read, self._stop_write = socket.socketpair()
+        self._stop: tuple[socket.socket, socket.socket] | None = None
         self._acceptor = threading.Thread(target=self._accept, name="shaped-link", daemon=True)
         self.set(link)
 
@@ -145,15 +145,16 @@ class ShapedLink:
         listener.setblocking(False)
         self.port = listener.getsockname()[1]
         self._listener = listener
+        self._stop = socket.socketpair()
         self._acceptor.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop_write.send(b"x")
+        assert self._listener is not None and self._stop is not None
+        self._stop[1].send(b"x")
         self._acceptor.join()
-        assert self._listener is not None
         self._listener.close()
         with self._lock:
             left = list(self._connections)
@@ -161,14 +162,15 @@ class ShapedLink:
             connection.abort()
         for connection in left:
             connection.join()
-        self._stop_read.close()
-        self._stop_write.close()
+        for end in self._stop:
+            end.close()
 
     def _accept(self) -> None:
-        assert self._listener is not None
+        assert self._listener is not None and self._stop is not None
+        stop = self._stop[0]
         while True:
-            ready, _, _ = select.select([self._listener, self._stop_read], [], [])
-            if self._stop_read in ready:
+            ready, _, _ = select.select([self._listener, stop], [], [])
+            if stop in ready:
                 return
             try:
                 near, _ = self._listener.accept()
@@ -271,12 +273,15 @@ def _pump(source: socket.socket, sink: socket.socket, lane: _Lane, stop: socket.
     pending: deque[tuple[float, bytes]] = deque()
     due = b""
     is_open = True
-    while is_open or pending or due:
+    while True:
         time_s = now_s()
         while pending and max(pending[0][0], lane.held_until_s) <= time_s:
             due += pending.popleft()[1]
         if due:
             due = due[_send(sink, due) :]
+        if not (is_open or pending or due):
+            sink.shutdown(socket.SHUT_WR)
+            return
         wake_s = max(pending[0][0], lane.held_until_s) if pending else math.inf
         with lane.lock:
             room_s = lane.direction.room_s(time_s, lane.buffer_bytes)
@@ -299,7 +304,6 @@ def _pump(source: socket.socket, sink: socket.socket, lane: _Lane, stop: socket.
                 with lane.lock:
                     delivery_s = lane.direction.send(arrival_s, len(piece.data), message_before=piece.before)
                 pending.append((delivery_s, piece.data))
-    sink.shutdown(socket.SHUT_WR)
 
 
 def _send(sink: socket.socket, data: bytes) -> int:
