@@ -89,7 +89,7 @@ class BuildJob(Value, frozen=True, kw_only=True):
 
     rounds: tuple[int, ...] = (250, 1000, 2000)
     report_images: int = 8000
-    calibration_images: int = 256
+    calibration_images: int = 128
     precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
     cuts: tuple[str, ...] = ("*",)
 

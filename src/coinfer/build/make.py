@@ -79,10 +79,7 @@ def build(
     save_file({"pixels": samples}, work / "samples.safetensors")
     numbers = sorted({candidates[index].plan.number for index in chosen} | {main.plan.number})
     test = workshop.source.images("test")
-    images = Images(
-        pixels=test.pixels[: job.build.report_images],
-        labels=None if test.labels is None else test.labels[: job.build.report_images],
-    )
+    images = test.pick(slice(job.build.report_images))
     return assemble(work, numbers, out, images=images, progress=progress)
 
 

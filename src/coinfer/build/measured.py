@@ -22,7 +22,8 @@ from .drafts import Draft
 from .workshop import Progress, Workshop, safe_name
 
 Tables = dict[int, CodecTables]
-BYTES_PICTURES = 64
+BYTES_PICTURES = 32
+TIMED_PICTURES = 2
 
 
 def threads() -> int:
@@ -73,13 +74,13 @@ def _weigh(draft: Draft, codec: Codec, values: list[NDArray[np.generic]]) -> Non
     draft.payload_bytes = float(np.mean(num_bytes))
     draft.payload_bytes_p95 = float(np.percentile(num_bytes, 95))
     draft.bytes_how = codec.bytes_how
-    encode, decode = time_codec(codec, values, repeats=5)
+    encode, decode = time_codec(codec, values, repeats=3)
     draft.encode_s, draft.decode_s = encode.median_s, decode.median_s
 
 
 def time_codec(codec: Codec, values: list[NDArray[np.generic]], *, repeats: int) -> tuple[Timing, Timing]:
     """Seconds to encode and to decode one picture's values, over the first few pictures in turn."""
-    singles = [[v[i : i + 1] for v in values] for i in range(min(4, len(values[0])))]
+    singles = [[v[i : i + 1] for v in values] for i in range(min(TIMED_PICTURES, len(values[0])))]
     payloads = [codec.encode(single) for single in singles]
     encode = measure(partial(_each, codec.encode, singles), warmup=1, repeats=repeats)
     decode = measure(partial(_each, codec.decode, payloads), warmup=1, repeats=repeats)
@@ -130,7 +131,7 @@ def time_segments(workshop: Workshop, drafts: list[Draft], *, repeats: int, prog
 def store_tables(workshop: Workshop, draft: Draft, tables: Tables) -> None:
     """Write a draft's tables below the workshop and name the file in its plan."""
     made = tables.get(draft.plan.number)
-    if made is None or draft.plan.codec is None:
+    if made is None or not made.tensors or draft.plan.codec is None:
         return
     plan = draft.plan
     name = f"tables/{plan.variant}.{plan.precision}.{safe_name(str(plan.cut))}.{draft.plan.codec.name}.safetensors"

@@ -8,6 +8,8 @@ confidence bound no worse in accuracy:
 
     mean(right_A - right_B) - standard error  >=  -MARGIN        (paired, the same images)
 
+A draft that is exact by construction (fp32, nothing lost on the way) is beaten by exact ones alone.
+
 Within one cut, codecs are tried from few bytes to many; once one gives the whole network's
 own answer on every image, the rest of that cut can only cost more and is dropped unclassified.
 Times carry noise, so equal within TIME_SLACK counts as no worse.  Every drop is logged with its reason.
@@ -54,7 +56,7 @@ def drop_dominated(drafts: list[Draft], images: int, int8_ratio: float) -> int:
         beats &= (total <= total[b] * TIME_SLACK) & ~dropped
         beats &= (num_bytes < num_bytes[b]) | (device < device[b] / TIME_SLACK)
         beats[b] = False
-        if right is None:
+        if right is None or is_exact[b]:
             beats &= is_exact
         rivals = np.flatnonzero(beats)
         if right is not None and len(rivals):

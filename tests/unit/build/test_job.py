@@ -1,0 +1,83 @@
+"""Job files: values only, paths beside the file, one line for anything that is not allowed."""
+
+from pathlib import Path
+
+import pytest
+
+from coinfer.build.job import Job, conditions_of, load_job, weights_of_smaller
+from coinfer.errors import JobError, UsageError
+
+FULL = """
+[model]
+source = "resnet56"
+weights = "weights/cifar10_resnet56.safetensors"
+smaller = ["resnet32"]
+[data]
+source = "cifar10"
+[device]
+slowdown = 30.0
+[link]
+rate = "300 kbit/s"
+delay = "5 ms"
+[goal]
+minimise = "latency"
+max_loss = 1.0
+"""
+
+
+def job_file(folder: Path, text: str) -> Path:
+    path = folder / "job.toml"
+    path.write_text(text)
+    return path
+
+
+def test_paths_are_beside_the_job_file(tmp_path: Path) -> None:
+    job = load_job(job_file(tmp_path, FULL))
+    assert job.model.weights == str(tmp_path / "weights/cifar10_resnet56.safetensors")
+
+
+def test_conditions_use_the_ratio_unless_int8_is_given(tmp_path: Path) -> None:
+    job = load_job(job_file(tmp_path, FULL))
+    conditions = conditions_of(job, int8_ratio=1.5)
+    assert (conditions.link.rate_bps, conditions.link.delay_s) == (300_000.0, 0.005)
+    assert (conditions.device.fp32, conditions.device.int8) == (30.0, 45.0)
+    given = load_job(job_file(tmp_path, FULL.replace("slowdown = 30.0", "slowdown = 30.0\nint8_slowdown = 60.0")))
+    assert conditions_of(given, int8_ratio=1.5).device.int8 == 60.0
+
+
+def test_smaller_weights_are_found_beside(tmp_path: Path) -> None:
+    job = load_job(job_file(tmp_path, FULL))
+    with pytest.raises(JobError, match=r'"resnet32".*cifar10_resnet32'):
+        weights_of_smaller(job, "resnet32")
+    (tmp_path / "weights").mkdir()
+    beside = tmp_path / "weights/cifar10_resnet32.safetensors"
+    beside.write_bytes(b"")
+    assert weights_of_smaller(job, "resnet32") == beside
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("max_loss = 1.0", "max_loss = -1.0"), "max_loss must be at least 0"),
+        (("max_loss = 1.0", "max_los = 1.0"), "max_los"),
+        (('minimise = "latency"', 'minimise = "speed"'), "speed"),
+        (("slowdown = 30.0", "slowdown = 0.0"), "slowdown"),
+        (('smaller = ["resnet32"]', "mean = [0.5]"), "mean and std"),
+        (("[goal]", "[build]\nrounds = [1000, 250]\n[goal]"), "rounds must be increasing"),
+        (("[goal]", "[goal"), "not TOML"),
+    ],
+)
+def test_bad_values_name_themselves(tmp_path: Path, change: tuple[str, str], words: str) -> None:
+    with pytest.raises(JobError, match="job.toml") as caught:
+        load_job(job_file(tmp_path, FULL.replace(*change)))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_job_file_and_a_bad_rate(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="cannot be read"):
+        load_job(tmp_path / "none.toml")
+    job = load_job(job_file(tmp_path, FULL.replace("300 kbit/s", "300 parsec")))
+    assert isinstance(job, Job)
+    with pytest.raises(UsageError, match="300 parsec"):
+        conditions_of(job, int8_ratio=1.0)

@@ -1,0 +1,98 @@
+"""Which drafts are dropped: exact small cases of the dominance rule, and the losses' intervals."""
+
+import math
+
+import numpy as np
+import pytest
+
+from coinfer.build.drafts import Draft, restores_same
+from coinfer.build.evaluate import loss_of, proportion_ci
+from coinfer.build.rounds import drop_dominated, drop_hopeless
+from coinfer.plan import CodecSpec, Plan, TensorSpec
+
+CROSSING = (TensorSpec(name="x", shape=(8,)),)
+
+
+def split(number: int, *, num_bytes: float, head_s: float, right: str = "", precision: str = "fp32") -> Draft:
+    codec = CodecSpec(transform="uniform", bits=4, coder="range")
+    plan = Plan(
+        number=number, kind="split", variant="net", precision=precision, cut="c#0", codec=codec,  # type: ignore[arg-type]
+        crossing=CROSSING, head="h", tail="t",
+    )  # fmt: skip
+    correct = np.array([c == "1" for c in right])
+    return Draft(plan, ("split", str(number)), payload_bytes=num_bytes, head_s=head_s, tail_s=1.0, correct=correct)
+
+
+def upload(number: int, *, num_bytes: float, encode_s: float) -> Draft:
+    codec = CodecSpec(transform="image", coder="png")
+    plan = Plan(number=number, kind="upload", variant="net", codec=codec, crossing=CROSSING, tail="t")
+    return Draft(plan, ("upload", "exact"), payload_bytes=num_bytes, encode_s=encode_s, tail_s=1.0)
+
+
+def dropped(drafts: list[Draft]) -> list[int]:
+    return [d.plan.number for d in drafts if d.dropped is not None]
+
+
+def test_before_any_image_only_exact_drafts_beat_others() -> None:
+    drafts = [
+        upload(0, num_bytes=100, encode_s=0.1),
+        split(1, num_bytes=200, head_s=0.5),
+        split(2, num_bytes=50, head_s=0.5),
+        split(3, num_bytes=60, head_s=0.6),
+    ]
+    assert drop_dominated(drafts, 0, 1.0) == 1
+    assert dropped(drafts) == [1]
+    assert "plan 0" in str(drafts[1].dropped)
+
+
+def test_equal_answers_for_fewer_bytes_beat_and_better_answers_survive() -> None:
+    cheap = split(0, num_bytes=10, head_s=0.5, right="1101" * 50)
+    same = split(1, num_bytes=20, head_s=0.5, right="1101" * 50)
+    better = split(2, num_bytes=30, head_s=0.5, right="1111" * 50)
+    drafts = [cheap, same, better]
+    assert drop_dominated(drafts, 200, 1.0) == 1
+    assert dropped(drafts) == [1]
+
+
+def test_less_device_time_survives_and_int8_is_priced_at_its_ratio() -> None:
+    slow = split(0, num_bytes=10, head_s=1.0, right="1" * 100)
+    fast = split(1, num_bytes=20, head_s=0.4, right="1" * 100, precision="int8")
+    assert drop_dominated([slow, fast], 100, 2.0) == 0
+    assert drop_dominated([slow, fast], 100, 4.0) == 1
+
+
+def test_hopeless_is_beyond_the_bound() -> None:
+    reference = np.ones(100, dtype=bool)
+    near = split(0, num_bytes=10, head_s=1.0, right="1" * 95 + "0" * 5)
+    far = split(1, num_bytes=10, head_s=1.0, right="1" * 50 + "0" * 50)
+    drafts = [near, far]
+    assert drop_hopeless(drafts, reference, 1.0) == 1
+    assert dropped(drafts) == [1]
+
+
+def test_loss_is_of_paired_differences() -> None:
+    reference = np.array([True] * 90 + [False] * 10)
+    correct = np.array([True] * 88 + [False] * 11 + [True])
+    loss, half = loss_of(reference, correct)
+    assert loss == pytest.approx(1.0)
+    assert half == pytest.approx(196 * math.sqrt(0.03 - 0.01**2) / 10)
+
+
+def test_wilson_half_width() -> None:
+    # 90 of 100: the Wilson interval is [82.56, 94.48] (Newcombe 1998's method 3).
+    assert proportion_ci(np.array([True] * 90 + [False] * 10)) == pytest.approx((94.477 - 82.563) / 2, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (CodecSpec(transform="uniform", bits=4, coder="range"), CodecSpec(transform="uniform", bits=4, coder="zstd"), True),
+        (CodecSpec(transform="uniform", bits=4, coder="range"), CodecSpec(transform="uniform", bits=3, coder="range"), False),
+        (CodecSpec(transform="image", coder="png"), CodecSpec(transform="image", coder="webp-lossless"), True),
+        (CodecSpec(transform="image", coder="jpeg", quality=90), CodecSpec(transform="image", coder="jpeg-bare", quality=90), True),
+        (CodecSpec(transform="image", coder="jpeg", quality=90), CodecSpec(transform="image", coder="webp", quality=90), False),
+        (CodecSpec(transform="picture", coder="webp", quality=90), CodecSpec(transform="picture", coder="png"), False),
+    ],
+)  # fmt: skip
+def test_groups_are_codecs_that_restore_the_same(one: CodecSpec, other: CodecSpec, same: bool) -> None:
+    assert (restores_same(one) == restores_same(other)) is same
