@@ -32,11 +32,12 @@ from ..plan import Candidate, Evidence, Plan
 from ..profile import Profile, Timing
 from ..protocol import reply_bytes
 from ..search.goal import Goal
+from ..search.machines import with_profiles
 from ..search.menu import menu
 from .drafts import Draft, all_drafts
-from .evaluate import Deployed, evidence_of, loss_of, proportion_ci
+from .evaluate import Deployed, codec_at, evidence_of, loss_of, proportion_ci
 from .job import Job, conditions_of
-from .measured import Tables, calibrate_and_weigh, codec_of, store_tables, time_codec, time_segments
+from .measured import Tables, calibrate_and_weigh, store_tables, time_codec, time_segment, time_segments
 from .rounds import classify, drop_dominated, drop_hopeless
 from .workshop import Progress, Workshop, prepare, quiet
 
@@ -59,13 +60,11 @@ def build(
     int8_ratio = int8_ratio_of(workshop, drafts)
     log = [f"{len(drafts)} candidates, {drop_dominated(drafts, 0, int8_ratio)} dropped before any image"]
     reference = _rounds(workshop, drafts, tables, int8_ratio, log, progress)
-    alive = [draft for draft in drafts if draft.dropped is None]
-    for draft in alive:
+    for draft in (d for d in drafts if d.dropped is None):
         store_tables(workshop, draft, tables)
-    pin(0)
-    profile = _final_times(workshop, alive, tables, progress)
-    pin(None)
     candidates = [_candidate(workshop, draft, reference) for draft in drafts]
+    samples = np.ascontiguousarray(workshop.source.images("validation").pixels[:4])
+    candidates, profile = timed(work, candidates, samples, progress=progress)
     conditions = conditions_of(job, int8_ratio=int8_ratio)
     goal = Goal(minimise=job.goal.minimise, max_loss_points=job.goal.max_loss)
     chosen = menu(candidates, goal, int8_ratio=int8_ratio, base=conditions, also=(conditions,))
@@ -75,7 +74,6 @@ def build(
     _save(work / "manifest.json", manifest)
     _save(work / "evidence.json", candidates)
     _save(work / "profile.json", profile)
-    samples = np.ascontiguousarray(workshop.source.images("validation").pixels[:4])
     save_file({"pixels": samples}, work / "samples.safetensors")
     numbers = sorted({candidates[index].plan.number for index in chosen} | {main.plan.number})
     test = workshop.source.images("test")
@@ -118,28 +116,38 @@ def int8_ratio_of(workshop: Workshop, drafts: list[Draft]) -> float:
     return max(1.0, whole["fp32"] / whole["int8"] / 2) if "int8" in whole else 1.0
 
 
-def _final_times(workshop: Workshop, alive: list[Draft], tables: Tables, progress: Progress) -> Profile:
-    """Time the survivors' segments and codecs once more, with more repeats."""
-    segments = time_segments(workshop, alive, repeats=30, progress=progress)
-    pictures = workshop.source.images("validation").pixels[:4]
+def timed(
+    folder: Path, candidates: list[Candidate], pictures: NDArray[np.uint8], *, progress: Progress = quiet
+) -> tuple[list[Candidate], Profile]:
+    """Candidates with the times of this machine, as it is now, for all that were not dropped; and its Profile.
+
+    Args:
+        folder: where the segments and tables lie.
+        candidates: their evidence's times are replaced.
+        pictures: (N, H, W, C), real ones, for the codecs' times.
+    """
+    pin(0)
+    alive = [c.plan for c in candidates if c.dropped is None]
+    names = list(dict.fromkeys(n for plan in alive for n in (plan.head, plan.tail) if n is not None))
+    segments: dict[str, Timing] = {}
+    for done, name in enumerate(names):
+        progress("timing", done, len(names), name)
+        segments[name] = time_segment(folder / name, repeats=30)
     codecs: dict[str, tuple[Timing, Timing]] = {}
-    features: dict[str, list[NDArray[np.generic]]] = {}
-    for draft in (d for d in alive if d.plan.codec is not None):
-        values: list[NDArray[np.generic]] = [pictures]
-        if draft.plan.head is not None:
-            if draft.plan.head not in features:
-                features[draft.plan.head] = list(Session(workshop.folder / draft.plan.head).run([pictures]))
-            values = features[draft.plan.head]
-        encode, decode = time_codec(codec_of(draft.plan, tables), values, repeats=20)
-        draft.encode_s, draft.decode_s = encode.median_s, decode.median_s
-        codecs[str(draft.plan.number)] = (encode, decode)
-    return Profile(
+    for plan in (plan for plan in alive if plan.codec is not None):
+        values: tuple[NDArray[np.generic], ...] = (pictures,)
+        if plan.head is not None:
+            values = Session(folder / plan.head).run([pictures])
+        codecs[str(plan.number)] = time_codec(codec_at(folder, plan), values, repeats=20)
+    pin(None)
+    profile = Profile(
         machine=describe_machine(),
         threads=1,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         segments=segments,
         codecs=codecs,
     )
+    return with_profiles(candidates, device=profile, edge=profile), profile
 
 
 def _candidate(workshop: Workshop, draft: Draft, reference: NDArray[np.bool_]) -> Candidate:

@@ -78,7 +78,7 @@ def _weigh(draft: Draft, codec: Codec, values: list[NDArray[np.generic]]) -> Non
     draft.encode_s, draft.decode_s = encode.median_s, decode.median_s
 
 
-def time_codec(codec: Codec, values: list[NDArray[np.generic]], *, repeats: int) -> tuple[Timing, Timing]:
+def time_codec(codec: Codec, values: Sequence[NDArray[np.generic]], *, repeats: int) -> tuple[Timing, Timing]:
     """Seconds to encode and to decode one picture's values, over the first few pictures in turn."""
     singles = [[v[i : i + 1] for v in values] for i in range(min(TIMED_PICTURES, len(values[0])))]
     payloads = [codec.encode(single) for single in singles]

@@ -11,8 +11,9 @@ import typer
 from ..bundle import Bundle, load_bundle
 from ..errors import UsageError
 from ..plan import Candidate
+from ..search.machines import with_profiles
 from ..units import format_bytes, format_duration
-from .conditions import RADIOS, Options, conditions_of, load_profile, with_profiles
+from .conditions import RADIOS, Options, conditions_of, load_profile
 from .options import BundleFolder, EdgeLoad, GoalName, Int8Slowdown, Json, MaxLoss, Rate, RoundTrip, Slowdown
 from .output import print_json, print_table
 
