@@ -306,11 +306,11 @@ def _overhead_row(
     beyond_s = {
         number: [
             r.latency_s - r.head_s - r.encode_s - r.decode_s - r.tail_s - 2 * line.delay_s
-            for r in (seen.request for seen in requests.get((line.cell, "calibrate", number), []))
+            for r in (seen.request for seen in requests[line.cell, "calibrate", number])
             if r.error is None
         ]
         for number, plan in menu.items()
-        if plan.kind != "device"
+        if plan.kind != "device" and (line.cell, "calibrate", number) in requests
     }
     everything = [seconds for several in beyond_s.values() for seconds in several]
     return OverheadRow(
