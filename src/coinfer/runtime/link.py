@@ -68,7 +68,7 @@ class Link:
             LinkError: the connection is closed.
         """
         if self._protocol.state is not State.OPEN:
-            raise self._broken("it is closed")
+            raise self._closed()
         if isinstance(message, str):
             return Frame(Opcode.TEXT, message.encode()).serialize(mask=True)
         return Frame(Opcode.BINARY, message).serialize(mask=True)
@@ -146,8 +146,8 @@ class Link:
             ) from error
         if isinstance(error, InvalidHandshake):
             raise ProtocolError(f"{self.url} does not speak WebSocket: {error}") from error
-        if error is not None or self._protocol.state is not State.OPEN:
-            raise self._broken("closed before it was open")
+        if error is not None:
+            raise self._broken(f"no WebSocket came of it: {error}") from error
         self._collect()
 
     def _advance(self) -> None:

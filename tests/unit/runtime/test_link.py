@@ -1,0 +1,240 @@
+"""The device's WebSocket against scripted others: each test's server does one thing."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from websockets.sync.server import ServerConnection, serve
+
+from coinfer.errors import LinkError, ProtocolError, UsageError
+from coinfer.runtime.link import Link
+
+Talk = Callable[[ServerConnection], None]
+
+
+@contextmanager
+def websocket_server(talk: Talk) -> Iterator[str]:
+    with serve(talk, "127.0.0.1", 0, compression=None, max_size=None) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def tcp_server(answer: bytes | None) -> Iterator[str]:
+    """Answers the first bytes of one connection with `answer` and closes; None: stays silent."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    is_over = threading.Event()
+
+    def run() -> None:
+        with listener:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                if answer is None:
+                    is_over.wait()
+                else:
+                    connection.sendall(answer)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield f"ws://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def connect(url: str, *, max_message_bytes: int = 100_000, timeout_s: float = 10.0) -> Link:
+    return Link(url, max_message_bytes=max_message_bytes, timeout_s=timeout_s)
+
+
+def echo(connection: ServerConnection) -> None:
+    for message in connection:
+        connection.send(message)
+
+
+def test_messages_of_every_frame_size_go_there_and_back() -> None:
+    with websocket_server(echo) as url:
+        link = connect(url)
+        for size in (0, 1, 125, 126, 65535, 65536, 99_999):
+            message = bytes(range(256)) * (size // 256) + bytes(size % 256)
+            link.write(link.frame(message))
+            assert link.read() == message
+        link.write(link.frame("text é"))
+        assert link.read() == "text é"
+        assert link.is_open()
+        link.close()
+        assert not link.is_open()
+
+
+def test_fragments_are_joined_and_pings_answered() -> None:
+    ponged = threading.Event()
+
+    def talk(connection: ServerConnection) -> None:
+        connection.send([b"one ", b"two ", b"three"])
+        connection.ping().wait()
+        ponged.set()
+        connection.send(b"after")
+        connection.recv()
+
+    with websocket_server(talk) as url:
+        link = connect(url)
+        assert link.read() == b"one two three"
+        assert link.read() == b"after"
+        assert ponged.is_set()
+        link.close()
+
+
+def test_one_thread_writes_while_another_reads() -> None:
+    count, message = 50, bytes(60_000)
+    with websocket_server(echo) as url:
+        link = connect(url)
+
+        def write() -> None:
+            for _ in range(count):
+                link.write(link.frame(message))
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        assert [len(link.read()) for _ in range(count)] == [60_000] * count
+        writer.join()
+        link.close()
+
+
+@pytest.mark.parametrize("url", ["http://localhost:1", "localhost:8300", "", "ws://", "wss://localhost:1", "ws://h:x"])
+def test_what_is_no_address_of_an_edge_is_a_usage_error(url: str) -> None:
+    with pytest.raises(UsageError, match="an edge is ws://HOST:PORT"):
+        connect(url)
+
+
+def test_nobody_there_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(LinkError, match=f"no edge at ws://127.0.0.1:{port}: connection refused"):
+        connect(f"ws://127.0.0.1:{port}")
+
+
+def test_an_unknown_host_is_one_line() -> None:
+    with pytest.raises(LinkError, match="no edge at ws://nowhere.invalid:1"):
+        connect("ws://nowhere.invalid:1")
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno", "answers HTTP 404: a web server, but no edge"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "answers HTTP 200"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "does not speak WebSocket"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n", "does not speak WebSocket"),
+        (b"", "does not speak WebSocket"),
+    ],
+)
+def test_another_protocol_is_a_protocol_error(answer: bytes, line: str) -> None:
+    with tcp_server(answer) as url, pytest.raises(ProtocolError, match=line):
+        connect(url)
+
+
+def test_silence_at_the_door_ends_in_time() -> None:
+    with tcp_server(None) as url, pytest.raises(LinkError, match="silent for 0.05 s"):
+        connect(url, timeout_s=0.05)
+
+
+def test_silence_behind_the_door_ends_in_time() -> None:
+    def talk(connection: ServerConnection) -> None:
+        connection.recv()
+
+    with websocket_server(talk) as url:
+        link = connect(url, timeout_s=0.05)
+        with pytest.raises(LinkError, match="silent for 0.05 s"):
+            link.read()
+        link.close()
+
+
+def test_a_goodbye_gives_its_reason() -> None:
+    with websocket_server(lambda connection: connection.close(1001, "tired")) as url:
+        link = connect(url)
+        with pytest.raises(LinkError, match=r"the edge closed it \(tired\)"):
+            link.read()
+        with pytest.raises(LinkError, match="tired"):
+            link.read()
+        with pytest.raises(LinkError, match="tired"):
+            link.frame(b"")
+        link.close()
+
+
+def test_messages_before_a_goodbye_are_still_read() -> None:
+    def talk(connection: ServerConnection) -> None:
+        connection.send(b"last")
+        connection.close()
+
+    with websocket_server(talk) as url:
+        link = connect(url)
+        assert link.read() == b"last"
+        with pytest.raises(LinkError, match="the edge closed it"):
+            link.read()
+        link.close()
+
+
+def test_a_goodbye_for_a_violation_is_a_protocol_error() -> None:
+    with websocket_server(lambda connection: connection.close(1002, "request numbers rise")) as url:
+        link = connect(url)
+        with pytest.raises(ProtocolError, match="closed the link: request numbers rise"):
+            link.read()
+        link.close()
+
+
+def test_a_message_over_the_limit_is_a_protocol_error() -> None:
+    with websocket_server(lambda connection: connection.send(bytes(5001))) as url:
+        link = connect(url, max_message_bytes=5000)
+        with pytest.raises(ProtocolError, match="what WebSocket or the size limit do not allow.*5001"):
+            link.read()
+        link.close()
+
+
+def test_text_that_is_not_utf_8_is_a_protocol_error() -> None:
+    with websocket_server(lambda connection: connection.send(b"\xff\xfe", text=True)) as url:
+        link = connect(url)
+        with pytest.raises(ProtocolError, match="not UTF-8"):
+            link.read()
+        link.close()
+
+
+def test_abort_wakes_a_reader() -> None:
+    def talk(connection: ServerConnection) -> None:
+        for _ in connection:
+            pass
+
+    with websocket_server(talk) as url:
+        link = connect(url)
+        errors: list[LinkError] = []
+
+        def read() -> None:
+            with pytest.raises(LinkError) as caught:
+                link.read()
+            errors.append(caught.value)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        link.abort()
+        reader.join()
+        assert len(errors) == 1
+        link.close()
+
+
+def test_is_open_sees_a_goodbye_that_nobody_has_read() -> None:
+    with websocket_server(lambda connection: connection.close()) as url:
+        link = connect(url)
+        deadline_s = time.monotonic() + 10
+        while link.is_open():
+            assert time.monotonic() < deadline_s
+        link.close()
