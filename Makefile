@@ -38,10 +38,10 @@ docs: $(STAMP) ## write docs/cli.md anew from --help
 	mv docs/cli.md.new docs/cli.md
 
 bench-main: $(STAMP) ## measure everything in docs/results/main-job.md (hours; needs the data folder)
-	$(BIN)/python bench/main_job.py
+	$(BIN)/python -m bench.main_job all
 
 results: $(STAMP) ## recompute the tables and JSON of docs/results from the raw logs
-	$(BIN)/python bench/results.py
+	$(BIN)/python -m bench.results
 
 clean: ## remove what can be made again, .venv excepted
 	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

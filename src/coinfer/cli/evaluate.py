@@ -10,7 +10,6 @@ from ..bundle import load_bundle
 from ..units import format_bytes
 from .options import BundleFolder, DataFolder, DataSource, Json
 from .output import print_json
-from .pictures import test_images
 
 
 def evaluate(
@@ -28,10 +27,12 @@ def evaluate(
 ) -> None:
     """Measure accuracy and bytes of one plan.
 
-    Runs the plan over held-out pictures in one process, coded and decoded for real. Loss is in top-1 points against the unmodified fp32 network on the same pictures. Pictures without
-    labels are compared with that network's own answers.
+    Runs the plan over held-out pictures in one process, coded and decoded for real. Loss is in top-1
+    points against the unmodified fp32 network on the same pictures; pictures without labels are compared
+    with that network's own answers.
     """
     from ..build.evaluate import evaluate_plan
+    from .pictures import test_images
 
     loaded = load_bundle(bundle)
     chosen = loaded.plan(plan)

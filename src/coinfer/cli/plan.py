@@ -11,7 +11,6 @@ import typer
 from ..bundle import Bundle, load_bundle
 from ..errors import UsageError
 from ..plan import Candidate
-from ..search.machines import with_profiles
 from ..units import format_bytes, format_duration
 from .conditions import RADIOS, Options, conditions_of, load_profile
 from .options import BundleFolder, EdgeLoad, GoalName, Int8Slowdown, Json, MaxLoss, Rate, RoundTrip, Slowdown
@@ -64,6 +63,7 @@ def plan(
     All figures are estimates from measured bytes, times and accuracies. Losses are of the images
     that choices are made on; the chosen plan's figure on unseen images stands beside it.
     """
+    from ..search.machines import with_profiles
     from ..search.solve import search
 
     loaded = load_bundle(bundle)

@@ -34,8 +34,9 @@ def profile(
 ) -> None:
     """Time a bundle on this machine.
 
-    Times every segment and codec as deployed, one picture at a time. Run it on a real board and hand the file to `coinfer plan --device-profile`: measured times then
-    take the place of an emulated slowdown. It needs no torch.
+    Times every segment and codec as deployed, one picture at a time; it needs no torch. Run it on a
+    real board and hand the file to `coinfer plan --device-profile`: measured times then take the place of
+    an emulated slowdown.
     """
     import msgspec
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from ..bundle import Bundle, load_bundle
@@ -17,10 +16,10 @@ from ..units import format_bytes, format_duration
 from .conditions import Options, conditions_of, slowdown_of
 from .options import BundleFolder, DataFolder, DataSource, Int8Slowdown, Json, RoundTrip, Slowdown
 from .output import note, print_json
-from .pictures import Request, requests
 
 if TYPE_CHECKING:
     from ..runtime.device import Answer, Device
+    from .pictures import Request
 
 
 def run(
@@ -51,17 +50,19 @@ def run(
 ) -> None:
     """Run a bundle: the device.
 
-    Answers pictures by one plan, alone or with an edge; it needs no torch. Each answer is one JSON line on stdout as it comes; a summary follows on stderr. With --json, one object
-    with all answers and the summary is printed at the end. A folder's pictures are taken in the order of
-    their paths and scaled to the bundle's size.
+    Answers pictures by one plan, alone or with an edge; it needs no torch. Each answer is one JSON line on
+    stdout as it comes; a summary follows on stderr. With --json, one object with all answers and the
+    summary is printed at the end. A folder's pictures are taken in the order of their paths and scaled to
+    the bundle's size; their classes are the names of their folders.
     """
     loaded = load_bundle(bundle)
     conditions = Options(rate or "1 Mbit/s", rtt, slowdown, int8_slowdown)
     number = _plan_number(loaded, plan, has_edge=edge is not None, has_rate=rate is not None, options=conditions)
-    pending = requests(data, loaded, limit=limit, data_dir=data_dir)
     from ..lab.slow import SlowedDevice
     from ..runtime.device import Device
+    from .pictures import requests
 
+    pending = requests(data, loaded, limit=limit, data_dir=data_dir)
     factors = slowdown_of(loaded, slowdown, int8_slowdown)
     pace = None if factors is None else SlowedDevice(factors)
     tally = Tally()
@@ -165,6 +166,8 @@ class Tally:
 
     def summary(self, bundle: Bundle, number: int, device: str, elapsed_s: float) -> dict[str, Any]:
         """Medians, means and the share of right answers (None where no picture had a class)."""
+        import numpy as np
+
         count = len(self.latencies_s)
         p50_s, p95_s = np.percentile(self.latencies_s, [50, 95]) if count else (float("nan"), float("nan"))
         return {
