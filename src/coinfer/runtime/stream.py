@@ -63,6 +63,7 @@ class _Stream:
         self.plan = plan
         self.slots = threading.Semaphore(window)
         self.stopped = threading.Event()
+        self.is_complete = False
         self.order: deque[int] = deque()
         self.asked: dict[int, Asked] = {}
         self.to_send: SimpleQueue[Asked | None] = SimpleQueue()
@@ -101,11 +102,10 @@ class _Stream:
             self.done.put((asked.request, self.device.answer(asked, event, received_s)))
 
     def answers(self, xs: Iterable[ArrayLike]) -> Iterator[Answer]:
-        """Start the boxes and give the answers in order."""
+        """Start the boxes and give the answers in order; `is_complete` where every request has its answer."""
         compute = self._worker("compute", lambda: self.compute(xs))
         link = (self._worker("receive", self.receive), self._worker("send", self.send))
         ready: dict[int, Answer | RefusedError] = {}
-        is_complete = False
         try:
             for worker in (compute, *link):
                 worker.start()
@@ -121,9 +121,9 @@ class _Stream:
                     if isinstance(answer, RefusedError):
                         raise answer
                     yield answer
-            is_complete = True
+            self.is_complete = True
         finally:
-            if not is_complete:
+            if not self.is_complete:
                 self._stop()
             for worker in link:
                 worker.join()
@@ -152,11 +152,11 @@ def overlapped(device: Device, xs: Iterable[ArrayLike], plan: Plan, window: int)
     """The answers of `device` to `xs` by a plan that needs the edge, in order; see the module."""
     channel = device.channel()
     device.claim(True)
-    is_complete = False
+    stream = _Stream(device, channel, plan, window)
     try:
-        yield from _Stream(device, channel, plan, window).answers(xs)
-        is_complete = True
+        yield from stream.answers(xs)
     finally:
         device.claim(False)
-        if not is_complete:
+        # With answers still under way the connection is of no use to the next request.
+        if not stream.is_complete:
             device.drop()
