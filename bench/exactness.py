@@ -1,6 +1,6 @@
 """Every cut of every zoo network: tail(*head(x)) against model(x), in torch bit for bit, in ONNX Runtime to 1e-4.
 
-    python -m bench.exactness [NETWORK ...]     writes docs/results/raw/main-job/exactness.jsonl.gz, a line a cut
+python -m bench.exactness [NETWORK ...]     writes docs/results/raw/main-job/exactness.jsonl.gz, a line a cut
 """
 
 from __future__ import annotations

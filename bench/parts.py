@@ -1,6 +1,6 @@
 """Figures of single parts: the codec against its cost, encoding speed, searching 10,000 candidates.
 
-    python -m bench.parts       writes docs/results/raw/main-job/parts.jsonl.gz
+python -m bench.parts       writes docs/results/raw/main-job/parts.jsonl.gz
 """
 
 from __future__ import annotations
