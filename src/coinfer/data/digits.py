@@ -30,7 +30,6 @@ _DIGITS: dict[Part, tuple[int, int]] = {"train": (0, 1097), "validation": (1097,
 # Each photograph is cut into 3 x 5 tiles, dealt out along the diagonals; a scene stays within one tile.
 _TILE = (142, 128)
 _DEAL: tuple[Part, ...] = ("train", "train", "train", "validation", "test")
-_SQUARES = (64, 113)  # half-open, pixels
 _HEIGHTS = (14, 31)
 _LUMA = np.array([299, 587, 114], dtype=np.int64)
 
@@ -42,7 +41,7 @@ def digits() -> Source:
 
 def scene_digits() -> Source:
     """Digits in photographs as (64, 64, 3) uint8: 12,000 to train on, 2,000 to choose on, 4,000 to report on."""
-    return Source("scene-digits", CLASSES, (SCENE_SIZE, SCENE_SIZE, 3), _scenes_part)
+    return Source("scene-digits", CLASSES, (SCENE_SIZE, SCENE_SIZE, 3), compose_scenes)
 
 
 def _digits_part(part: Part) -> Images:
@@ -88,10 +87,10 @@ class _Draws(NamedTuple):
     tint: NDArray[np.int64]
 
 
-def _draw(part: Part, *, num_digits: int, num_tiles: int) -> _Draws:
+def _draw(part: Part, *, size: int, num_digits: int, num_tiles: int) -> _Draws:
     rng = np.random.default_rng([_SEED, PARTS.index(part)])
     count = _NUM_SCENES[part]
-    square = rng.integers(*_SQUARES, size=count)
+    square = rng.integers(size, size * 7 // 4 + 1, size=count)
     height = rng.integers(*_HEIGHTS, size=count)
     return _Draws(
         digit=rng.integers(num_digits, size=count),
@@ -100,24 +99,28 @@ def _draw(part: Part, *, num_digits: int, num_tiles: int) -> _Draws:
         height=height,
         row=rng.integers(0, _TILE[0] - square + 1),
         column=rng.integers(0, _TILE[1] - square + 1),
-        top=rng.integers(0, SCENE_SIZE - height + 1),
-        left=rng.integers(0, SCENE_SIZE - height + 1),
+        top=rng.integers(0, size - height + 1),
+        left=rng.integers(0, size - height + 1),
         tint=rng.integers(0, 96, size=(count, 3)),
     )
 
 
-def _scenes_part(part: Part) -> Images:
+def compose_scenes(part: Part, *, size: int = SCENE_SIZE) -> Images:
+    """The part's scenes (N, size, size, 3), everything in them at the same scale; the source has 64.
+
+    A `size` of 32 (the least) gives close-ups, in which a digit fills the picture: easier to learn from first.
+    """
     scans = _digits_part(part)
     tiles = [Image.fromarray(tile) for tile in photograph_tiles(part)]
-    draws = _draw(part, num_digits=len(scans), num_tiles=len(tiles))
+    draws = _draw(part, size=size, num_digits=len(scans), num_tiles=len(tiles))
     glyphs = [Image.fromarray(scan[..., 0]) for scan in scans.pixels]
     count = len(draws.digit)
-    scenes = np.empty((count, SCENE_SIZE, SCENE_SIZE, 3), dtype=np.uint8)
+    scenes = np.empty((count, size, size, 3), dtype=np.uint8)
     for index in range(count):
         square, row, column = (int(draw[index]) for draw in (draws.square, draws.row, draws.column))
         box = (column, row, column + square, row + square)
         tile = tiles[int(draws.tile[index])]
-        scenes[index] = np.asarray(tile.resize((SCENE_SIZE, SCENE_SIZE), Image.Resampling.BILINEAR, box=box))
+        scenes[index] = np.asarray(tile.resize((size, size), Image.Resampling.BILINEAR, box=box))
         height, top, left = (int(draw[index]) for draw in (draws.height, draws.top, draws.left))
         glyph = glyphs[int(draws.digit[index])].resize((height, height), Image.Resampling.BICUBIC)
         _place(scenes[index, top : top + height, left : left + height], np.asarray(glyph), draws.tint[index])

@@ -1,0 +1,92 @@
+"""The recipe end to end on a handful of scenes; its command; top-1 by hand."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from typer import Typer
+from typer.testing import CliRunner
+
+from coinfer.compress import recipes
+from coinfer.compress.train import Schedule
+from coinfer.data import digits
+from coinfer.model.zoo import build_model
+from coinfer.plan import Preprocess
+
+
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setattr(digits, "_NUM_SCENES", {"train": 256, "validation": 20, "test": 20})
+    monkeypatch.setattr(recipes, "CLOSE_UPS", Schedule(lr=0.1, epochs=1))
+    monkeypatch.setattr(recipes, "SCENES", Schedule(lr=0.05, epochs=1))
+
+
+def command():
+    app = Typer(add_completion=False)
+    app.command()(recipes.main)
+    return app
+
+
+def test_recipe_writes_weights_that_load_and_removes_its_checkpoints(tmp_path, few):
+    seen = []
+    accuracy = recipes.train_scene_resnet(
+        tmp_path / "w.safetensors",
+        close_ups=recipes.CLOSE_UPS,
+        scenes=recipes.SCENES,
+        progress=lambda phase, step: seen.append((phase, step.step, step.steps)),
+    )
+    assert seen == [("close-ups", 1, 2), ("close-ups", 2, 2), ("scenes", 1, 2), ("scenes", 2, 2)]
+    assert 0 <= accuracy <= 1
+    assert [entry.name for entry in tmp_path.iterdir()] == ["w.safetensors"]
+    trained = build_model("scene-resnet", weights=tmp_path / "w.safetensors").module.state_dict()
+    torch.manual_seed(0)
+    fresh = build_model("scene-resnet").module.state_dict()
+    assert not torch.equal(trained["conv1.weight"], fresh["conv1.weight"])
+    assert int(trained["bn1.num_batches_tracked"]) == 4
+
+
+def test_recipe_goes_on_from_its_checkpoints(tmp_path, few):
+    class Stopped(Exception):
+        pass
+
+    def stop(phase, step):
+        if phase == "scenes":
+            raise Stopped
+
+    schedules = {"close_ups": recipes.CLOSE_UPS, "scenes": recipes.SCENES}
+    recipes.train_scene_resnet(tmp_path / "whole.safetensors", **schedules)
+    with pytest.raises(Stopped):
+        recipes.train_scene_resnet(tmp_path / "w.safetensors", progress=stop, **schedules)
+    assert [entry.name for entry in tmp_path.glob("w.*")] == ["w.close-ups.checkpoint.safetensors"]
+    seen = []
+    recipes.train_scene_resnet(tmp_path / "w.safetensors", progress=lambda *step: seen.append(step), **schedules)
+    assert {phase for phase, _ in seen} == {"scenes"}
+    whole, resumed = (load_file(tmp_path / name) for name in ("whole.safetensors", "w.safetensors"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_command_refuses_a_network_without_recipe(tmp_path):
+    result = CliRunner().invoke(command(), ["resnet20", "-o", str(tmp_path / "w.safetensors")])
+    assert result.exit_code == 2
+    assert 'no recipe for "resnet20": there is one for scene-resnet' in result.stderr
+
+
+def test_top1_counts_largest_logits():
+    class Brightest(nn.Module):
+        """Logits are the means of the channels."""
+
+        def __init__(self):
+            super().__init__()
+            self.unused = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return x.mean((2, 3))
+
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (501, 4, 4, 3), dtype=np.uint8)
+    labels = rng.integers(0, 3, 501)
+    preprocess = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    expected = float((pixels.astype(int).sum((1, 2)).argmax(1) == labels).mean())
+    assert recipes.top1(Brightest(), pixels, labels, preprocess) == expected
+    assert np.isnan(recipes.top1(Brightest(), pixels, None, preprocess))
