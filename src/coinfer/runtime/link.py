@@ -145,7 +145,8 @@ class Link:
                 f"{self.url} answers HTTP {error.response.status_code}: a web server, but no edge of coinfer"
             ) from error
         if isinstance(error, InvalidHandshake):
-            raise ProtocolError(f"{self.url} does not speak WebSocket: {error}") from error
+            cause = f": {error.__cause__}" if error.__cause__ is not None else ""
+            raise ProtocolError(f"{self.url} does not speak WebSocket: {error}{cause}") from error
         if error is not None:
             raise self._broken(f"no WebSocket came of it: {error}") from error
         self._collect()
