@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -94,18 +95,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code; never raises for an error that coinfer expects."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     show_traceback = "--debug" in arguments[:1]
-    signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        return _run(arguments, show_traceback)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(arguments: list[str], show_traceback: bool) -> int:
     try:
         code = app(arguments, prog_name="coinfer", standalone_mode=False)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        # Typer gives 128 + SIGINT for Ctrl-C, in silence.
+        return _fail("interrupted", 1, False) if code == 130 else code if isinstance(code, int) else 0
     except BrokenPipeError:
-        # Whoever read our output has enough (`coinfer ... | head`): nothing is left to say.
-        sys.stderr.close()
+        # Whoever read our output has enough (`coinfer ... | head`): what is still buffered goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        return _fail("interrupted", 1, show_traceback)
-    except typer.Abort:
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", 1, show_traceback)
     except CoinferError as error:
         return _fail(f"error: {error}", error.exit_code, show_traceback)
