@@ -140,17 +140,6 @@ def test_nonsense_is_refused_before_anything_starts(bundle: Bundle, tmp_path: Pa
         run_cells(bundle, PIXELS, None, [Cell(link=Link(rate_bps=float("inf")))], tmp_path / "x.gz")
 
 
-def test_a_niceness_without_the_right_to_it_is_refused(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(which: int, who: int, niceness: int) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("os.setpriority", refuse)
-    with pytest.raises(PlanError, match="niceness of -5"):
-        run_cells(bundle, PIXELS, None, [Cell(link=Link(rate_bps=1e6))], tmp_path / "x", effort=Effort(niceness=-5))
-
-
 def test_a_worker_that_dies_is_an_error_that_quotes_it(bundle: Bundle, tmp_path: Path) -> None:
     np.save(tmp_path / "pixels.npy", PIXELS)
     with pytest.raises(LinkError, match=r"ended with code 1: .*nowhere"):

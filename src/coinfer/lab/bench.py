@@ -17,7 +17,6 @@ Nothing is skipped: a request that fails is a line of the log.  The log is writt
 from __future__ import annotations
 
 import datetime
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -89,7 +88,7 @@ def run_cells(
         tell: is told of the progress.
 
     Raises:
-        PlanError: no cells, evidence is missing, or no right to the niceness.
+        PlanError: no cells, or evidence is missing.
         LinkError: a process did not start, or ended.
     """
     if not cells:
@@ -143,23 +142,6 @@ def _silent(stage: str, done: int, total: int, text: str) -> None:
     """Tell nobody."""
 
 
-@contextmanager
-def _nice(niceness: int) -> Iterator[None]:
-    """Run with this niceness, as do the processes and threads that are started meanwhile."""
-    if niceness == 0:
-        yield
-        return
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    try:
-        os.setpriority(os.PRIO_PROCESS, 0, niceness)
-    except PermissionError as error:
-        raise PlanError(f"a niceness of {niceness} needs the right to raise priority (benchmark)") from error
-    try:
-        yield
-    finally:
-        os.setpriority(os.PRIO_PROCESS, 0, before)
-
-
 class _Bench:
     """One run: what is measured, and the lines so far."""
 
@@ -185,7 +167,7 @@ class _Bench:
     def machines(self, cell: Cell, *, is_direct: bool = False) -> Iterator[tuple[ShapedLink, WorkerProcess]]:
         """Edge, link and device, each in its place; all gone afterwards."""
         device_core, edge_core = self.effort.cores
-        with _nice(self.effort.niceness), tempfile.TemporaryDirectory(prefix="coinfer-bench-") as folder:
+        with tempfile.TemporaryDirectory(prefix="coinfer-bench-") as folder:
             pictures = Path(folder) / "pixels.npy"
             np.save(pictures, self.pixels, allow_pickle=False)
             with EdgeProcess(self.bundle.folder, core=edge_core, load=cell.load) as edge:
@@ -209,7 +191,6 @@ class _Bench:
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             machine=describe_machine(),
             cores=self.effort.cores,
-            niceness=self.effort.niceness,
             seed=self.effort.seed,
             max_loss_points=self.goal.max_loss_points,
             menu=tuple(menu_plan(candidate) for candidate in self.candidates),

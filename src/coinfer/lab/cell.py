@@ -28,8 +28,7 @@ class Effort(Value, frozen=True, kw_only=True):
 
     `requests` for each plan and cell, `slow_requests` below 100 kbit/s; `calibration` requests for each plan, fewer
     (at least 5) where a plan would take longer than `calibration_s`; `stream` pictures through the chosen plan (0:
-    no stream); `finalists`: measure the chosen plan and its best rival once more.  `cores` are the device's and the
-    edge's; a `niceness` below 0 keeps other work of the machine out of the way (needs the right to it).
+    no stream); `finalists`: measure the chosen plan and its best rival once more.
     """
 
     requests: int = 30
@@ -42,7 +41,6 @@ class Effort(Value, frozen=True, kw_only=True):
     seed: int = 0
     timeout_s: float = 120.0
     cores: tuple[int, int] = (0, 1)
-    niceness: int = 0
 
 
 def menu_plan(candidate: Candidate) -> MenuPlan:

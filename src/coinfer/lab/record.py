@@ -52,7 +52,6 @@ class Header(Value, frozen=True, kw_only=True, tag="header", tag_field="line"):
     date: str
     machine: Machine
     cores: tuple[int, int]
-    niceness: int
     seed: int
     max_loss_points: float
     menu: tuple[MenuPlan, ...]

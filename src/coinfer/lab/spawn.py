@@ -59,7 +59,7 @@ class WorkerProcess:
             stderr=self._errors,
             bufsize=0,
             # Ctrl-C goes to the benchmark alone, which then ends its children in order.
-            start_new_session=True,
+            process_group=0,
         )
         is_ready = False
         try:

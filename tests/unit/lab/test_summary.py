@@ -52,7 +52,6 @@ def header() -> Header:
         date="2000-01-01",
         machine=Machine(name="n", processor="p", cores=2, system="s", python="3", versions={}),
         cores=(0, 1),
-        niceness=0,
         seed=0,
         max_loss_points=1.0,
         menu=menu,
