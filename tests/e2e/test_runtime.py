@@ -258,7 +258,8 @@ def test_an_edge_killed_in_a_stream_is_a_link_error(tiny_bundle: Bundle) -> None
         edge.process.wait()
         with pytest.raises(LinkError, match="no edge at"):
             device.infer(pictures(1)[0])
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("coinfer-")]
+    names = {thread.name for thread in threading.enumerate()}
+    assert not names & {"coinfer-compute", "coinfer-send", "coinfer-receive"}
 
 
 def test_an_edge_killed_between_requests_is_a_link_error(tiny_bundle: Bundle) -> None:
