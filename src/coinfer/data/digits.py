@@ -12,6 +12,9 @@ drawing is integer arithmetic on draws of a fixed seed, so that every machine co
 
 from __future__ import annotations
 
+import gzip
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DataError
+from .folder import read_picture
 from .images import PARTS, Images, Part, Source
 
 CLASSES = tuple("0123456789")
@@ -45,24 +49,29 @@ def scene_digits() -> Source:
 
 
 def _digits_part(part: Part) -> Images:
-    try:
-        from sklearn.datasets import load_digits
-    except ModuleNotFoundError as missing:
-        raise DataError('data "digits" needs scikit-learn: pip install "coinfer[build]"') from missing
-    bunch = load_digits()
+    with gzip.open(_datasets_file("data/digits.csv.gz"), "rt") as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.int64)  # 64 values of 0 to 16, then the class
     first, last = _DIGITS[part]
-    chosen = np.random.default_rng(_SEED).permutation(len(bunch.target))[first:last]
-    pixels = (bunch.images[chosen].astype(np.int64) * 255 // 16).astype(np.uint8)
-    return Images(pixels[..., None], bunch.target[chosen].astype(np.int64))
+    chosen = table[np.random.default_rng(_SEED).permutation(len(table))[first:last]]
+    pixels = (chosen[:, :64] * 255 // 16).astype(np.uint8)
+    return Images(pixels.reshape(-1, 8, 8, 1), chosen[:, 64])
+
+
+def _datasets_file(name: str) -> Path:
+    """A data file within scikit-learn's package, found without importing it (which takes seconds)."""
+    spec = find_spec("sklearn")
+    places = (
+        [] if spec is None else [Path(place) / "datasets" / name for place in spec.submodule_search_locations or ()]
+    )
+    for path in places:
+        if path.is_file():
+            return path
+    raise DataError(f'digits need scikit-learn\'s data file "{name}": pip install "coinfer[build]"')
 
 
 def photograph_tiles(part: Part) -> list[NDArray[np.uint8]]:
     """The part's tiles (142, 128, 3) of the two photographs; those of china.jpg twice, since flower.jpg is a blur."""
-    try:
-        from sklearn.datasets import load_sample_images
-    except ModuleNotFoundError as missing:
-        raise DataError('data "scene-digits" needs scikit-learn: pip install "coinfer[build]"') from missing
-    china, flower = load_sample_images().images
+    china, flower = (read_picture(_datasets_file(f"images/{name}.jpg")) for name in ("china", "flower"))
     height, width = _TILE
     tiles = []
     for turn, photo in enumerate((china, china, flower)):

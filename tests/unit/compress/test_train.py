@@ -49,14 +49,6 @@ def equal(one, two):
     return all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_training_separates_what_can_be_separated():
     net = small_net()
     fitted = run(net)

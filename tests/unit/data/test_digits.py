@@ -7,6 +7,7 @@ import pytest
 
 from coinfer.data import PARTS, load_source
 from coinfer.data.digits import photograph_tiles
+from coinfer.errors import DataError
 
 SCENES = load_source("scene-digits")
 
@@ -68,3 +69,10 @@ def test_labels_are_those_of_the_digits_placed():
     share = np.bincount(digits.labels, minlength=10) / len(digits)
     sigma = np.sqrt(len(drawn) * share * (1 - share))
     assert (np.abs(np.bincount(drawn, minlength=10) - len(drawn) * share) < 4 * sigma).all()
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr("coinfer.data.digits.find_spec", lambda name: None)
+    for name in ("digits", "scene-digits"):
+        with pytest.raises(DataError, match=r'need scikit-learn.*pip install "coinfer\[build\]"'):
+            load_source(name).images("test")
