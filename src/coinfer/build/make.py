@@ -53,10 +53,10 @@ def build(
     work = work or out.with_name(out.name + ".work")
     workshop = prepare(job, work, progress=progress, data_dir=data_dir)
     drafts = all_drafts(workshop)
-    tables = calibrate_and_weigh(workshop, drafts, progress=progress)
     pin(0)
     time_segments(workshop, drafts, repeats=7, progress=progress)
     pin(None)
+    tables = calibrate_and_weigh(workshop, drafts, progress=progress)
     int8_ratio = int8_ratio_of(workshop, drafts)
     log = [f"{len(drafts)} candidates, {drop_dominated(drafts, 0, int8_ratio)} dropped before any image"]
     reference = _rounds(workshop, drafts, tables, int8_ratio, log, progress)

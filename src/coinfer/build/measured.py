@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from ..codec import Codec, calibrate, make_codec, save_tables
 from ..codec import Tables as CodecTables
 from ..engine.measure import measure
 from ..engine.onnx import Session
-from ..plan import Plan
+from ..plan import CodecSpec, Plan
 from ..profile import Timing
 from .drafts import Draft
 from .workshop import Progress, Workshop, safe_name
@@ -24,6 +25,7 @@ from .workshop import Progress, Workshop, safe_name
 Tables = dict[int, CodecTables]
 BYTES_PICTURES = 32
 TIMED_PICTURES = 2
+CALIBRATION_ELEMENTS, LEAST_CALIBRATION = 1_000_000, 32
 
 
 def threads() -> int:
@@ -38,18 +40,20 @@ def codec_of(plan: Plan, tables: Tables) -> Codec:
 
 
 def calibrate_and_weigh(workshop: Workshop, drafts: list[Draft], *, progress: Progress) -> Tables:
-    """Calibrate every codec on training pictures; set bytes and coding times of every draft.
+    """Calibrate codecs on training pictures; set bytes and coding times of every draft.
 
-    Bytes are means over `BYTES_PICTURES` validation pictures, coding times medians on one picture.
+    Bytes are means over `BYTES_PICTURES` validation pictures, coding times medians on one picture.  At one cut
+    and with one coder, more bits or a higher quality cost more bytes: once a lossless upload beats
+    one of them in bytes and device time, the rest are dropped without being tried.
     """
     tables: Tables = {}
     pictures = workshop.source.images("validation").pixels[:BYTES_PICTURES]
+    uploads = [d for d in drafts if d.plan.kind == "upload"]
+    for draft in uploads:
+        _weigh(draft, codec_of(draft.plan, tables), [pictures])
+    exact = [d for d in uploads if d.group[-1] == "exact" and d.plan.precision == "fp32"]
     splits = [d for d in drafts if d.plan.kind == "split"]
-    for draft in drafts:
-        if draft.plan.kind == "upload":
-            _weigh(draft, codec_of(draft.plan, tables), [pictures])
-    calibration = workshop.calibration
-    both = np.concatenate([calibration, pictures])
+    both = np.concatenate([workshop.calibration, pictures])
     done = 0
     for network, precision in dict.fromkeys((d.plan.variant, d.plan.precision) for d in splits):
         by_cut: dict[str, list[Draft]] = {}
@@ -59,14 +63,58 @@ def calibrate_and_weigh(workshop: Workshop, drafts: list[Draft], *, progress: Pr
         wanted = [cut for cut in workshop.cuts(network, precision) if cut.name in by_cut]
         for cut, features in workshop.features(network, precision, wanted, both):
             progress("codecs", done, len(splits), cut.name)
-            for draft in by_cut[cut.name]:
-                assert draft.plan.codec is not None
-                made = calibrate(draft.plan.codec, cut.specs, [f[: len(calibration)] for f in features])
-                tables[draft.plan.number] = made
-                _weigh(draft, codec_of(draft.plan, tables), [f[len(calibration) :] for f in features])
-                done += 1
+            elements = sum(spec.num_elements for spec in cut.specs)
+            known = max(LEAST_CALIBRATION, CALIBRATION_ELEMENTS // elements)
+            calibration = [f[: min(known, len(workshop.calibration))] for f in features]
+            _weigh_cut(by_cut[cut.name], tables, calibration, [f[-len(pictures) :] for f in features], exact)
+            done += len(by_cut[cut.name])
     progress("codecs", len(splits), len(splits), "")
     return tables
+
+
+def _weigh_cut(
+    drafts: list[Draft],
+    tables: Tables,
+    calibration: list[NDArray[np.generic]],
+    values: list[NDArray[np.generic]],
+    exact: list[Draft],
+) -> None:
+    """Weigh one cut's drafts, family by family from few bytes to many."""
+    families: dict[tuple[str, str, bool], list[tuple[CodecSpec, Draft]]] = {}
+    for draft in drafts:
+        codec = draft.plan.codec
+        assert codec is not None
+        families.setdefault((codec.transform, codec.coder, codec.per_channel), []).append((codec, draft))
+    grids: dict[tuple[str, int, bool], CodecTables] = {}
+    for members in families.values():
+        beaten: Draft | None = None
+        for codec, draft in sorted(members, key=lambda member: (member[0].bits, member[0].quality or 0)):
+            if beaten is not None:
+                draft.payload_bytes, draft.bytes_how = beaten.payload_bytes, "estimated"
+                draft.payload_bytes_p95, draft.encode_s = beaten.payload_bytes_p95, beaten.encode_s
+                draft.decode_s = beaten.decode_s
+                draft.dropped = f"before any image: more bytes than {beaten.plan.label}, which a lossless upload beats"
+                continue
+            tables[draft.plan.number] = _calibrated(codec, draft, calibration, grids)
+            _weigh(draft, codec_of(draft.plan, tables), values)
+            took_s = draft.head_s + draft.encode_s
+            if any(e.payload_bytes <= draft.payload_bytes and e.encode_s <= took_s for e in exact):
+                beaten = draft
+
+
+def _calibrated(
+    codec: CodecSpec,
+    draft: Draft,
+    calibration: list[NDArray[np.generic]],
+    grids: dict[tuple[str, int, bool], CodecTables],
+) -> CodecTables:
+    """The codec's tables; a lossless coder without frequencies takes over the grid of one that has them."""
+    key = (codec.transform, codec.bits, codec.per_channel)
+    if codec.transform == "uniform" and codec.coder not in ("range", "rans") and key in grids:
+        return CodecTables(tuple(dataclasses.replace(t, frequencies=None) for t in grids[key].tensors))
+    made = calibrate(codec, draft.plan.crossing, calibration)
+    grids.setdefault(key, made)
+    return made
 
 
 def _weigh(draft: Draft, codec: Codec, values: list[NDArray[np.generic]]) -> None:
