@@ -5,7 +5,9 @@
     make_codec(spec, crossing, tables)   the Codec: encode, decode, roundtrip
     calibrate(spec, crossing, features)  its static tables, from features, at build time
 
-`spec` names transform and coder (plan.CodecSpec).  A codec holds no state between calls and may be used from
+`spec` names transform and coder (plan.CodecSpec).  Its `quality` is JPEG's and WebP's own; with a range or
+rans coder it is the percentage of the levels that the calibrated range spans: 3 bits at quality 71 are 6
+levels, a rate between 2 and 3 bits.  A codec holds no state between calls and may be used from
 several threads.  No torch in here.
 """
 
@@ -82,8 +84,11 @@ def check_spec(spec: CodecSpec, crossing: tuple[TensorSpec, ...]) -> None:
         raise CodecError(f'bits must be 1 to 8, got {spec.bits} (codec "{spec.name}")')
     if spec.transform == "picture" and spec.bits != 8:
         raise CodecError(f'bits must be 8, got {spec.bits} (codec "{spec.name}")')
-    if spec.quality is not None and spec.transform not in ("picture", "image"):
+    is_coded = spec.transform == "uniform" and spec.coder in ("range", "rans")
+    if spec.quality is not None and not (is_coded or spec.transform in ("picture", "image")):
         raise CodecError(f'quality must be left out, got {spec.quality} (codec "{spec.name}")')
+    if spec.quality is not None and not 1 <= spec.quality <= 100:
+        raise CodecError(f'quality must be 1 to 100, got {spec.quality} (codec "{spec.name}")')
     if not crossing or any(size < 1 for tensor in crossing for size in tensor.shape):
         raise CodecError(f'at least one tensor with at least one element must cross (codec "{spec.name}")')
 
