@@ -201,9 +201,10 @@ def test_an_own_model_is_built_planned_and_run(example: Path):
     assert json.loads(evaluated.stdout)["evidence"]["num_images"] == 5
 
 
-@pytest.mark.parametrize(
-    "stage", [pytest.param("networks", marks=pytest.mark.slow), pytest.param("codecs", marks=pytest.mark.slow), "report"]
-)
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("stage", [pytest.param("networks", marks=SLOW), pytest.param("codecs", marks=SLOW), "report"])
 def test_ctrl_c_in_the_middle_of_a_build_leaves_nothing(example: Path, tmp_path: Path, stage: str):
     # Its exports are at hand from the first build, except where exporting itself is to be stopped.
     work = tmp_path / "work"
