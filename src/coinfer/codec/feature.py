@@ -20,7 +20,7 @@ from ..plan import CodecSpec, TensorSpec
 from . import payload
 from .entropy import make_coder, zstd_compress, zstd_decompress
 from .prior import cost_bits, frequencies, histogram
-from .quantize import Use, from_channels, grid, num_channels, quantize, take_channels, to_channels
+from .quantize import Lookup, Use, from_channels, grid, num_channels, quantize, to_channels
 from .tables import Tables, TensorTables
 
 Arrays = Sequence[NDArray[Any]]
@@ -28,6 +28,7 @@ BytesHow = Literal["measured", "estimated"]
 
 # Values that calibration looks at, for each tensor: enough for 256 levels in each of many channels.
 _CALIBRATION_VALUES = 1 << 21
+_VALUES_AT_A_TIME = 1 << 18
 
 
 class Codec(Protocol):
@@ -166,21 +167,23 @@ class Quantiser:
     """One crossing tensor's values to symbols (N, C, n) and back, by its static tables."""
 
     def __init__(self, spec: TensorSpec, tables: TensorTables) -> None:
-        self.spec, self._levels = spec, tables.levels
+        self.spec = spec
         self.num_levels = tables.levels.shape[1]
         self.shape = (num_channels(spec), spec.num_elements // num_channels(spec))
+        self._levels = Lookup(tables.levels, self.shape[0])
         self._low = tables.low[:, None] if tables.low.any() else None
         self._per_step = np.float32(1) / tables.step[:, None]
-        self._lookup: NDArray[np.uint8] | None = None
+        self._codes: Lookup | None = None
         if spec.dtype == "uint8":
             codes = np.arange(256, dtype=np.float32)[None, None]
-            self._lookup = quantize(codes, self._low, self._per_step, self.num_levels)[0]
+            codes = codes.repeat(len(tables.low), axis=1)
+            self._codes = Lookup(quantize(codes, self._low, self._per_step, self.num_levels)[0], self.shape[0])
 
     def symbols(self, array: NDArray[Any]) -> NDArray[np.uint8]:
         """(N, C, n) symbols of `array` (N, *shape)."""
         channels = to_channels(self.spec, array)
-        if self._lookup is not None:
-            return take_channels(self._lookup, channels)
+        if self._codes is not None:
+            return self._codes(channels)
         return quantize(channels, self._low, self._per_step, self.num_levels)
 
     def pixels(self, array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -193,7 +196,7 @@ class Quantiser:
 
     def values(self, symbols: NDArray[np.uint8]) -> NDArray[Any]:
         """(N, *shape) values of `symbols` (N, C, n)."""
-        return from_channels(self.spec, take_channels(self._levels, symbols))
+        return from_channels(self.spec, self._levels(symbols))
 
 
 class UniformCodec:
@@ -204,7 +207,7 @@ class UniformCodec:
         self.spec, self.crossing, self.tables, self._fingerprint = spec, crossing, tables, fingerprint
         self._quantisers = [Quantiser(t, table) for t, table in zip(crossing, tables.tensors, strict=True)]
         rows = [table.frequencies for table in tables.tensors if table.frequencies is not None]
-        self._bits = [cost_bits(row) for row in rows]
+        self._bits = [Lookup(cost_bits(row), len(row)) for row in rows]
         self._coder = make_coder(spec, [quantiser.shape for quantiser in self._quantisers], rows)
         self.bytes_how: BytesHow = "estimated" if rows else "measured"
 
@@ -228,15 +231,26 @@ class UniformCodec:
     def roundtrip(self, arrays: Arrays) -> tuple[tuple[NDArray[Any], ...], NDArray[np.float64]]:
         """See Codec; with tables, a payload's bytes are its cost, rounded up, and the header."""
         check_arrays(self.crossing, arrays, one=False)
-        symbols = self._symbols(arrays)
-        restored = tuple(q.values(rows) for q, rows in zip(self._quantisers, symbols, strict=True))
+        count = len(arrays[0])
+        restored = tuple(np.empty_like(array, order="C") for array in arrays)
+        num_bytes = np.empty(count)
+        # Some samples at a time, so that what is computed in between stays in the cache.
+        step = max(1, _VALUES_AT_A_TIME // sum(tensor.num_elements for tensor in self.crossing))
+        for start in range(0, count, step):
+            part = slice(start, start + step)
+            symbols = self._symbols([array[part] for array in arrays])
+            for whole, quantiser, rows in zip(restored, self._quantisers, symbols, strict=True):
+                whole[part] = quantiser.values(rows)
+            num_bytes[part] = payload.HEADER_BYTES + self._code_bytes(symbols)
+        return restored, num_bytes
+
+    def _code_bytes(self, symbols: list[NDArray[np.uint8]]) -> NDArray[np.float64]:
+        """(N,) bytes of the code of each sample: estimated with tables, else coded."""
         if self._bits:
-            bits = sum(
-                take_channels(table, rows).sum(axis=(1, 2)) for table, rows in zip(self._bits, symbols, strict=True)
-            )
-            return restored, payload.HEADER_BYTES + np.ceil(bits / 8)
-        sizes = [len(self._coder.encode([rows[n] for rows in symbols])[1]) for n in range(len(arrays[0]))]
-        return restored, payload.HEADER_BYTES + np.array(sizes, dtype=np.float64)
+            costs = [bits(rows).sum(axis=(1, 2)) for bits, rows in zip(self._bits, symbols, strict=True)]
+            return np.asarray(np.ceil(np.sum(costs, axis=0) / 8))
+        codes = [self._coder.encode([rows[n] for rows in symbols])[1] for n in range(len(symbols[0]))]
+        return np.array([len(code) for code in codes], dtype=np.float64)
 
     def _symbols(self, arrays: Arrays) -> list[NDArray[np.uint8]]:
         return [q.symbols(array) for q, array in zip(self._quantisers, arrays, strict=True)]

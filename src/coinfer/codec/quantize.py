@@ -88,12 +88,16 @@ def quantize(
     return symbols
 
 
-def take_channels(table: NDArray[Any], symbols: NDArray[np.uint8]) -> NDArray[Any]:
-    """(N, C, n) entries of `table` (G, L) at `symbols` (N, C, n)."""
-    if len(table) == 1:
-        return np.asarray(np.take(table[0], symbols))
-    flat = symbols + (np.arange(len(table), dtype=np.int32) * table.shape[1])[:, None]
-    return np.asarray(np.take(table.reshape(-1), flat))
+class Lookup:
+    """Entries of a table (G, K) for symbols (N, C, n) of C channels, each with its own row, or all with the one."""
+
+    def __init__(self, table: NDArray[Any], num_channels: int) -> None:
+        self._entries = np.ascontiguousarray(np.broadcast_to(table, (num_channels, table.shape[1]))).ravel()
+        self._offsets = (np.arange(num_channels) * table.shape[1])[:, None]
+
+    def __call__(self, symbols: NDArray[np.uint8]) -> NDArray[Any]:
+        """(N, C, n) entries; every symbol must be below K."""
+        return np.asarray(np.take(self._entries, symbols + self._offsets, mode="clip"))
 
 
 def grid(
