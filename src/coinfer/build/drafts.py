@@ -22,7 +22,10 @@ LOSSLESS_CODERS = ("none", "zstd", "range", "rans", "png", "webp-lossless")
 
 @dataclass
 class Draft:
-    """A plan and what has been measured of it: bytes, seconds (unslowed), and which images it got right."""
+    """A plan and what has been measured of it: bytes, seconds (unslowed), and which images it got right.
+
+    `is_rival`: kept to the end whatever beats it, so that the best split always stands beside the rest.
+    """
 
     plan: Plan
     group: Group
@@ -34,6 +37,7 @@ class Draft:
     decode_s: float = 0.0
     tail_s: float = 0.0
     dropped: str | None = None
+    is_rival: bool = False
     correct: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
 

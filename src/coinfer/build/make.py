@@ -38,7 +38,7 @@ from .drafts import Draft, all_drafts
 from .evaluate import Deployed, codec_at, evidence_of, loss_of, proportion_ci
 from .job import Job, conditions_of
 from .measured import Tables, calibrate_and_weigh, store_tables, time_codec, time_segment, time_segments
-from .rounds import classify, drop_dominated, drop_hopeless
+from .rounds import classify, drop_dominated, drop_hopeless, keep_rivals
 from .workshop import Progress, Workshop, prepare, quiet
 
 
@@ -58,6 +58,7 @@ def build(
     pin(None)
     tables = calibrate_and_weigh(workshop, drafts, progress=progress)
     int8_ratio = int8_ratio_of(workshop, drafts)
+    keep_rivals(drafts, int8_ratio)
     log = [f"{len(drafts)} candidates, {drop_dominated(drafts, 0, int8_ratio)} dropped before any image"]
     reference = _rounds(workshop, drafts, tables, int8_ratio, log, progress)
     for draft in (d for d in drafts if d.dropped is None):

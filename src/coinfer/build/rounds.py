@@ -19,11 +19,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.onnx import Session
+from ..search.menu import BASE, RIVAL_RATES_BPS, RIVAL_SLOWDOWNS, at
+from ..stages import Work, price
 from .drafts import Draft
 from .evaluate import BATCH, top1
 from .measured import Tables, codec_of, threads
@@ -50,7 +53,7 @@ def drop_dominated(drafts: list[Draft], images: int, int8_ratio: float) -> int:
     dropped = np.zeros(len(alive), dtype=bool)
     count = 0
     for b in np.lexsort((-device, -num_bytes)):
-        if alive[b].plan.kind == "device":
+        if alive[b].plan.kind == "device" or alive[b].is_rival:
             continue
         beats = (num_bytes <= num_bytes[b]) & (device <= device[b] * TIME_SLACK)
         beats &= (total <= total[b] * TIME_SLACK) & ~dropped
@@ -71,6 +74,27 @@ def drop_dominated(drafts: list[Draft], images: int, int8_ratio: float) -> int:
     return count
 
 
+def keep_rivals(drafts: list[Draft], int8_ratio: float) -> None:
+    """Mark, for a few conditions, the fastest split that loses little: the plain split that every table shows."""
+    splits = [d for d in drafts if d.dropped is None and d.plan.kind == "split" and _is_fine(d)]
+    if not splits:
+        return
+    columns = np.array([(d.head_s, d.encode_s, d.decode_s, d.tail_s, d.payload_bytes) for d in splits]).T
+    head_s, encode_s, decode_s, tail_s, payload_bytes = columns
+    is_int8 = np.array([d.plan.precision == "int8" for d in splits])
+    work = Work(head_s, encode_s, decode_s, tail_s, payload_bytes, 0.0, is_int8, np.ones(len(splits), dtype=bool))
+    for rate_bps, slowdown in product(RIVAL_RATES_BPS, RIVAL_SLOWDOWNS):
+        conditions = at(BASE, rate_bps, slowdown, 1.0, int8_ratio=int8_ratio)
+        splits[int(np.argmin(price(work, conditions).latency_s))].is_rival = True
+
+
+def _is_fine(draft: Draft) -> bool:
+    codec = draft.plan.codec
+    return codec is not None and (
+        codec.transform in ("float32", "float16") or codec.bits >= 4 and codec.quality is None
+    )
+
+
 def _is_exact(draft: Draft) -> bool:
     """Whether a draft gives the unmodified network's own answers by construction."""
     return draft.plan.precision == "fp32" and draft.group[-1] == "exact"
@@ -79,7 +103,7 @@ def _is_exact(draft: Draft) -> bool:
 def drop_hopeless(drafts: list[Draft], reference: NDArray[np.bool_], max_loss_points: float) -> int:
     """Mark drafts whose loss is beyond any use even at the confidence bound.  How many."""
     limit, count = max(HOPELESS_POINTS, 3 * max_loss_points), 0
-    for draft in (d for d in drafts if d.dropped is None and d.plan.kind != "device"):
+    for draft in (d for d in drafts if d.dropped is None and d.plan.kind != "device" and not d.is_rival):
         difference = reference.astype(np.float64) - draft.correct
         lost = 100 * (difference.mean() - 2 * difference.std() / np.sqrt(len(difference)))
         if lost > limit:

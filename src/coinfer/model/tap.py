@@ -18,6 +18,6 @@ def tap_onnx(whole: Whole, values: Sequence[TensorSpec], path: Path) -> None:
     model = onnx.load(whole.path)
     del model.graph.output[:]
     for value in values:
-        shape = ["batch", *value.shape]
+        shape: list[str | int | None] = ["batch", *value.shape]
         model.graph.output.append(onnx.helper.make_tensor_value_info(value.name, _ELEMENT[value.dtype], shape))
     onnx.save(model, path)

@@ -1,0 +1,151 @@
+"""A whole build of a small own network on real digits: what the bundle says is what its files do."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coinfer.build.evaluate import Deployed, evaluate_plan
+from coinfer.build.job import BuildJob, DataJob, Job, ModelJob
+from coinfer.build.make import assemble, build
+from coinfer.bundle import Bundle
+from coinfer.data import load_source
+from coinfer.engine.onnx import Session
+from coinfer.errors import BundleError, DataError, PlanError
+from coinfer.profile import Conditions, Link, Slowdown
+from coinfer.runtime.device import Device
+from coinfer.runtime.profiling import profile_bundle
+from coinfer.search.goal import Goal
+from coinfer.search.solve import baselines, search
+
+MODULE = '''
+"""A small network whose classifier is fitted to the digits by least squares: random features, no training loop."""
+import numpy as np
+import torch
+from torch import nn
+from coinfer.data import load_source
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.conv2 = nn.Conv2d(16, 32, 3, padding=1, stride=2)
+        self.classifier = nn.Linear(32 * 16, 10)
+
+    def features(self, x):
+        x = torch.relu(self.norm(self.conv1(x)))
+        return torch.relu(self.conv2(x)).flatten(1)
+
+    def forward(self, x):
+        return self.classifier(self.features(x))
+
+
+def factory():
+    torch.manual_seed(0)
+    net = Net().eval()
+    train = load_source("digits").images("train")
+    x = torch.from_numpy(train.pixels).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        f = net.features(x).double()
+        a = torch.cat([f, torch.ones(len(f), 1)], 1)
+        target = torch.nn.functional.one_hot(torch.from_numpy(train.labels), 10).double()
+        solved = torch.linalg.solve(a.T @ a + 1e-1 * torch.eye(a.shape[1], dtype=torch.double), a.T @ target)
+        net.classifier.weight.copy_(solved[:-1].T)
+        net.classifier.bias.copy_(solved[-1])
+    return net
+'''
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("build")
+    (folder / "own_digits.py").write_text(MODULE)
+    job = Job(
+        model=ModelJob(source="own_digits:factory", mean=(0.0,), std=(1.0,)),
+        data=DataJob(source="digits"),
+        build=BuildJob(rounds=(50, 200), report_images=200, calibration_images=64),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return build(job, folder / "bundle")
+
+
+def test_every_kind_is_on_the_menu_and_every_candidate_is_accounted_for(built: Bundle) -> None:
+    candidates = built.candidates()
+    assert {plan.kind for plan in built.manifest.menu} == {"device", "upload", "split"}
+    assert [c.plan.number for c in candidates] == list(range(len(candidates)))
+    for candidate in candidates:
+        assert candidate.dropped is None or "image" in candidate.dropped
+        if candidate.dropped is None:
+            assert candidate.evidence.num_images == 200
+    on_menu = {plan.number for plan in built.manifest.menu}
+    assert {c.plan.number for c in candidates if c.reported is not None} == on_menu
+    assert not list(built.folder.parent.glob(".bundle*"))
+
+
+def test_the_reference_is_the_network_itself(built: Bundle) -> None:
+    reference = next(c for c in built.candidates() if c.plan.number == built.manifest.reference_plan)
+    assert (reference.plan.kind, reference.plan.precision) == ("device", "fp32")
+    assert reference.evidence.loss_points == 0.0
+    assert built.manifest.reference_accuracy > 85
+
+
+def test_reported_evidence_is_what_the_files_give(built: Bundle) -> None:
+    images = load_source("digits").images("test").pick(slice(200))
+    known = {c.plan.number: c for c in built.candidates()}
+    for plan in built.manifest.menu:
+        again = evaluate_plan(built, plan.number, images, threads=1)
+        reported = known[plan.number].reported
+        assert reported is not None
+        assert (again.accuracy, again.loss_points) == (reported.accuracy, reported.loss_points)
+        assert again.payload_bytes == reported.payload_bytes
+        sizes = Deployed(built.folder, plan).classify(images.pixels)[1]
+        assert again.payload_bytes == pytest.approx(float(np.mean(sizes)))
+
+
+def test_the_device_runs_its_plans_without_an_edge(built: Bundle) -> None:
+    picture = load_source("digits").images("test").pixels[0]
+    plan = built.plan(built.manifest.reference_plan)
+    expected = Session(built.path(str(plan.head))).run([picture[None]])[0]
+    with Device(built, plan=plan.number) as device:
+        answer = device.infer(picture)
+    assert answer.answered == "device"
+    assert np.array_equal(np.asarray(answer.outputs[0]).ravel(), expected.ravel())
+
+
+def test_a_profile_covers_the_menu_and_prices_it(built: Bundle) -> None:
+    profile = profile_bundle(built, repeats=3)
+    names = {n for plan in built.manifest.menu for n in (plan.head, plan.tail) if n is not None}
+    assert set(profile.segments) == names
+    assert set(profile.codecs) == {str(plan.number) for plan in built.manifest.menu if plan.codec is not None}
+
+
+def test_a_slow_link_keeps_everything_on_the_device(built: Bundle) -> None:
+    candidates = built.candidates()
+    slow = Conditions(link=Link(rate_bps=100.0), device=Slowdown(fp32=1, int8=1))
+    assert candidates[search(candidates, slow, Goal()).best].plan.kind == "device"
+    assert set(baselines(candidates, slow, Goal())) == {"device", "upload", "split"}
+
+
+def test_other_plans_can_be_assembled_later(built: Bundle, tmp_path: Path) -> None:
+    work = built.folder.with_name("bundle.work")
+    alive = [c.plan.number for c in built.candidates() if c.dropped is None]
+    other = assemble(work, alive[-2:], tmp_path / "other")
+    assert {p.number for p in other.manifest.menu} == {*alive[-2:], built.manifest.reference_plan}
+    dropped = next(c.plan.number for c in built.candidates() if c.dropped is not None)
+    with pytest.raises(PlanError, match=str(dropped)):
+        assemble(work, [dropped], tmp_path / "none")
+    with pytest.raises(BundleError, match="not a finished workshop"):
+        assemble(tmp_path, [0], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_pictures_of_another_size_are_refused(built: Bundle) -> None:
+    images = load_source("digits").images("test")
+    wrong = type(images)(images.pixels[:, :4], images.labels)
+    with pytest.raises(DataError, match=r"\(8, 8, 1\)"):
+        evaluate_plan(built, built.manifest.reference_plan, wrong)
+    with pytest.raises(DataError, match="no images"):
+        evaluate_plan(built, built.manifest.reference_plan, images.pick(slice(0)))
