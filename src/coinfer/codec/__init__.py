@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from ..errors import CodecError
 from ..plan import CodecSpec, TensorSpec
 from .feature import Codec, FloatCodec, UniformCodec, calibrate_tensor, check_arrays
-from .image import ImageCodec, PictureCodec, available_formats
+from .image import ImageCodec, available_formats
 from .payload import HEADER_BYTES
+from .picture import PictureCodec
 from .tables import Tables, TensorTables, load_tables, save_tables
 
 __all__ = [

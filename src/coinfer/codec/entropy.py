@@ -1,7 +1,7 @@
 """Symbols to code bytes and back, under static tables: the lossless half of a feature codec.
 
-    none    each symbol in `bits` bits, packed
-    zstd    symbols packed (1, 2, 4 bits) or a byte each, through zstd: for large tensors
+    none    each symbol in `bits` bits (packing)
+    zstd    packed symbols through zstd: for large tensors (packing)
     range   constriction's range coder ended on a byte; where constriction is missing, the same bytes by
             `arithmetic`, slower; tensors that cost less than 1/32 bit a symbol go "wide"
     rans    no compiled code: rANS lanes in numpy where the tensor is large enough to pay for them, else "wide"
@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
 from ..errors import CodecError, PayloadError
 from ..plan import CodecSpec
 from . import arithmetic, lanes
+from .packing import PackedCoder, Symbols, join_rows, split_rows
 from .prior import cost_bits
 from .tables import PRIOR_BITS, PRIOR_SUM
 
@@ -34,9 +34,6 @@ try:
 except ImportError:
     constriction = None
 
-Symbols = list[NDArray[np.uint8]]
-
-_ZSTD_LEVEL = 3
 _WIDE_BELOW_BITS = 1 / 32
 _MIN_ROW = 4
 
@@ -70,34 +67,6 @@ class SymbolCoder(Protocol):
         ...
 
 
-class PackedCoder:
-    """Coders "none" and "zstd": no tables."""
-
-    def __init__(self, coder: str, shapes: Sequence[tuple[int, int]], bits: int) -> None:
-        self.coders = (coder,)
-        self._shapes, self._bits = shapes, bits
-        self._packed_bits = bits if coder == "none" or 8 % bits == 0 else 8
-        num_symbols = sum(rows * row for rows, row in shapes)
-        self._num_symbols = num_symbols
-        self._num_bytes = -(-num_symbols * self._packed_bits // 8)
-        self.max_code_bytes = self._num_bytes if coder == "none" else 2 * self._num_bytes + 1024
-
-    def encode(self, symbols: Symbols) -> tuple[str, bytes]:
-        """Pack, then compress."""
-        raw = pack_bits(join_rows(symbols), self._packed_bits)
-        return self.coders[0], raw if self.coders[0] == "none" else zstd_compress(raw)
-
-    def decode(self, coder: str, code: bytes) -> Symbols:
-        """Decompress, then unpack."""
-        raw = code if coder == "none" else zstd_decompress(code, self._num_bytes)
-        if len(raw) != self._num_bytes:
-            raise PayloadError(f"{self._num_symbols} symbols take {self._num_bytes} B, got {len(raw)} B ({coder})")
-        flat = unpack_bits(raw, self._packed_bits, self._num_symbols)
-        if flat.max(initial=0) >> self._bits:
-            raise PayloadError(f"symbols must be below {1 << self._bits}, got {flat.max()} ({coder})")
-        return split_rows(flat, self._shapes)
-
-
 class PriorCoder:
     """Coders "range" and "rans": static integer tables, one row for each channel of each tensor."""
 
@@ -109,11 +78,16 @@ class PriorCoder:
         self._channels = np.repeat(np.arange(len(self._lengths)), self._lengths)
         num_symbols = len(self._channels)
         self.max_code_bytes = num_symbols * PRIOR_BITS // 8 + 16 + lanes.MAX_LANES * 8
-        self._levels = frequencies.shape[1]
-        self._frequencies = frequencies
+        self._offsets = self._channels * frequencies.shape[1]
         self._sums = arithmetic.cumulative(frequencies)
         self._table = arithmetic.range_table(frequencies)
-        self._bits = cost_bits(frequencies)
+        self._lefts = self._sums[:, :-1].astype(np.uint64).ravel()
+        self._shares = frequencies.astype(np.uint64).ravel()
+        self._bits = cost_bits(frequencies).ravel()
+        # Lanes are seeded by symbols from all over the tensor: some channels hold no information at all.
+        self._is_head = np.zeros(num_symbols, np.bool_)
+        if coder == "rans" and num_symbols >= 2 * lanes.HEAD_SYMBOLS:
+            self._is_head[:: num_symbols // lanes.HEAD_SYMBOLS] = True
         self._models: list[Any] = []
         # One call of constriction costs as much as a few symbols in Python.
         if coder == "range" and constriction is not None and num_symbols >= _MIN_ROW * len(self._lengths):
@@ -145,8 +119,8 @@ class PriorCoder:
         return split_rows(flat, self._shapes)
 
     def _index(self, flat: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Where each symbol lies in a flattened (C, L) table."""
-        return np.asarray(self._channels * self._levels + flat)
+        """Where each symbol lies in a (C, L) table made flat."""
+        return np.asarray(self._offsets + flat)
 
     def _encode_range(self, flat: NDArray[np.uint8]) -> bytes:
         index = self._index(flat)
@@ -154,8 +128,8 @@ class PriorCoder:
         return arithmetic.encode(lefts, shares, arithmetic.RANGE)
 
     def _encode_wide(self, index: NDArray[np.int64]) -> bytes:
-        lefts, shares = (np.take(table, index).astype(np.uint64) for table in (self._sums[:, :-1], self._frequencies))
-        return arithmetic.encode(*arithmetic.grouped(lefts, shares), arithmetic.WIDE)
+        steps = arithmetic.grouped(np.take(self._lefts, index), np.take(self._shares, index))
+        return arithmetic.encode(*steps, arithmetic.WIDE)
 
     def _encode_compiled(self, flat: NDArray[np.uint8]) -> bytes:
         encoder = constriction.stream.queue.RangeEncoder()
@@ -187,22 +161,23 @@ class PriorCoder:
 
     def _encode_rans(self, flat: NDArray[np.uint8]) -> tuple[str, bytes]:
         index = self._index(flat)
-        if len(flat) >= 2 * lanes.HEAD_SYMBOLS:
-            head, rest = self._encode_wide(index[: lanes.HEAD_SYMBOLS]), index[lanes.HEAD_SYMBOLS :]
+        if self._is_head.any():
+            head, rest = self._encode_wide(index[self._is_head]), index[~self._is_head]
             num_lanes = lanes.num_lanes(len(head), float(np.take(self._bits, rest).sum()) / 8)
             if num_lanes > 0:
-                tables = (self._sums[:, :-1], self._frequencies)
-                lefts, shares = (np.take(table, rest).astype(np.uint64) for table in tables)
+                lefts, shares = np.take(self._lefts, rest), np.take(self._shares, rest)
                 return "lanes", lanes.encode(head, lefts, shares, num_lanes)
         return "wide", self._encode_wide(index)
 
     def _decode_lanes(self, code: bytes) -> NDArray[np.uint8]:
-        if len(self._channels) < 2 * lanes.HEAD_SYMBOLS:
+        if not self._is_head.any():
             raise PayloadError(f"{len(self._channels)} symbols are too few for lanes")
-        rest, head = lanes.decode(code, self._sums[:, :-1], self._channels[lanes.HEAD_SYMBOLS :])
-        lengths = np.diff(np.minimum(self._stops, lanes.HEAD_SYMBOLS), prepend=0).tolist()
-        first = arithmetic.decode_wide(head, self._sums, lengths)
-        return np.concatenate([np.array(first, np.uint8), rest])
+        flat = np.empty(len(self._channels), np.uint8)
+        rest = ~self._is_head
+        flat[rest], head = lanes.decode(code, self._sums[:, :-1], self._channels[rest])
+        lengths = np.bincount(self._channels[self._is_head], minlength=len(self._lengths)).tolist()
+        flat[self._is_head] = arithmetic.decode_wide(head, self._sums, lengths)
+        return flat
 
 
 def make_coder(
@@ -218,72 +193,3 @@ def make_coder(
     if spec.coder in ("range", "rans"):
         return PriorCoder(spec.coder, shapes, np.concatenate(frequencies))
     raise CodecError(f'a uniform codec\'s coder must be none, zstd, range or rans, got "{spec.coder}"')
-
-
-def join_rows(symbols: Symbols) -> NDArray[np.uint8]:
-    """All symbols in one row, in the order of the crossing."""
-    return symbols[0].ravel() if len(symbols) == 1 else np.concatenate([rows.ravel() for rows in symbols])
-
-
-def split_rows(flat: NDArray[np.uint8], shapes: Sequence[tuple[int, int]]) -> Symbols:
-    """The inverse of `join_rows`."""
-    stops = np.cumsum([rows * row for rows, row in shapes])[:-1]
-    return [part.reshape(shape) for part, shape in zip(np.split(flat, stops), shapes, strict=True)]
-
-
-def pack_bits(symbols: NDArray[np.uint8], bits: int) -> bytes:
-    """`symbols` in `bits` bits each, most significant first; the last byte is filled up with zeros.
-
-    >>> pack_bits(np.array([1, 2, 3], np.uint8), 4).hex()
-    '1230'
-    """
-    if bits in (2, 4):
-        filled = np.zeros(-(-len(symbols) * bits // 8) * (8 // bits), np.uint8)
-        filled[: len(symbols)] = symbols
-        columns = filled.reshape(-1, 8 // bits)
-        packed = columns[:, 0]
-        for column in columns.T[1:]:
-            packed = packed << bits | column
-        return packed.tobytes()
-    if bits == 8:
-        return symbols.tobytes()
-    each = symbols if bits == 1 else np.unpackbits(symbols[:, None], axis=1)[:, 8 - bits :]
-    return np.packbits(each).tobytes()
-
-
-def unpack_bits(raw: bytes, bits: int, count: int) -> NDArray[np.uint8]:
-    """The inverse of `pack_bits`: `count` symbols."""
-    packed = np.frombuffer(raw, np.uint8)
-    if bits == 8:
-        return packed
-    if bits == 1:
-        return np.unpackbits(packed, count=count)
-    if bits in (2, 4):
-        shifts = np.arange(8 - bits, -1, -bits, dtype=np.uint8)
-        return np.asarray(packed[:, None] >> shifts & np.uint8(2**bits - 1)).ravel()[:count]
-    each = np.unpackbits(packed, count=count * bits).reshape(count, bits)
-    return np.asarray(np.packbits(each, axis=1)[:, 0] >> (8 - bits))
-
-
-def zstd_compress(raw: bytes) -> bytes:
-    """A zstd frame without what both ends know: magic number, content size, checksum."""
-    parameters = zstandard.ZstdCompressionParameters.from_level(
-        _ZSTD_LEVEL, format=zstandard.FORMAT_ZSTD1_MAGICLESS, write_content_size=False, write_checksum=False
-    )
-    return zstandard.ZstdCompressor(compression_params=parameters).compress(raw)
-
-
-def zstd_decompress(code: bytes, num_bytes: int) -> bytes:
-    """The `num_bytes` B in a frame; never holds more than that.
-
-    Raises:
-        PayloadError: not such a frame, or one of more bytes.
-    """
-    decompressor = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
-    try:
-        size = zstandard.get_frame_parameters(code, format=zstandard.FORMAT_ZSTD1_MAGICLESS).content_size
-        if size not in (0, zstandard.CONTENTSIZE_UNKNOWN, num_bytes):
-            raise PayloadError(f"{num_bytes} B are expected, the frame has {size} B (zstd)")
-        return decompressor.decompress(code, max_output_size=num_bytes, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise PayloadError(f"{len(code)} B that are not the expected frame: {error} (zstd)") from error

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ..errors import CodecError, PayloadError
 from ..plan import CodecSpec, TensorSpec
 from . import payload
-from .entropy import make_coder, zstd_compress, zstd_decompress
+from .entropy import make_coder
+from .packing import zstd_compress, zstd_decompress
 from .prior import cost_bits, frequencies, histogram
 from .quantize import Lookup, Use, from_channels, grid, num_channels, quantize, to_channels
 from .tables import Tables, TensorTables

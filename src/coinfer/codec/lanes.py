@@ -9,8 +9,8 @@ Duda, 2013, arXiv:1311.2540).  A lane's state x lies in [2^32, 2^48), words have
                           x = f[s] * (x >> 16) + slot - c[s];  if x < 2^32: x = x << 16 | next word
 
 K lanes that start at 2^32 would throw away 4 bytes each.  So they start at 2^32 + u, where the u's are 4 bytes
-each of a code already made, that of the first `HEAD_SYMBOLS` symbols (wide coder): the decoder, done with
-the lanes, holds the u's, and decodes the head from them.  What is left to lose is about 1 B a lane.
+each of a code already made, that of some `HEAD_SYMBOLS` of the symbols (the head, by the wide coder): the
+decoder, done with the lanes, holds the u's, and decodes the head from them.  What is left to lose is about 1 B a lane.
 
     code = K (u16) | K final states, 6 B each | words as the decoder reads them | the head's bytes beyond 4 K
 """

@@ -1,0 +1,45 @@
+"""Integer frequencies: sums, floors, and what they cost."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from coinfer.codec.prior import cost_bits, frequencies, histogram
+
+
+@given(
+    arrays(
+        np.int64,
+        st.tuples(st.integers(1, 5), st.sampled_from([2, 4, 8, 256])),
+        elements=st.one_of(st.just(0), st.integers(0, 10), st.integers(0, 10**9)),
+    )
+)
+def test_rows_sum_to_65536_and_every_symbol_has_a_frequency(counts: np.ndarray) -> None:
+    rows = frequencies(counts)
+    assert rows.dtype == np.uint16 and rows.shape == counts.shape
+    assert rows.min() >= 1
+    assert (rows.sum(axis=1, dtype=np.int64) == 65536).all()
+
+
+def test_frequencies_follow_counts_to_one_unit() -> None:
+    counts = np.array([[700_000, 200_000, 100_000, 0]])
+    rows = frequencies(counts).astype(float)
+    np.testing.assert_allclose(rows[0], [0.7 * 65532, 0.2 * 65532, 0.1 * 65532, 1], atol=2)
+
+
+def test_a_channel_that_was_not_seen_takes_the_tensors_histogram() -> None:
+    rows = frequencies(np.array([[0, 0, 0, 0], [600_000, 300_000, 100_000, 0]]))
+    np.testing.assert_allclose(rows[0] / 65536, [0.6, 0.3, 0.1, 0], atol=1e-3)
+
+
+def test_histogram_counts_each_channel_by_itself() -> None:
+    symbols = np.array([[[0, 0, 1], [3, 3, 3]], [[1, 1, 1], [0, 2, 3]]], np.uint8)
+    assert histogram(symbols, 4).tolist() == [[2, 4, 0, 0], [1, 0, 1, 4]]
+
+
+def test_cost_is_the_negative_logarithm_of_the_share() -> None:
+    rows = np.array([[32768, 16384, 16383, 1]], np.uint16)
+    np.testing.assert_allclose(cost_bits(rows)[0, [0, 1, 3]], [1, 2, 16])
