@@ -50,7 +50,7 @@ def split(graph: Graph, cut: Cut) -> tuple[fx.GraphModule, fx.GraphModule]:
         CutError: the cut is of another graph.
     """
     if cut not in graph.cuts():
-        raise CutError(f'cut "{cut.name}" with {len(cut.specs)} values is none of this graph\'s {len(graph.cuts())} cuts')
+        raise CutError(f'"{cut.name}" is none of the {len(graph.cuts())} cuts of this graph: it is of another one')
     nodes = {node.name: node for node in graph.module.graph.nodes}
     crossing = [nodes[spec.name] for spec in cut.specs]
     inputs = graph.module.graph.find_nodes(op="placeholder")

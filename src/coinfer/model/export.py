@@ -11,7 +11,6 @@ The map from cuts to ONNX values is checked by numbers on one batch, never belie
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,24 +27,25 @@ from ..errors import CaptureError, CutError, EngineError
 from ..plan import Precision, Preprocess, TensorSpec, Value
 from .facts import values_of
 from .fold import Folded, fold
-from .graph import TOLERANCE, Graph, output_nodes
+from .graph import TOLERANCE, Graph
 from .onnx_graph import (
     BATCH_VALUE,
     Producers,
+    check_folder,
     extract,
     load,
     save_atomically,
     value_info,
     write_atomically,
 )
-from .onnx_shapes import remove_unused, simplify_shapes
-from .trace import TRACE_ERRORS, first_line, share_call_specs
+from .onnx_shapes import pool_means, remove_unused, simplify_shapes
+from .trace import TRACE_ERRORS, first_line, quiet, share_call_specs
 
 PICTURE = "input"
 _CHECKED_SAMPLES = 2
 
 
-class DeployedCut(Value, frozen=True):
+class DeployedCut(Value, frozen=True, kw_only=True):
     """A cut that an exported network has.
 
     `specs` are the crossing values by their ONNX names, in order; dtype "uint8" at an int8 cut, where
@@ -59,7 +59,7 @@ class DeployedCut(Value, frozen=True):
     zero_points: tuple[int, ...] = ()
 
 
-class Whole(Value, frozen=True):
+class Whole(Value, frozen=True, kw_only=True):
     """A network as one ONNX file.
 
     `input` is a picture (H, W, C) of uint8 named "input" where preprocessing is part of the file, else the
@@ -98,20 +98,24 @@ def export_onnx(graph: Graph, path: Path, *, preprocess: Preprocess | None = Non
         CaptureError: the network has an operation that ONNX export does not know.
         EngineError: the exported network gives other values than the captured one.
     """
+    first, *more = graph.inputs
+    if preprocess is not None:
+        _check_preprocess(preprocess, graph)
+    check_folder(path)
     crossing = {spec.name: spec for cut in graph.cuts() for spec in cut.specs}
     inputs = {spec.name for spec in graph.inputs}
     folded = fold(graph.module, [s.name for s in graph.outputs], [name for name in crossing if name not in inputs])
     model, names = _translate(graph, folded)
+    pool_means(model)
     simplify_shapes(model)
     remove_unused(model)
     outputs = tuple(
         TensorSpec(name=value.name, shape=spec.shape, dtype=spec.dtype)
         for value, spec in zip(model.graph.output, graph.outputs, strict=False)
     )
-    first, *more = graph.inputs
     if preprocess is not None:
         names[first.name] = _rename_input(model)
-        first = _prepend(model, preprocess, first, num_inputs=len(graph.inputs))
+        first = _prepend(model, preprocess, first)
     _tidy(model, (first, *more))
     cuts = _deployable(graph, names, Producers(model))
     whole = Whole(path=path, precision="fp32", input=first, outputs=outputs, cuts=cuts, more_inputs=tuple(more))
@@ -169,18 +173,14 @@ def cut_onnx(whole: Whole, cut_name: str, *, head: Path, tail: Path) -> None:
 def _translate(graph: Graph, folded: Folded) -> tuple[onnx.ModelProto, dict[str, str]]:
     """The ONNX model with every surviving value as an output, and the ONNX name of each captured value."""
     dynamic = None if graph.why_fixed_batch else {0: torch.export.Dim.DYNAMIC}
-    registration = logging.getLogger("torch.onnx")
-    level = registration.level
+    shapes = tuple(dynamic for _ in graph.example)
     try:
-        # It reports every operator of torchvision that it does without.
-        registration.setLevel(logging.ERROR)
-        program = torch.export.export(folded.module, graph.example, dynamic_shapes=tuple(dynamic for _ in graph.example))
-        share_call_specs(program)
-        exported = torch.onnx.export(program, (), dynamo=True, external_data=False, verbose=False)
+        with quiet():
+            program = torch.export.export(folded.module, graph.example, dynamic_shapes=shapes)
+            share_call_specs(program)
+            exported = torch.onnx.export(program, (), dynamo=True, external_data=False, verbose=False)
     except TRACE_ERRORS as error:
-        raise CaptureError(f"ONNX export: {_cause(error)}") from error
-    finally:
-        registration.setLevel(level)
+        raise CaptureError(f"cannot export this network, captured by {graph.how}, to ONNX: {_cause(error)}") from error
     assert exported is not None
     model: onnx.ModelProto = exported.model_proto
     if len(model.graph.output) != len(folded.values):
@@ -208,14 +208,17 @@ def _rename_input(model: onnx.ModelProto) -> str:
     return name
 
 
-def _prepend(model: onnx.ModelProto, preprocess: Preprocess, spec: TensorSpec, *, num_inputs: int) -> TensorSpec:
-    """Put `(pixels / 255 - mean) / std` before the model's input; gives the picture's spec."""
-    channels = len(preprocess.mean)
-    if num_inputs != 1 or len(spec.shape) != 3 or spec.shape[0] != channels or len(preprocess.std) != channels:
+def _check_preprocess(preprocess: Preprocess, graph: Graph) -> None:
+    channels, spec = len(preprocess.mean), graph.inputs[0]
+    if len(graph.inputs) != 1 or len(spec.shape) != 3 or not spec.shape[0] == channels == len(preprocess.std):
         raise CaptureError(
             f"preprocessing of {channels} channels needs one input ({channels}, H, W), "
-            f'got {num_inputs} with "{spec.name}" of {spec.shape}'
+            f'got {len(graph.inputs)} with "{spec.name}" of {spec.shape}'
         )
+
+
+def _prepend(model: onnx.ModelProto, preprocess: Preprocess, spec: TensorSpec) -> TensorSpec:
+    """Put `(pixels / 255 - mean) / std` before the model's input; gives the picture's spec."""
     std = np.array(preprocess.std, np.float64)
     scale = (1.0 / (255.0 * std)).astype(np.float32).reshape(1, -1, 1, 1)
     offset = (-np.array(preprocess.mean, np.float64) / std).astype(np.float32).reshape(1, -1, 1, 1)
@@ -233,7 +236,7 @@ def _prepend(model: onnx.ModelProto, preprocess: Preprocess, spec: TensorSpec, *
     rest = list(graph.node)
     del graph.node[:]
     graph.node.extend([*nodes, *rest])
-    height, width = spec.shape[1:]
+    channels, height, width = spec.shape
     return TensorSpec(name=PICTURE, shape=(height, width, channels), dtype="uint8")
 
 
@@ -257,9 +260,12 @@ def _tidy(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> None:
 def _deployable(graph: Graph, names: dict[str, str], producers: Producers) -> tuple[DeployedCut, ...]:
     """The cuts whose values all survive, and from which alone the outputs can be made."""
     outputs = [names[spec.name] for spec in graph.outputs]
+    places, leaves = producers.needed(outputs, [])
+    # A value of which only the shape was used is not there any more.
+    alive = leaves.union(*(producers.nodes[place].output for place in places))
     cuts = []
     for cut in graph.cuts():
-        if not all(spec.name in names for spec in cut.specs):
+        if not all(names.get(spec.name) in alive for spec in cut.specs):
             continue
         specs = tuple(msgspec.structs.replace(spec, name=names[spec.name]) for spec in cut.specs)
         values = [spec.name for spec in specs]

@@ -1,10 +1,10 @@
 """What the values of a plain graph are: found by running it with a batch of 1 and one of 3.
 
-    shape (1, 8, 4, 4) and (3, 8, 4, 4)   a tensor with a leading batch, (8, 4, 4) a sample
-    shape (8, 4) and (8, 4)               a tensor without one
-    shape (17, 1, 8) and (17, 3, 8)       a tensor whose batch is elsewhere: nothing can be cut there
-    1 and 3                               the batch size
-    7 and 7                               a number that is the same for every batch
+shape (1, 8, 4, 4) and (3, 8, 4, 4)   a tensor with a leading batch, (8, 4, 4) a sample
+shape (8, 4) and (8, 4)               a tensor without one
+shape (17, 1, 8) and (17, 3, 8)       a tensor whose batch is elsewhere: nothing can be cut there
+1 and 3                               the batch size
+7 and 7                               a number that is the same for every batch
 """
 
 from __future__ import annotations

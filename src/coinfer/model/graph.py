@@ -43,7 +43,7 @@ class Graph:
 
     `module` runs it: the model's own inputs and outputs, in eval mode, without Python of the model's.
     `inputs` and `outputs` are tensors without their batch; `how` says what captured it.
-    `why_fixed_batch` is None where the batch is dynamic, else what forbids that; `example` is the batch it was made with.
+    `why_fixed_batch` is None where the batch is dynamic, else what forbids that; `example` is a batch that it takes.
     """
 
     module: fx.GraphModule
@@ -115,8 +115,8 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
             raise CaptureError(f"input {k} must have a leading batch of at least 1, got shape {tuple(x.shape)}")
     copied = copy.deepcopy(model).eval()
     batches = {size: tuple(_batch_of(x, size) for x in given) for size in (1, 2, _MANY)}
-    output = _run(copied, batches[2], batches[1])
-    traced = trace(copied, batches[2], output)
+    dynamic, output = _run(copied, batches[2], batches[1])
+    traced = trace(copied, batches[2 if dynamic else 1], output, dynamic=dynamic)
     sizes = (1, _MANY) if traced.why_fixed_batch is None else (1, 1)
     name = type(model).__name__
     one, many = (_checked(copied, traced.module, batches[size], name) for size in sizes)
@@ -145,7 +145,7 @@ def output_nodes(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _batch_of(x: Tensor, size: int) -> Tensor:
-    """`size` samples like those of `x`; numbers are changed a little, so that samples differ, always in the same way."""
+    """`size` samples like those of `x`, with noise from a fixed seed on floats, so that samples differ."""
     repeated = x.detach().cpu().repeat(-(-size // x.shape[0]), *[1] * (x.ndim - 1))[:size]
     if not x.is_floating_point():
         return repeated
@@ -154,17 +154,18 @@ def _batch_of(x: Tensor, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def _run(model: nn.Module, batch: Sequence[Tensor], one: Sequence[Tensor]) -> object:
-    """The model's own output, for a batch of 2 or, where it takes no such, of 1."""
+def _run(model: nn.Module, batch: Sequence[Tensor], one: Sequence[Tensor]) -> tuple[bool, object]:
+    """Does the model take a batch of 2, and its own output for that or, where it does not, for 1."""
     try:
-        return model(*batch)
+        return True, model(*batch)
     except TRACE_ERRORS as error:
         first = error
     try:
-        return model(*one)
+        return False, model(*one)
     except TRACE_ERRORS:
         shapes = ", ".join(str(tuple(x.shape)) for x in one)
-        raise CaptureError(f"{type(model).__name__} does not run on an input of {shapes}: {first_line(first)}") from first
+        name = type(model).__name__
+        raise CaptureError(f"{name} does not run on an input of {shapes}: {first_line(first)}") from first
 
 
 def _checked(model: nn.Module, module: fx.GraphModule, inputs: Sequence[Tensor], name: str) -> dict[str, object]:
@@ -233,18 +234,17 @@ def _passes_on(node: fx.Node, facts: dict[str, Fact], module: nn.Module | None) 
     if op in ("dropout", "feature_dropout", "alpha_dropout", "dropout2d", "alias", "detach"):
         return len(node.all_input_nodes) == 1
     if op == "slice" and len(node.all_input_nodes) == 1:
-        _, _, start, end, *step = (*node.args, *(None, None, None)[: max(0, 4 - len(node.args))])
-        return start in (0, None) and end in (None, sys.maxsize) and step in ([], [1], [None])
+        start, end, step = (*node.args[2:5], None, None, None)[:3]
+        return start in (0, None) and end in (None, sys.maxsize) and step in (1, None)
     return False
 
 
 def _enumerate(graph: Graph) -> Iterator[Cut]:
     roles, facts = graph.roles, graph.facts
-    nodes = graph.module.graph
     place = {node: k for k, node in enumerate(roles.compute)}
-    inputs = nodes.find_nodes(op="placeholder")
+    inputs = graph.module.graph.find_nodes(op="placeholder")
     last = {value: _last_use(value, place, roles) for value in (*inputs, *roles.compute)}
-    names = name_values(roles.compute, roles.same)
+    names = name_values([n for n in roles.compute if facts[n.name].shape is not None], roles.same)
     seen: set[tuple[fx.Node, ...]] = set()
     done = 0
     alive: list[fx.Node] = list(inputs)
@@ -259,10 +259,16 @@ def _enumerate(graph: Graph) -> Iterator[Cut]:
         name, aliases = names[node]
         yield Cut(
             name=name,
-            specs=tuple(TensorSpec(name=v.name, shape=facts[v.name].shape or (), dtype=facts[v.name].dtype) for v in crossing),
+            specs=tuple(_sample_spec(v, facts) for v in crossing),
             compute_share=done / graph.num_macs if graph.num_macs else 0.0,
             aliases=aliases,
         )
+
+
+def _sample_spec(node: fx.Node, facts: dict[str, Fact]) -> TensorSpec:
+    fact = facts[node.name]
+    assert fact.shape is not None
+    return TensorSpec(name=node.name, shape=fact.shape, dtype=fact.dtype)
 
 
 def _last_use(value: fx.Node, place: dict[fx.Node, int], roles: Roles) -> int:

@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import fx
+from torch._ops import OpOverload
 
 from .trace import STACK
 
@@ -37,8 +38,9 @@ def op_of(node: fx.Node) -> str:
     """The operation's plain name: `add` for aten.add.Tensor, operator.add and the method alike."""
     target = node.target
     name = target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__)
-    if name == "getitem" and isinstance(node.args[0], fx.Node):
-        return op_of(node.args[0])
+    source = node.args[0] if node.args else None
+    if name == "getitem" and isinstance(source, fx.Node) and isinstance(source.target, OpOverload):
+        return op_of(source)  # one of the results of an operation that has several
     return name.rpartition(".")[2] if node.op == "call_module" else name.split(".")[0].strip("_")
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper
 
 from ..errors import EngineError
@@ -119,6 +119,16 @@ def extract(
     return part
 
 
+def check_folder(path: Path) -> None:
+    """See, before long work, that there is a folder for `path`.
+
+    Raises:
+        EngineError: there is none.
+    """
+    if not path.parent.is_dir():
+        raise EngineError(f"cannot write {path}: there is no folder {path.parent}")
+
+
 def save_atomically(model: onnx.ModelProto, path: Path) -> None:
     """Write a model under a temporary name, sync it, and rename it to `path`."""
     write_atomically(model.SerializeToString(), path)
@@ -153,7 +163,7 @@ def load(path: Path) -> onnx.ModelProto:
         EngineError: there is none.
     """
     try:
-        return onnx.load(path)
+        return onnx.load(path, load_external_data=False)
     except OSError as error:
         raise EngineError(f"cannot read {path}: {error.strerror}") from error
     except DecodeError as error:

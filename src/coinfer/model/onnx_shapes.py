@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from .onnx_graph import BATCH_VALUE, batch_node
+from .onnx_graph import BATCH_VALUE, Producers, batch_node
 
 BATCH = "B"
 Element = int | str
@@ -63,10 +63,32 @@ def simplify_shapes(model: onnx.ModelProto) -> None:
     graph.node.extend([batch_node(graph.input[0].name), *made, *nodes])
 
 
+def pool_means(model: onnx.ModelProto) -> None:
+    """Write means over height and width as global average pooling, which has an int8 form; in place."""
+    graph = model.graph
+    dims = _dims(model)
+    constants = {t.name: _read(t) for t in graph.initializer if _is_small_integer(t)}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        axes = constants.get(node.input[1]) if node.op_type == "ReduceMean" and len(node.input) > 1 else None
+        if axes is None or len(dims.get(node.input[0], ())) != 4 or {int(a) % 4 for a in axes.elements} != {2, 3}:
+            nodes.append(node)
+            continue
+        keeps = all(a.i for a in node.attribute if a.name == "keepdims")
+        pooled = node.output[0] if keeps else f"{node.output[0]}_pooled"
+        nodes.append(helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=node.name))
+        if not keeps:
+            axes_name = f"{pooled}_axes"
+            graph.initializer.append(numpy_helper.from_array(np.array([2, 3], np.int64), axes_name))
+            nodes.append(
+                helper.make_node("Squeeze", [pooled, axes_name], [node.output[0]], name=f"{node.name}_squeeze")
+            )
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
 def remove_unused(model: onnx.ModelProto) -> None:
     """Drop nodes and constants that no output needs, in place."""
-    from .onnx_graph import Producers
-
     producers = Producers(model)
     places, leaves = producers.needed([value.name for value in model.graph.output], [])
     nodes = [producers.nodes[place] for place in sorted(places)]
@@ -145,7 +167,8 @@ def _sliced(args: list[_Numbers]) -> _Numbers | None:
     numbers = [arg.elements[0] for arg in args[1:]]
     if not all(isinstance(n, int) for n in numbers) or any(len(arg.elements) != 1 for arg in args[1:]):
         return None
-    start, end, _, step = (*numbers, *(0, 1)[len(numbers) - 2 :])
+    start, end = numbers[:2]
+    step = numbers[3] if len(numbers) > 3 else 1
     assert isinstance(start, int) and isinstance(end, int) and isinstance(step, int)
     return _Numbers(args[0].elements[slice(start, end, step)]) if step > 0 else None
 
@@ -185,9 +208,7 @@ def _rewire(
             made += _build(name, numbers, graph)
 
 
-def _without_batch(
-    node: onnx.NodeProto, numbers: _Numbers, dims: dict[str, tuple[Element, ...]]
-) -> list[int] | None:
+def _without_batch(node: onnx.NodeProto, numbers: _Numbers, dims: dict[str, tuple[Element, ...]]) -> list[int] | None:
     """A Reshape's target with its batch as -1 (the rest), or as 0 (as it is) where -1 is taken."""
     shape = numbers.elements
     if numbers.is_scalar or shape.count(BATCH) > 1:

@@ -10,11 +10,13 @@ one node alone that asks for the batch size, `sym_size(first input, 0)`.  Each n
 
 from __future__ import annotations
 
-import copy
 import inspect
+import io
+import logging
 import operator
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,33 +44,51 @@ class Traced:
     why_fixed_batch: str | None
 
 
-def trace(model: nn.Module, inputs: Sequence[Tensor], output: object) -> Traced:
+def trace(model: nn.Module, inputs: Sequence[Tensor], output: object, *, dynamic: bool) -> Traced:
     """The plain graph of `model`, which is in eval mode and already a copy.
 
     Args:
         model: the module; its activations are told not to write in place.
-        inputs: example inputs with a batch of 2 or more.
+        inputs: example inputs, with a batch of 2 or more where `dynamic`.
         output: what the model gives for them: only its structure is used.
+        dynamic: try to leave the size of the batch open.
 
     Raises:
         CaptureError: neither way could follow the model; names the line and the module.
     """
     for module in model.modules():
         if getattr(module, "inplace", False) is True:
-            module.inplace = False
+            setattr(module, "inplace", False)  # noqa: B010  (mypy knows no such attribute)
+    if not dynamic:
+        return Traced(_fixed(model, inputs, output), "export", "the model takes one batch size alone")
     try:
         return Traced(_by_export(model, inputs, output, dynamic=True), "export", None)
     except TRACE_ERRORS as error:
-        first = error
+        why = _where(model, error)
     try:
         return Traced(_by_fx(model, inputs), "fx", None)
     except TRACE_ERRORS:
         pass
+    return Traced(_fixed(model, [x[:1] for x in inputs], output), "export", why)
+
+
+def _fixed(model: nn.Module, inputs: Sequence[Tensor], output: object) -> fx.GraphModule:
     try:
-        one = [x[:1] for x in inputs]
-        return Traced(_by_export(model, one, output, dynamic=False), "export", _where(model, first))
+        return _by_export(model, inputs, output, dynamic=False)
     except TRACE_ERRORS as error:
         raise CaptureError(f"cannot capture {type(model).__name__}: {_where(model, error)}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what torch logs and prints while it exports off the terminal: what matters is in its exceptions."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def first_line(error: BaseException) -> str:
@@ -83,9 +103,9 @@ def _where(model: nn.Module, error: BaseException) -> str:
     found = ""
     tb = error.__traceback__
     while tb is not None:
-        frame = tb.tb_frame
-        file = frame.f_code.co_filename
-        owner = frame.f_locals.get("self")
+        code, held = tb.tb_frame.f_code, tb.tb_frame.f_locals
+        file = code.co_filename
+        owner = held.get(code.co_varnames[0]) if code.co_varnames else None
         if isinstance(owner, nn.Module) and id(owner) in names and not file.startswith((_TORCH, _HERE)):
             (summary,) = traceback.extract_tb(tb, limit=1)
             found = f'line {tb.tb_lineno} of {Path(file).name}, "{summary.line}", in module "{names[id(owner)]}": '
@@ -101,7 +121,8 @@ def _by_export(model: nn.Module, inputs: Sequence[Tensor], output: object, *, dy
         dynamic_shapes: Any = (tuple(shape for _ in inputs),)
     else:
         dynamic_shapes = {name: shape for name, _ in zip(names, inputs, strict=False)}
-    program = torch.export.export(model, tuple(inputs), dynamic_shapes=dynamic_shapes)
+    with quiet():
+        program = torch.export.export(model, tuple(inputs), dynamic_shapes=dynamic_shapes)
     if _writes_into_views(program.graph):
         program = decompose(program)
     module = program.module()
@@ -115,7 +136,8 @@ def _by_export(model: nn.Module, inputs: Sequence[Tensor], output: object, *, dy
 def decompose(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """The program with every write into a tensor made a new value."""
     share_call_specs(program)
-    return program.run_decompositions({})
+    functional: torch.export.ExportedProgram = program.run_decompositions({})
+    return functional
 
 
 class _SharedEntry:
