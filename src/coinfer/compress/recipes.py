@@ -26,7 +26,7 @@ from .losses import cross_entropy
 from .train import Schedule, Step, fit, save_tensors
 
 CLOSE_UPS = Schedule(lr=0.1, epochs=12)
-SCENES = Schedule(lr=0.05, epochs=4)
+SCENES = Schedule(lr=0.05, epochs=5)
 
 
 def train_scene_resnet(

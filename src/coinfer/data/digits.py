@@ -4,7 +4,8 @@
 meter-reading camera sees, much picture and little answer:
 
     a random square of one of scikit-learn's two photographs, scaled to 64 x 64
-      + one digit, 14 to 30 pixels high, somewhere in it, in a colour that stands out there
+      + one digit, 16 to 30 pixels high, in it, in a colour that stands out there; of four places
+        drawn at random the one where the picture is plainest, as people put signs
 
 The digits and the tiles of the photographs are disjoint between train, validation and test.  All
 drawing is integer arithmetic on draws of a fixed seed, so that every machine composes the same bytes.
@@ -34,8 +35,8 @@ _DIGITS: dict[Part, tuple[int, int]] = {"train": (0, 1097), "validation": (1097,
 # Each photograph is cut into 3 x 5 tiles, dealt out along the diagonals; a scene stays within one tile.
 _TILE = (142, 128)
 _DEAL: tuple[Part, ...] = ("train", "train", "train", "validation", "test")
-_HEIGHTS = (14, 31)
-_LUMA = np.array([299, 587, 114], dtype=np.int64)
+_HEIGHTS = (16, 31)
+_PLACES = 4
 
 
 def digits() -> Source:
@@ -83,7 +84,7 @@ def photograph_tiles(part: Part) -> list[NDArray[np.uint8]]:
 
 
 class _Draws(NamedTuple):
-    """Everything that is left to chance in the scenes of one part, each (N,) or (N, 3) int64."""
+    """Everything that is left to chance in the scenes of one part, each (N,), `tint` (N, 3), places (N, 4); int64."""
 
     digit: NDArray[np.int64]
     tile: NDArray[np.int64]
@@ -108,9 +109,9 @@ def _draw(part: Part, *, size: int, num_digits: int, num_tiles: int) -> _Draws:
         height=height,
         row=rng.integers(0, _TILE[0] - square + 1),
         column=rng.integers(0, _TILE[1] - square + 1),
-        top=rng.integers(0, size - height + 1),
-        left=rng.integers(0, size - height + 1),
-        tint=rng.integers(0, 96, size=(count, 3)),
+        top=rng.integers(0, (size - height + 1)[:, None], size=(count, _PLACES)),
+        left=rng.integers(0, (size - height + 1)[:, None], size=(count, _PLACES)),
+        tint=rng.integers(0, 80, size=(count, 3)),
     )
 
 
@@ -130,17 +131,32 @@ def compose_scenes(part: Part, *, size: int = SCENE_SIZE) -> Images:
         box = (column, row, column + square, row + square)
         tile = tiles[int(draws.tile[index])]
         scenes[index] = np.asarray(tile.resize((size, size), Image.Resampling.BILINEAR, box=box))
-        height, top, left = (int(draw[index]) for draw in (draws.height, draws.top, draws.left))
+        height = int(draws.height[index])
+        top, left = _plainest(scenes[index], draws.top[index].tolist(), draws.left[index].tolist(), height)
         glyph = glyphs[int(draws.digit[index])].resize((height, height), Image.Resampling.BICUBIC)
         _place(scenes[index, top : top + height, left : left + height], np.asarray(glyph), draws.tint[index])
     assert scans.labels is not None
     return Images(scenes, scans.labels[draws.digit])
 
 
+def _plainest(scene: NDArray[np.uint8], tops: list[int], lefts: list[int], height: int) -> tuple[int, int]:
+    """Of the squares that begin at (top, left) the one whose luma varies least."""
+    red, green, blue = scene.astype(np.int32).transpose(2, 0, 1)
+    luma = (299 * red + 587 * green + 114 * blue) // 1000
+    spreads = []
+    for top, left in zip(tops, lefts, strict=True):
+        square = luma[top : top + height, left : left + height].ravel()
+        # Variance times count squared: exact in integers, and all squares are of one size.
+        spreads.append(len(square) * int(square @ square) - int(square.sum()) ** 2)
+    best = spreads.index(min(spreads))
+    return tops[best], lefts[best]
+
+
 def _place(ground: NDArray[np.uint8], glyph: NDArray[np.uint8], tint: NDArray[np.int64]) -> None:
     """Blend a glyph (H, W) into `ground` (H, W, 3): near white where it is dark there, else near black."""
-    wide = ground.astype(np.int64)
-    is_dark = int((wide @ _LUMA).sum()) < 128_000 * glyph.size
-    colour = 255 - tint if is_dark else tint
-    cover = glyph.astype(np.int64)[..., None]
+    wide = ground.astype(np.int32)
+    red, green, blue = wide.sum((0, 1)).tolist()
+    is_dark = 299 * red + 587 * green + 114 * blue < 128_000 * glyph.size
+    colour = (255 - tint if is_dark else tint).astype(np.int32)
+    cover = glyph.astype(np.int32)[..., None]
     ground[...] = (wide * (255 - cover) + colour * cover + 127) // 255
