@@ -306,6 +306,14 @@ def test_a_name_is_one_specs_alone_and_its_coder_is_here(case: Case) -> None:
     assert alike == {case.spec}
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_what_is_restored_depends_on_the_quantiser_alone_not_on_the_coder(bits: int) -> None:
+    specs = [CodecSpec(transform="uniform", bits=bits, coder=coder) for coder in ("none", "zstd", "range", "rans")]
+    restored = [Case(spec, (MAP,)).codec().roundtrip(Case(spec, (MAP,)).arrays())[0][0] for spec in specs]
+    for other in restored[1:]:
+        np.testing.assert_array_equal(other, restored[0])
+
+
 @every_spec
 def test_values_beyond_calibration_are_clipped_not_wrapped(case: Case) -> None:
     if case.spec.transform not in ("uniform", "picture") or case.spec.quality is not None:

@@ -21,7 +21,7 @@ from . import payload
 from .entropy import make_coder
 from .packing import zstd_compress, zstd_decompress
 from .prior import cost_bits, frequencies, histogram
-from .quantize import Lookup, Use, from_channels, grid, num_channels, quantize, to_channels
+from .quantize import Lookup, from_channels, grid, num_channels, quantize, to_channels
 from .tables import Tables, TensorTables
 
 Arrays = Sequence[NDArray[Any]]
@@ -285,9 +285,8 @@ def calibrate_tensor(spec: CodecSpec, tensor: TensorSpec, features: NDArray[Any]
     stride = max(1, features.size // _CALIBRATION_VALUES)
     channels = np.ascontiguousarray(to_channels(tensor, features[::stride]))
     num_levels = 2**spec.bits
-    use: Use = "packed" if spec.coder == "none" else "coded"
     fill = 1.0 if spec.transform == "picture" or spec.quality is None else spec.quality / 100
-    low, step = grid(channels, spec.bits, per_channel=spec.per_channel, use=use, fill=fill)
+    low, step = grid(channels, spec.bits, per_channel=spec.per_channel, fill=fill)
     levels = low[:, None] + step[:, None] * np.arange(num_levels, dtype=np.float32)
     if tensor.dtype == "uint8":
         levels = np.clip(np.rint(levels), 0, 255).astype(np.uint8)

@@ -14,8 +14,10 @@ and 30 photographs (224 x 224); one busy core of a 2.5 GHz Xeon, Pillow 13, medi
 
     png            level 1 / 4 / 9         CIFAR 2,287 / 2,267 / 2,262 B at 0.37 ms each;
                                            photo 93.5 / 88.6 / 87.8 kB at 6.8 / 11 / 29 ms       -> 4
-    webp-lossless  method 0 / 1 / 4 / 6    CIFAR 1,826 / 1,744 / 1,745 / 1,803 B, 0.35 / 0.76 / 1.5 / 4.9 ms
-                   (quality 0)             photo 73.4 / 68.3 / 65.5 / 66.9 kB, 4.2 / 22 / 66 / 150 ms  -> 0
+    webp-lossless  method 0 / 1 / 4        CIFAR 1,826 / 1,744 / 1,745 B, 0.35 / 0.76 / 1.5 ms
+                   (quality 0)             photo 73.4 / 68.3 / 65.5 kB, 4.2 / 22 / 66 ms         -> 0;
+                                           64 features of 8 x 8, grey: 2,489 / 2,238 / 2,238 B,
+                                           0.9 / 0.8 / 0.7 ms                                    -> 4 in grey
     webp           method 2 / 4 / 6        CIFAR, quality 95: 753 / 740 / 729 B, 0.43 / 0.49 / 0.92 ms
                                            photo, quality 80: 8.8 / 8.5 / 8.0 kB, 4.9 / 10 / 22 ms
                    ResNet-20's top-1 on 2,000 CIFAR images at 560 B: 88.9 % (method 2), 89.8 % (method 4)
@@ -95,6 +97,8 @@ class PictureFormat:
                 f'(coder "{coder}")'
             )
         self._options = dict(_SETTINGS.get(coder, {})) | ({} if quality is None else {"quality": quality})
+        if coder == "webp-lossless" and len(shape) == 2:
+            self._options["method"] = 4
         if coder == "webp":
             self._options["method"] = 4 if int(np.prod(shape[:2])) <= _SMALL_PICTURE else 2
         self._mode = "L" if len(shape) == 2 else "RGB"

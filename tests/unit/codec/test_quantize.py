@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from coinfer.codec.quantize import CLIPPED, Lookup, from_channels, grid, num_channels, quantize, to_channels
+from coinfer.codec.quantize import CLIPPED_RECTIFIED, Lookup, from_channels, grid, num_channels, quantize, to_channels
 from coinfer.errors import CodecError
 from coinfer.plan import TensorSpec
 
@@ -45,22 +45,21 @@ def test_large_values_whose_sum_is_not_finite_are_clipped() -> None:
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-@pytest.mark.parametrize("use", ["packed", "coded"])
-def test_a_rectified_feature_keeps_its_zero_exactly(bits: int, use: str) -> None:
+def test_a_rectified_feature_keeps_its_zero_exactly(bits: int) -> None:
     rng = np.random.default_rng(bits)
     x = np.maximum(rng.normal(-0.2, 1, (50, 4, 30)), 0).astype(np.float32)
     for per_channel in (True, False):
-        low, step = grid(x, bits, per_channel=per_channel, use=use)
+        low, step = grid(x, bits, per_channel=per_channel)
         assert low.tolist() == [0.0] * (4 if per_channel else 1)
         clipped = (x > (low + step * (2**bits - 1) * 1.000001)[:, None]).mean()
-        assert clipped <= 1.5 * CLIPPED[use][bits - 1] + len(low) / x.size
+        assert clipped <= 1.5 * CLIPPED_RECTIFIED[bits - 1] + len(low) / x.size
 
 
 @pytest.mark.parametrize(("bits", "best"), [(1, 1.596), (2, 0.996), (3, 0.586), (4, 0.335)])
 def test_a_signed_feature_has_about_maxs_step(bits: int, best: float) -> None:
     """Max, 1960 (IRE Trans. Inf. Theory 6): steps of the best uniform quantiser of a unit normal."""
     x = np.random.default_rng(0).normal(0, 1, (200, 1, 500)).astype(np.float32)
-    low, step = grid(x, bits, per_channel=False, use="coded")
+    low, step = grid(x, bits, per_channel=False)
     assert step[0] == pytest.approx(best, rel=0.06)
     assert low[0] == pytest.approx(-best * (2**bits - 1) / 2, rel=0.06)
 
@@ -69,30 +68,30 @@ def test_a_constant_channel_keeps_its_value_and_takes_its_neighbours_step() -> N
     x = np.zeros((4, 3, 5), np.float32)
     x[:, 1] = 2.5
     x[:, 2] = np.linspace(0, 3, 5)
-    low, step = grid(x, 2, per_channel=True, use="coded")
+    low, step = grid(x, 2, per_channel=True)
     assert low.tolist() == [0.0, 2.5, 0.0]
     assert step[0] == step[1] == step[2] > 0
-    low, step = grid(x[:, :1], 2, per_channel=True, use="coded")
+    low, step = grid(x[:, :1], 2, per_channel=True)
     assert (low[0], step[0]) == (0.0, 1.0)
 
 
 def test_a_seldom_active_channel_has_a_range() -> None:
     x = np.zeros((1000, 1, 10), np.float32)
     x[3, 0, 3] = 8.0
-    low, step = grid(x, 1, per_channel=True, use="coded")
+    low, step = grid(x, 1, per_channel=True)
     assert (low[0], step[0]) == (0.0, 2.0)
 
 
 def test_fill_makes_the_steps_larger() -> None:
     x = np.linspace(0, 7, 80, dtype=np.float32).reshape(1, 1, 80).repeat(3, axis=0)
-    _, full = grid(x, 8, per_channel=False, use="coded")
-    _, half = grid(x, 8, per_channel=False, use="coded", fill=0.5)
+    _, full = grid(x, 8, per_channel=False)
+    _, half = grid(x, 8, per_channel=False, fill=0.5)
     assert half[0] == pytest.approx(2 * full[0])
 
 
 def test_codes_of_an_int8_network_are_their_own_symbols_at_8_bits() -> None:
     codes = np.arange(60, dtype=np.uint8).reshape(2, 3, 10)
-    low, step = grid(codes, 8, per_channel=True, use="coded")
+    low, step = grid(codes, 8, per_channel=True)
     assert (low.tolist(), step.tolist()) == ([0, 0, 0], [1, 1, 1])
 
 
@@ -105,7 +104,7 @@ def test_codes_of_an_int8_network_are_their_own_symbols_at_8_bits() -> None:
 )
 def test_features_that_calibrate_nothing_are_refused(features: np.ndarray, message: str) -> None:
     with pytest.raises(CodecError, match=message):
-        grid(features, 4, per_channel=True, use="coded")
+        grid(features, 4, per_channel=True)
 
 
 @pytest.mark.parametrize(
