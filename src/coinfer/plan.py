@@ -162,7 +162,7 @@ class Plan(Value, frozen=True, kw_only=True):
 class Evidence(Value, frozen=True, kw_only=True):
     """What was measured of a plan in its deployed form.
 
-    Accuracy is of `num_images` held-out images of the part named `split` ("validation": choices,
+    Accuracy is in percent, of `num_images` held-out images of the part named `split` ("validation": choices,
     "test": reported); `loss_points` is top-1 points against the unmodified fp32 network on the same
     images, `loss_ci_points` the half width of its 95 % interval; all four are None where the candidate
     was dropped before any image was classified (num_images 0).  Payload bytes are whole payloads, header and

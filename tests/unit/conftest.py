@@ -42,7 +42,7 @@ def build_candidate(
     evidence = Evidence(
         split="validation",
         num_images=2000,
-        accuracy=None if loss_points is None else 0.9 - loss_points / 100,
+        accuracy=None if loss_points is None else 90.0 - loss_points,
         accuracy_ci=0.01,
         loss_points=loss_points,
         loss_ci_points=0.5,

@@ -27,7 +27,7 @@ from ..bundle import FORMAT, Bundle, Manifest, load_bundle, new_folder, write_ma
 from ..data import Images
 from ..engine.measure import describe_machine, pin
 from ..engine.onnx import Session
-from ..errors import BundleError, DataError, PlanError
+from ..errors import BundleError, PlanError
 from ..plan import Candidate, Evidence, Plan
 from ..profile import Profile, Timing
 from ..protocol import reply_bytes
@@ -39,7 +39,7 @@ from .evaluate import Deployed, codec_at, evidence_of, loss_of, proportion_ci
 from .job import Job, conditions_of
 from .measured import Tables, calibrate_and_weigh, store_tables, time_codec, time_segment, time_segments
 from .rounds import classify, drop_dominated, drop_hopeless, keep_rivals
-from .workshop import Progress, Workshop, prepare, quiet
+from .workshop import Progress, Workshop, drawn, prepare, quiet
 
 
 def build(
@@ -64,7 +64,7 @@ def build(
     for draft in (d for d in drafts if d.dropped is None):
         store_tables(workshop, draft, tables)
     candidates = [_candidate(workshop, draft, reference) for draft in drafts]
-    samples = np.ascontiguousarray(workshop.source.images("validation").pixels[:4])
+    samples = np.ascontiguousarray(workshop.validation.pixels[:4])
     candidates, profile = timed(work, candidates, samples, progress=progress)
     conditions = conditions_of(job, int8_ratio=int8_ratio)
     goal = Goal(minimise=job.goal.minimise, max_loss_points=job.goal.max_loss)
@@ -77,8 +77,7 @@ def build(
     _save(work / "profile.json", profile)
     save_file({"pixels": samples}, work / "samples.safetensors")
     numbers = sorted({candidates[index].plan.number for index in chosen} | {main.plan.number})
-    test = workshop.source.images("test")
-    images = test.pick(slice(job.build.report_images))
+    images = drawn(workshop.source.images("test"), job.build.report_images)
     return assemble(work, numbers, out, images=images, progress=progress)
 
 
@@ -90,10 +89,8 @@ def _rounds(
     log: list[str],
     progress: Progress,
 ) -> NDArray[np.bool_]:
-    images = workshop.source.images("validation")
-    counts = sorted({min(n, len(images.pixels)) for n in workshop.job.build.rounds})
-    if counts[0] == 0:
-        raise DataError(f'no validation images to choose on (source "{workshop.source.name}")')
+    images = workshop.validation
+    counts = sorted({min(n, len(images)) for n in workshop.job.build.rounds})
     correct = np.zeros(0, dtype=np.bool_)
     for count in counts:
         pixels = images.pixels[:count]
@@ -189,7 +186,7 @@ def _manifest(workshop: Workshop, candidates: list[Candidate], main: Candidate, 
         max_loss_points=job.goal.max_loss,
         reference_plan=main.plan.number,
         reference_accuracy=main.evidence.accuracy or 0.0,
-        is_agreement=source.images("validation").labels is None,
+        is_agreement=workshop.validation.labels is None,
         int8_slowdown_ratio=int8_ratio,
         weights_sha256={network.name: network.weights_sha256 for network in workshop.networks.values()},
         menu=tuple(c.plan for c in candidates if c.dropped is None),

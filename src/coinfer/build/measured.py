@@ -47,7 +47,7 @@ def calibrate_and_weigh(workshop: Workshop, drafts: list[Draft], *, progress: Pr
     one of them in bytes and device time, the rest are dropped without being tried.
     """
     tables: Tables = {}
-    pictures = workshop.source.images("validation").pixels[:BYTES_PICTURES]
+    pictures = workshop.validation.pixels[:BYTES_PICTURES]
     uploads = [d for d in drafts if d.plan.kind == "upload"]
     for draft in uploads:
         _weigh(draft, codec_of(draft.plan, tables), [pictures])

@@ -10,8 +10,8 @@ confidence bound no worse in accuracy:
 
 A draft that is exact by construction (fp32, nothing lost on the way) is beaten by exact ones alone.
 
-Within one cut, codecs are tried from few bytes to many; once one gives the whole network's
-own answer on every image, the rest of that cut can only cost more and is dropped unclassified.
+Within one cut, codecs are tried from few bytes to many; once one gives the whole network's own
+answer on every image, what sends and takes no less, at this cut or a later one, is dropped unclassified.
 Times carry noise, so equal within TIME_SLACK counts as no worse.  Every drop is logged with its reason.
 """
 
@@ -170,23 +170,19 @@ def _classify_splits(
         if draft.plan.kind == "split" and draft.plan.cut is not None:
             by_cut[draft.plan.variant, draft.plan.precision][draft.plan.cut].append(draft)
     for (network, precision), cuts in by_cut.items():
+        perfect: list[Draft] = []
         own = answers.get(workshop.whole_name(network, precision))
         wanted = [cut for cut in workshop.cuts(network, precision) if cut.name in cuts]
         for cut, features in workshop.features(network, precision, wanted, pixels):
             members = cuts[cut.name]
             tail = Session(workshop.folder / str(members[0].plan.tail), threads=threads())
-            exact_bytes, exact_device = np.inf, np.inf
             groups = _by_group(members)
             for group in sorted(groups, key=lambda g: min(d.payload_bytes for d in groups[g])):
                 drafts = groups[group]
                 yield drafts[0].plan.label
-                beaten = [
-                    d
-                    for d in drafts
-                    if d.payload_bytes >= exact_bytes and d.head_s + d.encode_s >= exact_device / TIME_SLACK
-                ]
+                beaten = [d for d in drafts if any(_is_no_better(d, other) for other in perfect) and not d.is_rival]
                 for draft in beaten:
-                    draft.dropped = f"after {len(pixels)} images: fewer bytes already give every answer at this cut"
+                    draft.dropped = f"after {len(pixels)} images: fewer bytes and less time already give every answer"
                 if len(beaten) == len(drafts):
                     continue
                 codec = codec_of(drafts[0].plan, tables)
@@ -194,9 +190,18 @@ def _classify_splits(
                 for draft in drafts:
                     draft.correct = right == truth
                 if own is not None and np.array_equal(right, own):
-                    best = min(drafts, key=lambda d: d.payload_bytes)
-                    exact_bytes = min(exact_bytes, best.payload_bytes)
-                    exact_device = min(exact_device, best.head_s + best.encode_s)
+                    perfect += drafts
+
+
+def _is_no_better(draft: Draft, other: Draft) -> bool:
+    """Whether `draft` sends no less and takes no less time than `other`, of the same network and precision."""
+    before_s, after_s = draft.head_s + draft.encode_s, draft.decode_s + draft.tail_s
+    other_before_s, other_after_s = other.head_s + other.encode_s, other.decode_s + other.tail_s
+    return (
+        draft.payload_bytes >= other.payload_bytes
+        and before_s * TIME_SLACK >= other_before_s
+        and (before_s + after_s) * TIME_SLACK >= other_before_s + other_after_s
+    )
 
 
 def _answers(session: Session, values: Sequence[NDArray[np.generic]]) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ any candidate can be assembled later.  Exports are keyed by the weights, so a se
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import hashlib
 import os
@@ -20,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..compress.int8 import quantize_onnx
-from ..data import Source, load_source
+from ..data import Images, Source, load_source
 from ..engine.onnx import Session
-from ..errors import JobError
+from ..errors import DataError, JobError
 from ..model.export import DeployedCut, Whole, cut_onnx, export_onnx, load_whole
 from ..model.graph import capture
 from ..model.tap import tap_onnx
@@ -60,6 +61,7 @@ class Workshop:
     networks: dict[str, Network]
     main: str
     calibration: NDArray[np.uint8]
+    validation: Images
 
     @property
     def input(self) -> TensorSpec:
@@ -154,14 +156,34 @@ def prepare(job: Job, folder: Path, *, progress: Progress = quiet, data_dir: Pat
     if job.model.mean is not None and job.model.std is not None:
         preprocess = Preprocess(mean=job.model.mean, std=job.model.std)
     _check_channels(job, source, preprocess)
-    calibration = source.images("train").pixels[: job.build.calibration_images]
+    calibration = drawn(source.images("train"), job.build.calibration_images).pixels
     networks = {}
     for done, (name, model) in enumerate(loaded.items()):
         progress("networks", done, len(names), name)
         safe = safe_name(name)
         networks[safe] = _export(safe, model.module, source, preprocess, calibration, folder, job)
     progress("networks", len(names), len(names), "")
-    return Workshop(job, folder, source, preprocess, networks, safe_name(job.model.source), calibration)
+    validation = drawn(source.images("validation"), job.build.rounds[-1])
+    if len(validation) == 0:
+        raise DataError(f'no validation images to choose on (data "{source.name}")')
+    main_name = safe_name(job.model.source)
+    _check_cuts(job, networks[main_name])
+    return Workshop(job, folder, source, preprocess, networks, main_name, calibration, validation)
+
+
+def drawn(images: Images, count: int) -> Images:
+    """`count` pictures in an order that is random but always the same (folders come sorted by class)."""
+    return images.pick(np.random.default_rng(0).permutation(len(images))[:count])
+
+
+def _check_cuts(job: Job, main: Network) -> None:
+    names = [cut.name for whole in main.wholes.values() for cut in whole.cuts]
+    for pattern in job.build.cuts:
+        if not fnmatch.filter(names, pattern):
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
+            raise JobError(
+                f'[build] cuts "{pattern}" is no deployable cut of "{main.name}"; near are {", ".join(near)}'
+            )
 
 
 def _check_channels(job: Job, source: Source, preprocess: Preprocess) -> None:

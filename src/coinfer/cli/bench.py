@@ -119,7 +119,7 @@ def table_of(summary: Summary) -> TextTable:
             payload_bytes=cell.chosen.payload_bytes,
             wire_bytes=cell.chosen.wire_bytes,
             num_requests=cell.chosen.latency_s.n,
-            accuracy=None if cell.chosen.accuracy is None else cell.chosen.accuracy / 100,
+            accuracy=cell.chosen.accuracy,
             throughput_hz=None if cell.stream is None else cell.stream.throughput_hz,
             ratios=cell.ratios,
         )

@@ -276,10 +276,10 @@ def plot_accuracy(
     figure, axes = _figure(8.6, 4.8, title, note)
     kinds: tuple[Kind, ...] = ("upload", "split")
     for kind in kinds:
-        points = [(c.evidence.payload_bytes, 100 * (c.evidence.accuracy or 0.0)) for c in known if c.plan.kind == kind]
+        points = [(c.evidence.payload_bytes, (c.evidence.accuracy or 0.0)) for c in known if c.plan.kind == kind]
         if points:
             _draw_frontier(axes, points, kind)
-    best = max((100 * (c.evidence.accuracy or 0.0) for c in known if c.plan.kind == "device"), default=None)
+    best = max(((c.evidence.accuracy or 0.0) for c in known if c.plan.kind == "device"), default=None)
     if reference is not None:
         axes.axhline(100 * reference, color=_GREY, linestyle="--", linewidth=1.2, label="unmodified network")
     if best is not None:

@@ -174,7 +174,7 @@ def candidates_table(candidates: Sequence[Candidate], *, title: str = "", limit:
     rows = tuple(
         (
             *_plan_cells(candidate),
-            "-" if evidence.accuracy is None else f"{evidence.accuracy:.2%}".replace("%", " %"),
+            "-" if evidence.accuracy is None else f"{evidence.accuracy:.2f} %",
             _loss(evidence.loss_points),
             "-" if evidence.loss_ci_points is None else f"{evidence.loss_ci_points:.2f}",
             str(evidence.num_images),
@@ -216,7 +216,7 @@ def bench_table(cells: Sequence[BenchCell], *, title: str = "", note: str = "") 
                 format_duration(cell.estimated_s),
                 format_bytes(cell.payload_bytes),
                 format_bytes(cell.wire_bytes),
-                "-" if cell.accuracy is None else f"{100 * cell.accuracy:.2f} %",
+                "-" if cell.accuracy is None else f"{cell.accuracy:.2f} %",
                 "-" if cell.throughput_hz is None else f"{cell.throughput_hz:.3g}/s",
                 *(f"{cell.ratios[kind]:.2f}x" if kind in cell.ratios else "-" for kind in KINDS),
                 str(cell.num_requests),

@@ -88,7 +88,7 @@ def test_a_fine_map_is_annotated_without_overlaps(tmp_path, trio, monkeypatch):
 
 
 def test_the_accuracy_plot_needs_a_measured_accuracy(tmp_path, make_candidate, trio):
-    plot_accuracy(tmp_path / "a.png", trio, title="T", reference=0.9)
+    plot_accuracy(tmp_path / "a.png", trio, title="T", reference=90.0)
     assert share_of(tmp_path / "a.png", ROLE_COLOURS["split"]) > 0
     with pytest.raises(DataError, match="got none"):
         plot_accuracy(tmp_path / "b.png", [make_candidate(0, "split", loss_points=None)], title="T")

@@ -96,7 +96,7 @@ def test_bench_cells_show_ratios_over_every_baseline():
         payload_bytes=365,
         wire_bytes=427,
         num_requests=30,
-        accuracy=0.9312,
+        accuracy=93.12,
         throughput_hz=58.3,
         ratios={"device": 2.5, "upload": 1.25},
     )
