@@ -1,9 +1,10 @@
 """Published weights in our own definitions reach the top-1 that is stated for them, on whole test sets.
 
-Counts are exact: float32 sums may differ in the last bits between machines, so one picture is allowed.
+Sums in float32 differ in the last bits between machines, so a count may be off by one picture.
 """
 
 import os
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -72,8 +73,21 @@ def test_imagenet_networks_reach_their_stated_top1(name, photographs):
     assert abs(hits(name, file, *photographs) - expected) <= 1
 
 
+def test_scene_resnet_of_the_zoo_is_the_stated_file():
+    readme = (ROOT / "zoo" / "README.md").read_text()
+    assert sha256((ROOT / "zoo" / "scene_resnet.safetensors").read_bytes()).hexdigest() in readme
+
+
+def test_scene_resnet_of_the_zoo_classifies_the_first_scenes():
+    images = load_source("scene-digits").images("validation")
+    loaded = build_model("scene-resnet", weights=ROOT / "zoo" / "scene_resnet.safetensors")
+    share = top1(loaded.module, images.pixels[:500], images.labels[:500], loaded.preprocess)
+    assert abs(round(share * 500) - 490) <= 1
+
+
 @pytest.mark.slow
 def test_scene_resnet_of_the_zoo_reaches_its_stated_top1():
     images = load_source("scene-digits").images("test")
     loaded = build_model("scene-resnet", weights=ROOT / "zoo" / "scene_resnet.safetensors")
-    assert top1(loaded.module, images.pixels, images.labels, loaded.preprocess) >= 0.97
+    share = top1(loaded.module, images.pixels, images.labels, loaded.preprocess)
+    assert abs(round(share * 4000) - 3947) <= 1
