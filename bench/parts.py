@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coinfer.codec import HEADER_BYTES, calibrate, make_codec
-from coinfer.codec.prior import cost_bits
+from coinfer.codec.uniform import UniformCodec
 from coinfer.plan import Candidate, CodecSpec, Evidence, Plan, TensorSpec
 from coinfer.profile import Conditions, Link, Slowdown
 from coinfer.report.results import write_raw
@@ -45,25 +45,19 @@ def codec_lines() -> Iterator[dict[str, Any]]:
                     spec = CodecSpec(transform="uniform", bits=bits, per_channel=True, coder=coder)
                     tables = calibrate(spec, crossing, [known])
                     codec = make_codec(spec, crossing, tables)
+                    assert isinstance(codec, UniformCodec)
                     for x in fresh:
-                        payload = codec.encode([x[None]])
-                        yield _codec_line(codec, tables, x, payload, spec, shape, skew)
+                        yield _codec_line(codec, x, skew)
 
 
-def _codec_line(
-    codec: Any, tables: Any, x: NDArray[np.float32], payload: bytes, spec: CodecSpec, shape: Any, skew: float
-) -> dict[str, Any]:
-    levels = tables.tensors[0].levels
-    restored = codec.decode(payload)[0][0].reshape(shape[0], -1)
-    rows = np.broadcast_to(levels, (shape[0], levels.shape[1]))
-    symbols = np.abs(restored[:, :, None] - rows[:, None, :]).argmin(axis=2)
-    bits = np.take_along_axis(cost_bits(tables.tensors[0].frequencies), symbols, axis=1).sum()
+def _codec_line(codec: UniformCodec, x: NDArray[np.float32], skew: float) -> dict[str, Any]:
+    payload = codec.encode([x[None]])
     return {
         "kind": "codec",
-        "codec": spec.name,
+        "codec": codec.spec.name,
         "symbols": int(x.size),
         "skew": skew,
-        "cost_bytes": float(bits / 8),
+        "cost_bytes": float(codec.cost_bits([x[None]])[0] / 8),
         "code_bytes": len(payload) - HEADER_BYTES,
     }
 

@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from coinfer.codec import Codec, Tables, TensorTables, make_codec
+from coinfer.codec.blocks import Blocks
 from coinfer.plan import CodecSpec, TensorSpec
 
 FILE = Path(__file__).with_name("payloads.json")
@@ -60,7 +61,7 @@ CASES: dict[str, tuple[CodecSpec, tuple[TensorSpec, ...]]] = {
         for coder in ("range", "rans")
         for spec in [CodecSpec(transform="uniform", bits=8, per_channel=True, coder=coder)]
     },
-    "uniform2-range wide": (CodecSpec(transform="uniform", bits=2, coder="range"), QUIET),
+    "uniform5-range wide": (CodecSpec(transform="uniform", bits=5, coder="range"), QUIET),
 }
 
 
@@ -100,8 +101,11 @@ def tables_of(name: str, spec: CodecSpec, crossing: tuple[TensorSpec, ...]) -> T
         groups = channels if spec.per_channel else 1
         step = np.full(groups, 1.0 if tensor.dtype == "uint8" else 8.0 / levels, np.float32)
         grid = np.arange(levels, dtype=np.float32) * step[:, None]
-        rows = 1 + integers(channels * levels, 65536 // (2 * levels), 3).reshape(channels, levels)
-        rows[:, 1:] = 12 if name.endswith("wide") else rows[:, 1:]
+        values = 2 ** Blocks(tensor, spec.bits).block_bits
+        rows = 1 + integers(channels * values, 65536 // (2 * values), 3).reshape(channels, values)
+        if name.endswith("wide"):
+            rows[:] = 1
+            rows[:, -1] = 36
         rows[:, 0] += 65536 - rows.sum(axis=1)
         tensors.append(
             TensorTables(
@@ -154,7 +158,7 @@ def test_pinned_bytes_decode_to_what_was_encoded(name: str) -> None:
     ("name", "first_byte"),
     [
         ("uniform8c-range", 0x12),
-        ("uniform2-range wide", 0x13),
+        ("uniform5-range wide", 0x13),
         ("uniform8c-rans", 0x13),
         ("uniform8c-rans large", 0x14),
     ],

@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 
 from ..errors import CodecError
 from ..plan import CodecSpec, TensorSpec
-from .feature import Codec, FloatCodec, UniformCodec, calibrate_tensor, check_arrays
+from .contract import Codec, check_arrays
+from .floats import FloatCodec
 from .image import ImageCodec, available_formats
 from .payload import HEADER_BYTES
 from .picture import PictureCodec
 from .tables import Tables, TensorTables, load_tables, save_tables
+from .uniform import UniformCodec, calibrate_tensor
 
 __all__ = [
     "HEADER_BYTES",

@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 from ..errors import CodecError, PayloadError
 from ..plan import CodecSpec
 from . import arithmetic, lanes
-from .packing import PackedCoder, Symbols, join_rows, split_rows
-from .prior import cost_bits
+from .packing import PackedCoder, Shape, Symbols, join_rows, split_rows
 from .tables import PRIOR_BITS, PRIOR_SUM
 
 try:
@@ -70,20 +69,20 @@ class SymbolCoder(Protocol):
 class PriorCoder:
     """Coders "range" and "rans": static integer tables, one row for each channel of each tensor."""
 
-    def __init__(self, coder: str, shapes: Sequence[tuple[int, int]], frequencies: NDArray[np.uint16]) -> None:
+    def __init__(self, coder: str, shapes: Sequence[Shape], frequencies: Sequence[NDArray[np.uint16]]) -> None:
         self.coders = ("range", "wide") if coder == "range" else ("wide", "lanes")
         self._shapes = shapes
-        self._lengths = [row for rows, row in shapes for _ in range(rows)]
+        self._lengths = [row for rows, row, _ in shapes for _ in range(rows)]
         self._stops = np.cumsum(self._lengths).tolist()
         self._channels = np.repeat(np.arange(len(self._lengths)), self._lengths)
         num_symbols = len(self._channels)
         self.max_code_bytes = num_symbols * PRIOR_BITS // 8 + 16 + lanes.MAX_LANES * 8
-        self._offsets = self._channels * frequencies.shape[1]
-        self._sums = arithmetic.cumulative(frequencies)
-        self._table = arithmetic.range_table(frequencies)
+        self._sums = stack([arithmetic.cumulative(rows) for rows in frequencies])
+        self._table = stack([arithmetic.range_table(rows) for rows in frequencies])
+        self._offsets = self._channels * (self._sums.shape[1] - 1)
         self._lefts = self._sums[:, :-1].astype(np.uint64).ravel()
-        self._shares = frequencies.astype(np.uint64).ravel()
-        self._bits = cost_bits(frequencies).ravel()
+        self._shares = np.diff(self._sums).astype(np.uint64).ravel()
+        self._bits = PRIOR_BITS - np.log2(np.maximum(self._shares, 1).astype(np.float64))
         # Lanes are seeded by symbols from all over the tensor: some channels hold no information at all.
         self._is_head = np.zeros(num_symbols, np.bool_)
         if coder == "rans" and num_symbols >= 2 * lanes.HEAD_SYMBOLS:
@@ -92,7 +91,7 @@ class PriorCoder:
         # One call of constriction costs as much as a few symbols in Python.
         if coder == "range" and constriction is not None and num_symbols >= _MIN_ROW * len(self._lengths):
             categorical = constriction.stream.model.Categorical
-            self._models = [categorical(row / PRIOR_SUM, perfect=False) for row in frequencies]
+            self._models = [categorical(row / PRIOR_SUM, perfect=False) for rows in frequencies for row in rows]
 
     def encode(self, symbols: Symbols) -> tuple[str, bytes]:
         """By the first coder that does, or by the shorter where rounding could matter."""
@@ -180,16 +179,23 @@ class PriorCoder:
         return flat
 
 
-def make_coder(
-    spec: CodecSpec, shapes: Sequence[tuple[int, int]], frequencies: Sequence[NDArray[np.uint16]]
-) -> SymbolCoder:
-    """The coder of `spec` for crossing tensors of `shapes` (C, n).
+def stack(tables: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Cumulative tables (C, K + 1) of several tensors in one (sum of C, most of K + 1).
+
+    Shorter rows go on with their total: symbols without a share, which no code leads to.
+    """
+    most = max(table.shape[1] for table in tables)
+    return np.concatenate([np.pad(table, ((0, 0), (0, most - table.shape[1])), mode="edge") for table in tables])
+
+
+def make_coder(spec: CodecSpec, shapes: Sequence[Shape], frequencies: Sequence[NDArray[np.uint16]]) -> SymbolCoder:
+    """The coder of `spec` for symbols of `shapes` (C, n, bits of a symbol).
 
     Raises:
         CodecError: the coder does not code symbols.
     """
     if spec.coder in ("none", "zstd"):
-        return PackedCoder(spec.coder, shapes, spec.bits)
+        return PackedCoder(spec.coder, shapes)
     if spec.coder in ("range", "rans"):
-        return PriorCoder(spec.coder, shapes, np.concatenate(frequencies))
+        return PriorCoder(spec.coder, shapes, frequencies)
     raise CodecError(f'a uniform codec\'s coder must be none, zstd, range or rans, got "{spec.coder}"')

@@ -40,7 +40,7 @@ from PIL import Image, features
 from ..errors import CodecError, PayloadError
 from ..plan import CodecSpec, TensorSpec
 from . import payload
-from .feature import Arrays, BytesHow, check_arrays
+from .contract import Arrays, BytesHow, check_arrays
 
 Pixels = NDArray[np.uint8]
 

@@ -18,36 +18,44 @@ from numpy.typing import NDArray
 from ..errors import PayloadError
 
 Symbols = list[NDArray[np.uint8]]
+# Rows, symbols in a row, bits of a symbol: one for each crossing tensor.
+Shape = tuple[int, int, int]
 
 _ZSTD_LEVEL = 3
 
 
 class PackedCoder:
-    """Coders "none" and "zstd": no tables."""
+    """Coders "none" and "zstd": no tables; each tensor fills whole bytes."""
 
-    def __init__(self, coder: str, shapes: Sequence[tuple[int, int]], bits: int) -> None:
+    def __init__(self, coder: str, shapes: Sequence[Shape]) -> None:
         self.coders = (coder,)
-        self._shapes, self._bits = shapes, bits
-        self._packed_bits = bits if coder == "none" or 8 % bits == 0 else 8
-        num_symbols = sum(rows * row for rows, row in shapes)
-        self._num_symbols = num_symbols
-        self._num_bytes = -(-num_symbols * self._packed_bits // 8)
-        self.max_code_bytes = self._num_bytes if coder == "none" else 2 * self._num_bytes + 1024
+        self._shapes = shapes
+        self._packed_bits = [bits if coder == "none" or 8 % bits == 0 else 8 for _, _, bits in shapes]
+        sizes = zip(shapes, self._packed_bits, strict=True)
+        self._num_bytes = [-(-rows * row * bits // 8) for (rows, row, _), bits in sizes]
+        total = sum(self._num_bytes)
+        self.max_code_bytes = total if coder == "none" else 2 * total + 1024
 
     def encode(self, symbols: Symbols) -> tuple[str, bytes]:
         """Pack, then compress."""
-        raw = pack_bits(join_rows(symbols), self._packed_bits)
+        parts = zip(symbols, self._packed_bits, strict=True)
+        raw = b"".join(pack_bits(rows.ravel(), bits) for rows, bits in parts)
         return self.coders[0], raw if self.coders[0] == "none" else zstd_compress(raw)
 
     def decode(self, coder: str, code: bytes) -> Symbols:
         """Decompress, then unpack."""
-        raw = code if coder == "none" else zstd_decompress(code, self._num_bytes)
-        if len(raw) != self._num_bytes:
-            raise PayloadError(f"{self._num_symbols} symbols take {self._num_bytes} B, got {len(raw)} B ({coder})")
-        flat = unpack_bits(raw, self._packed_bits, self._num_symbols)
-        if flat.max(initial=0) >> self._bits:
-            raise PayloadError(f"symbols must be below {1 << self._bits}, got {flat.max()} ({coder})")
-        return split_rows(flat, self._shapes)
+        total = sum(self._num_bytes)
+        raw = code if coder == "none" else zstd_decompress(code, total)
+        if len(raw) != total:
+            raise PayloadError(f"symbols of shapes {self._shapes} take {total} B, got {len(raw)} B ({coder})")
+        symbols, start = [], 0
+        for (rows, row, bits), packed_bits, size in zip(self._shapes, self._packed_bits, self._num_bytes, strict=True):
+            flat = unpack_bits(raw[start : start + size], packed_bits, rows * row)
+            if flat.max(initial=0) >> bits:
+                raise PayloadError(f"symbols must be below {1 << bits}, got {flat.max()} ({coder})")
+            symbols.append(flat.reshape(rows, row))
+            start += size
+        return symbols
 
 
 def join_rows(symbols: Symbols) -> NDArray[np.uint8]:
@@ -55,10 +63,10 @@ def join_rows(symbols: Symbols) -> NDArray[np.uint8]:
     return symbols[0].ravel() if len(symbols) == 1 else np.concatenate([rows.ravel() for rows in symbols])
 
 
-def split_rows(flat: NDArray[np.uint8], shapes: Sequence[tuple[int, int]]) -> Symbols:
+def split_rows(flat: NDArray[np.uint8], shapes: Sequence[Shape]) -> Symbols:
     """The inverse of `join_rows`."""
-    stops = np.cumsum([rows * row for rows, row in shapes])[:-1]
-    return [part.reshape(shape) for part, shape in zip(np.split(flat, stops), shapes, strict=True)]
+    stops = np.cumsum([rows * row for rows, row, _ in shapes])[:-1]
+    return [part.reshape(shape[:2]) for part, shape in zip(np.split(flat, stops), shapes, strict=True)]
 
 
 def pack_bits(symbols: NDArray[np.uint8], bits: int) -> bytes:

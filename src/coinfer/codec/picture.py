@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from ..errors import CodecError, PayloadError
 from ..plan import CodecSpec, TensorSpec
 from . import payload
-from .feature import Arrays, BytesHow, Quantiser, check_arrays, check_tables
+from .contract import Arrays, BytesHow, check_arrays
 from .image import LOSSY, PictureFormat, Pixels
 from .tables import Tables
+from .uniform import Quantiser, check_tables
 
 
 class Tiling:

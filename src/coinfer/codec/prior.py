@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .tables import PRIOR_BITS, PRIOR_SUM
 
-DRAWN_SYMBOLS = 2.0
+DRAWN_SYMBOLS = 64.0
 
 
 def histogram(symbols: NDArray[np.uint8], num_levels: int) -> NDArray[np.int64]:

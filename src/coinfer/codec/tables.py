@@ -4,9 +4,10 @@ Both machines read the same file and never recompute a table from data, so what 
 other decodes, on any processor.  A restored value is looked up in `levels`, never computed.
 
     NAME.safetensors   for tensor k of the crossing: "k.low" "k.step" (G,), "k.levels" (G, L), and, where
-                       the coder needs them, "k.frequencies" (C, L) uint16 with rows that sum to 2^16
+                       the coder needs them, "k.frequencies" (C, K) uint16 with rows that sum to 2^16
 
-G is 1 (one range for the tensor) or C (one a channel); L = 2^bits levels; C the number of channels.
+G is 1 (one range for the tensor) or C (one a channel); L = 2^bits levels; C the number of channels;
+K the number of values that a block of symbols can have.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ..errors import CodecError
 
 PRIOR_BITS = 16
 PRIOR_SUM = 1 << PRIOR_BITS
+_SIZES = tuple(2**bits for bits in range(1, 9))
 _FIELDS = ("low", "step", "levels", "frequencies")
 
 
@@ -38,7 +40,7 @@ class TensorTables:
 
     low, step: (G,) float32, value of symbol 0 and distance of neighbours.
     levels: (G, L) float32 or uint8, the value that each symbol is restored to.
-    frequencies: (C, L) uint16, each at least 1, rows sum to 2^16; None where the coder needs none.
+    frequencies: (C, K) uint16, each at least 1, rows sum to 2^16; None where the coder needs none.
     """
 
     low: NDArray[np.float32]
@@ -144,14 +146,14 @@ def _check(tensor: TensorTables) -> None:
         raise CodecError(f"low and step must be float32 (G,), got {low.dtype} {low.shape}, {step.dtype} {step.shape}")
     if levels.ndim != 2 or len(levels) != len(low) or levels.dtype not in (np.float32, np.uint8):
         raise CodecError(f"levels must be ({len(low)}, L) float32 or uint8, got {levels.shape} {levels.dtype}")
-    if levels.shape[1] not in [2**bits for bits in range(1, 9)]:
+    if levels.shape[1] not in _SIZES:
         raise CodecError(f"the number of levels must be 2 to 256 and a power of two, got {levels.shape[1]}")
     if not (np.isfinite(low).all() and np.isfinite(step).all() and np.isfinite(levels).all() and (step > 0).all()):
         raise CodecError("low, step and levels must be finite and steps above 0")
     if frequencies is None:
         return
-    if frequencies.ndim != 2 or frequencies.shape[1] != levels.shape[1] or frequencies.dtype != np.uint16:
-        raise CodecError(f"frequencies must be (C, {levels.shape[1]}) uint16, got {frequencies.shape}")
+    if frequencies.ndim != 2 or frequencies.shape[1] not in _SIZES or frequencies.dtype != np.uint16:
+        raise CodecError(f"frequencies must be (C, K) uint16, K 2 to 256 and a power of two, got {frequencies.shape}")
     if len(low) not in (1, len(frequencies)):
         raise CodecError(f"ranges must be for 1 or {len(frequencies)} channels, got {len(low)}")
     if frequencies.min(initial=1) < 1 or (frequencies.sum(axis=1, dtype=np.int64) != PRIOR_SUM).any():

@@ -36,6 +36,11 @@ def draw(rows: NDArray[np.uint16], length: int, rng: np.random.Generator) -> NDA
     return np.stack([rng.choice(rows.shape[1], size=length, p=row / 65536) for row in rows]).astype(np.uint8)
 
 
+def coder_of(coder: str, symbols: list[NDArray[np.uint8]], tables: list[NDArray[np.uint16]]) -> PriorCoder:
+    shapes = [(*s.shape, t.shape[1].bit_length() - 1) for s, t in zip(symbols, tables, strict=True)]
+    return PriorCoder(coder, shapes, tables)
+
+
 def cost_bytes(rows: NDArray[np.uint16], symbols: NDArray[np.uint8]) -> float:
     return float(np.take_along_axis(cost_bits(rows), symbols.astype(np.int64), axis=1).sum() / 8)
 
@@ -51,7 +56,7 @@ def test_code_bytes_are_at_most_1_01_of_the_cost_and_1_from_16_symbols_up(coder:
         for unlikely in (False, True):
             if unlikely:
                 symbols[:, :: max(1, symbols.shape[1] // 5)] = int(rows[0].argmin())
-            name, code = PriorCoder(coder, [symbols.shape], rows).encode([symbols])
+            name, code = coder_of(coder, [symbols], [rows]).encode([symbols])
             assert len(code) <= 1.01 * cost_bytes(rows, symbols) + 1, name
 
 
@@ -61,9 +66,9 @@ def test_code_bytes_are_at_most_1_01_of_the_cost_and_1_from_16_symbols_up(coder:
 def test_symbols_come_back(coder: str, skew: str, size: int) -> None:
     rng = np.random.default_rng(size)
     rows = rows_of(skew, 3, 16, rng)
-    shapes = [(1, size), (2, 7)]
-    symbols = [draw(rows[:1], size, rng), draw(rows[1:], 7, rng)]
-    one = PriorCoder(coder, shapes, rows)
+    tables = [rows[:1], rows_of(skew, 2, 4, rng)]
+    symbols = [draw(tables[0], size, rng), draw(tables[1], 7, rng)]
+    one = coder_of(coder, symbols, tables)
     name, code = one.encode(symbols)
     assert name in one.coders and len(code) <= one.max_code_bytes
     for expected, got in zip(symbols, one.decode(name, code), strict=True):
@@ -77,10 +82,10 @@ def test_range_has_the_same_bytes_without_constriction(skew: str, size: int, mon
     rng = np.random.default_rng(size)
     rows = rows_of(skew, 4, 8, rng)
     symbols = draw(rows, size, rng)
-    compiled = PriorCoder("range", [symbols.shape], rows)
+    compiled = coder_of("range", [symbols], [rows])
     with monkeypatch.context() as patch:
         patch.setattr(entropy, "constriction", None)
-        python = PriorCoder("range", [symbols.shape], rows)
+        python = coder_of("range", [symbols], [rows])
     assert bool(compiled._models) == (size >= 4) and not python._models
     name, code = compiled.encode([symbols])
     assert python.encode([symbols]) == (name, code)
@@ -93,7 +98,7 @@ def test_a_large_tensor_that_costs_next_to_nothing_goes_wide() -> None:
     rows = np.array([[65500, 36]], np.uint16)
     symbols = np.zeros((1, 100_000), np.uint8)
     symbols[0, ::2000] = 1
-    name, code = PriorCoder("range", [symbols.shape], rows).encode([symbols])
+    name, code = coder_of("range", [symbols], [rows]).encode([symbols])
     assert name == "wide"
     assert len(code) <= cost_bytes(rows, symbols) + 1
 
@@ -103,19 +108,19 @@ def test_rans_takes_lanes_where_they_pay() -> None:
     rows = rows_of("one", 8, 16, rng)
     for length, expected in ((512, "wide"), (20_000, "lanes")):
         symbols = draw(rows, length, rng)
-        assert PriorCoder("rans", [symbols.shape], rows).encode([symbols])[0] == expected
+        assert coder_of("rans", [symbols], [rows]).encode([symbols])[0] == expected
 
 
 def test_lanes_code_of_a_small_tensor_is_refused() -> None:
     rows = rows_of("even", 1, 4, np.random.default_rng(0))
     with pytest.raises(PayloadError, match="10 symbols are too few for lanes"):
-        PriorCoder("rans", [(1, 10)], rows).decode("lanes", bytes(1000))
+        PriorCoder("rans", [(1, 10, 2)], [rows]).decode("lanes", bytes(1000))
 
 
 def test_an_image_coder_codes_no_symbols() -> None:
     spec = CodecSpec(transform="uniform", coder="png")
     with pytest.raises(CodecError, match='must be none, zstd, range or rans, got "png"'):
-        make_coder(spec, [(1, 4)], [])
+        make_coder(spec, [(1, 4, 8)], [])
 
 
 class TestLanes:

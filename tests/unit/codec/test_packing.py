@@ -28,7 +28,7 @@ def test_pack_bits_round_trip(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("coder", ["none", "zstd"])
 def test_packed_code_of_the_wrong_length_is_refused(coder: str) -> None:
-    one = PackedCoder(coder, [(2, 8)], 4)
+    one = PackedCoder(coder, [(2, 8, 4)])
     _, code = one.encode([np.arange(16, dtype=np.uint8).reshape(2, 8)])
     with pytest.raises(PayloadError):
         one.decode(coder, code + b"\0")
@@ -36,8 +36,22 @@ def test_packed_code_of_the_wrong_length_is_refused(coder: str) -> None:
         one.decode(coder, code[:-1])
 
 
+@pytest.mark.parametrize("coder", ["none", "zstd"])
+def test_tensors_of_several_widths_come_back(coder: str) -> None:
+    one = PackedCoder(coder, [(2, 3, 6), (1, 5, 4), (3, 1, 1)])
+    symbols = [
+        np.arange(58, 64, dtype=np.uint8).reshape(2, 3),
+        np.arange(5, 10, dtype=np.uint8)[None],
+        np.array([[1], [0], [1]], np.uint8),
+    ]
+    name, code = one.encode(symbols)
+    assert name == coder and (coder == "zstd" or len(code) == 5 + 3 + 1)
+    for expected, got in zip(symbols, one.decode(name, code), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
 def test_packed_symbol_beyond_the_levels_is_refused() -> None:
-    one = PackedCoder("zstd", [(1, 40)], 3)
+    one = PackedCoder("zstd", [(1, 40, 3)])
     code = packing.zstd_compress(bytes([7] * 39 + [8]))
     with pytest.raises(PayloadError, match="symbols must be below 8, got 8"):
         one.decode("zstd", code)
