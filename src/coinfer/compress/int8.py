@@ -9,7 +9,8 @@ so an int8 head already ends in bytes with a static scale, and value = scale * (
 offered where each crossing value has such a pair and the tail can be made from the codes alone.
 
 Weights are symmetric, one scale a channel, and 7 bits wide: on processors whose 8-bit products saturate in 16
-bits (x86 without VNNI) full-width weights lose accuracy, 7 bits give the same answer everywhere.
+bits (x86 without VNNI) full-width weights lose accuracy, 7 bits give the same answer everywhere.  Depthwise
+convolutions add one product at a time in 32 bits on every processor, so theirs are 8 bits wide.
 """
 
 from __future__ import annotations
@@ -56,14 +57,17 @@ QUANTISED = (
     "Transpose",
     "Unsqueeze",
 )
-_BATCH = 32
+_LARGEST_BATCH = 32
+_BATCH_ELEMENTS = 600_000
 
 
 class _Pictures(CalibrationDataReader):  # type: ignore[misc]
     """Feeds pictures to ONNX Runtime's calibration, a small batch at a time."""
 
     def __init__(self, name: str, images: NDArray[np.uint8]) -> None:
-        self._batches: Iterator[NDArray[np.uint8]] = (images[k : k + _BATCH] for k in range(0, len(images), _BATCH))
+        # All activations of a batch are in memory at once: four pictures of 224 x 224.
+        size = max(1, min(_LARGEST_BATCH, _BATCH_ELEMENTS // images[0].size))
+        self._batches: Iterator[NDArray[np.uint8]] = (images[k : k + size] for k in range(0, len(images), size))
         self._name = name
 
     def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
@@ -112,7 +116,7 @@ def quantize_onnx(whole: Whole, images: NDArray[np.uint8], path: Path) -> Whole:
             weight_type=QuantType.QInt8,
             nodes_to_exclude=own,
             calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"CalibMovingAverage": True},
+            extra_options={"CalibMovingAverage": True, "TensorQuantOverrides": _full_width(model)},
         )
         quantised = load(temporary)
     finally:
@@ -124,6 +128,21 @@ def quantize_onnx(whole: Whole, images: NDArray[np.uint8], path: Path) -> Whole:
     result = msgspec.structs.replace(whole, path=path, precision="int8", cuts=_cuts(whole, quantised))
     save_record(result)
     return result
+
+
+def _full_width(model: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
+    """For ONNX Runtime: the weights that can use all 8 bits."""
+    shapes = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    depthwise = [
+        node.input[1]
+        for node in model.graph.node
+        for attribute in node.attribute
+        if node.op_type == "Conv"
+        and attribute.name == "group"
+        and attribute.i > 1
+        and tuple(shapes.get(node.input[1], ()))[:2] == (attribute.i, 1)
+    ]
+    return {name: [{"axis": 0, "reduce_range": False}] for name in depthwise}
 
 
 def _free_outputs(model: onnx.ModelProto) -> None:

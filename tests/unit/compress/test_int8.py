@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
+from torch import Tensor, nn
 
 from coinfer.compress.int8 import quantize_onnx
 from coinfer.engine.onnx import Session
 from coinfer.errors import DataError, EngineError
-from coinfer.model.export import Whole, cut_onnx, load_whole
+from coinfer.model.export import Whole, cut_onnx, export_onnx, load_whole
+from coinfer.model.graph import capture
+from tiny_nets import PREPROCESS, make, pictures
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (96, 16, 16, 3), dtype=np.uint8)
 
@@ -33,6 +37,23 @@ def test_int8_is_close_to_fp32_and_not_equal(pair: tuple[Whole, Whole]) -> None:
     wanted, got = outputs(whole.path), outputs(quantised.path)
     error = np.abs(wanted - got).mean() / wanted.std()
     assert 0 < error < 0.2
+
+
+class Depthwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(3, 3, 3, groups=3)
+        self.pointwise = nn.Conv2d(3, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pointwise(torch.relu(self.depthwise(x))).mean((2, 3))
+
+
+def test_depthwise_weights_use_all_bits(tmp_path: Path) -> None:
+    whole = export_onnx(capture(make(Depthwise), pictures(1)), tmp_path / "whole.onnx", preprocess=PREPROCESS)
+    model = onnx.load(quantize_onnx(whole, IMAGES, tmp_path / "int8.onnx").path)
+    weights = [numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == 3 and len(t.dims) == 4]
+    assert {(value.shape, int(np.abs(value).max())) for value in weights} == {((3, 1, 3, 3), 127), ((5, 3, 1, 1), 64)}
 
 
 def test_weights_are_seven_bits_wide_one_scale_a_channel(pair: tuple[Whole, Whole]) -> None:
