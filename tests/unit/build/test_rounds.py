@@ -83,16 +83,23 @@ def test_wilson_half_width() -> None:
     assert proportion_ci(np.array([True] * 90 + [False] * 10)) == pytest.approx((94.477 - 82.563) / 2, abs=0.01)
 
 
+def uniform(bits: int, coder: str) -> CodecSpec:
+    return CodecSpec(transform="uniform", bits=bits, coder=coder)  # type: ignore[arg-type]
+
+
+def image(coder: str, quality: int | None = None) -> CodecSpec:
+    return CodecSpec(transform="image", coder=coder, quality=quality)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
-        (CodecSpec(transform="uniform", bits=4, coder="range"), CodecSpec(transform="uniform", bits=4, coder="zstd"), True),
-        (CodecSpec(transform="uniform", bits=4, coder="range"), CodecSpec(transform="uniform", bits=3, coder="range"), False),
-        (CodecSpec(transform="image", coder="png"), CodecSpec(transform="image", coder="webp-lossless"), True),
-        (CodecSpec(transform="image", coder="jpeg", quality=90), CodecSpec(transform="image", coder="jpeg-bare", quality=90), True),
-        (CodecSpec(transform="image", coder="jpeg", quality=90), CodecSpec(transform="image", coder="webp", quality=90), False),
-        (CodecSpec(transform="picture", coder="webp", quality=90), CodecSpec(transform="picture", coder="png"), False),
+        (uniform(4, "range"), uniform(4, "zstd"), True),
+        (uniform(4, "range"), uniform(3, "range"), False),
+        (image("png"), image("webp-lossless"), True),
+        (image("jpeg", 90), image("jpeg-bare", 90), True),
+        (image("jpeg", 90), image("webp", 90), False),
     ],
-)  # fmt: skip
+)
 def test_groups_are_codecs_that_restore_the_same(one: CodecSpec, other: CodecSpec, same: bool) -> None:
     assert (restores_same(one) == restores_same(other)) is same
