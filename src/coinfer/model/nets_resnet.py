@@ -101,7 +101,7 @@ class CifarResNet(nn.Module):
 class SceneResNet(nn.Module):
     """The embedded default's network: a strided stem and three stages of two blocks, 16, 32, 64 wide.
 
-    (N, 3, 64, 64) -> (N, 10); 26 million multiply-accumulates, 0.7 MB of weights.  The last map is
+    (N, 3, 64, 64) -> (N, 10); 27 million multiply-accumulates, 0.7 MB of weights.  The last map is
     pooled by maximum, since one small digit must win against a picture full of other things.
     """
 
