@@ -56,7 +56,7 @@ def photographs():
 
 def test_first_pictures_are_classified_as_pinned(cifar_test):
     file, _ = CIFAR["resnet20"]
-    assert hits("resnet20", file, cifar_test.pixels[:300], cifar_test.labels[:300]) == 274
+    assert abs(hits("resnet20", file, cifar_test.pixels[:300], cifar_test.labels[:300]) - 274) <= 1
 
 
 @pytest.mark.slow
