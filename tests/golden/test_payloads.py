@@ -94,7 +94,7 @@ def tables_of(name: str, spec: CodecSpec, crossing: tuple[TensorSpec, ...]) -> T
     """Made-up tables, by integers and powers of two alone."""
     if spec.transform not in ("uniform", "picture"):
         return Tables()
-    levels = 2**spec.bits
+    levels, has_prior = 2**spec.bits, spec.coder in ("range", "rans")
     tensors = []
     for tensor in crossing:
         channels = tensor.shape[0]
@@ -112,7 +112,8 @@ def tables_of(name: str, spec: CodecSpec, crossing: tuple[TensorSpec, ...]) -> T
                 low=np.zeros(groups, np.float32),
                 step=step,
                 levels=grid.astype(tensor.dtype),
-                frequencies=rows.astype(np.uint16) if spec.coder in ("range", "rans") else None,
+                frequencies=rows.astype(np.uint16) if has_prior else None,
+                groups=np.arange(channels, dtype=np.uint8) if has_prior else None,
             )
         )
     return Tables(tuple(tensors))

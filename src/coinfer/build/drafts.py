@@ -46,7 +46,7 @@ def restores_same(codec: CodecSpec) -> str:
     if codec.transform == "image":
         return "exact" if codec.coder in LOSSLESS_CODERS else f"{codec.coder.removesuffix('-bare')}{codec.quality}"
     if codec.coder in LOSSLESS_CODERS:
-        return f"{codec.transform}{codec.bits}{codec.per_channel}"
+        return f"{codec.transform}{codec.bits}{codec.per_channel}{codec.quality}"
     return codec.name
 
 

@@ -85,7 +85,7 @@ def _weigh_cut(
         codec = draft.plan.codec
         assert codec is not None
         families.setdefault((codec.transform, codec.coder, codec.per_channel), []).append((codec, draft))
-    grids: dict[tuple[str, int, bool], CodecTables] = {}
+    grids: dict[tuple[str, int, bool, int | None], CodecTables] = {}
     for members in families.values():
         beaten: Draft | None = None
         for codec, draft in sorted(members, key=lambda member: (member[0].bits, member[0].quality or 0)):
@@ -106,12 +106,12 @@ def _calibrated(
     codec: CodecSpec,
     draft: Draft,
     calibration: list[NDArray[np.generic]],
-    grids: dict[tuple[str, int, bool], CodecTables],
+    grids: dict[tuple[str, int, bool, int | None], CodecTables],
 ) -> CodecTables:
     """The codec's tables; a lossless coder without frequencies takes over the grid of one that has them."""
-    key = (codec.transform, codec.bits, codec.per_channel)
+    key = (codec.transform, codec.bits, codec.per_channel, codec.quality)
     if codec.transform == "uniform" and codec.coder not in ("range", "rans") and key in grids:
-        return CodecTables(tuple(dataclasses.replace(t, frequencies=None) for t in grids[key].tensors))
+        return CodecTables(tuple(dataclasses.replace(t, frequencies=None, groups=None) for t in grids[key].tensors))
     made = calibrate(codec, draft.plan.crossing, calibration)
     grids.setdefault(key, made)
     return made

@@ -17,7 +17,7 @@ rounding 0.00013 bit a symbol; the latter is what "wide" is there for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,20 +66,32 @@ class SymbolCoder(Protocol):
         ...
 
 
-class PriorCoder:
-    """Coders "range" and "rans": static integer tables, one row for each channel of each tensor."""
+class Prior(NamedTuple):
+    """One tensor's frequencies (R, K) out of 2^16, and the row of each channel (C,)."""
 
-    def __init__(self, coder: str, shapes: Sequence[Shape], frequencies: Sequence[NDArray[np.uint16]]) -> None:
+    frequencies: NDArray[np.uint16]
+    groups: NDArray[np.uint8]
+
+
+class PriorCoder:
+    """Coders "range" and "rans": static integer tables; channels that share a row lie together in the code."""
+
+    def __init__(self, coder: str, shapes: Sequence[Shape], priors: Sequence[Prior]) -> None:
         self.coders = ("range", "wide") if coder == "range" else ("wide", "lanes")
         self._shapes = shapes
-        self._lengths = [row for rows, row, _ in shapes for _ in range(rows)]
+        self._orders = [np.argsort(prior.groups, kind="stable") for prior in priors]
+        self._lengths = [
+            int(channels) * row
+            for prior, (_, row, _) in zip(priors, shapes, strict=True)
+            for channels in np.bincount(prior.groups, minlength=len(prior.frequencies))
+        ]
         self._stops = np.cumsum(self._lengths).tolist()
-        self._channels = np.repeat(np.arange(len(self._lengths)), self._lengths)
-        num_symbols = len(self._channels)
+        self._rows = np.repeat(np.arange(len(self._lengths)), self._lengths)
+        num_symbols = len(self._rows)
         self.max_code_bytes = num_symbols * PRIOR_BITS // 8 + 16 + lanes.MAX_LANES * 8
-        self._sums = stack([arithmetic.cumulative(rows) for rows in frequencies])
-        self._table = stack([arithmetic.range_table(rows) for rows in frequencies])
-        self._offsets = self._channels * (self._sums.shape[1] - 1)
+        self._sums = stack([arithmetic.cumulative(prior.frequencies) for prior in priors])
+        self._table = stack([arithmetic.range_table(prior.frequencies) for prior in priors])
+        self._offsets = self._rows * (self._sums.shape[1] - 1)
         self._lefts = self._sums[:, :-1].astype(np.uint64).ravel()
         self._shares = np.diff(self._sums).astype(np.uint64).ravel()
         self._bits = PRIOR_BITS - np.log2(np.maximum(self._shares, 1).astype(np.float64))
@@ -91,11 +103,13 @@ class PriorCoder:
         # One call of constriction costs as much as a few symbols in Python.
         if coder == "range" and constriction is not None and num_symbols >= _MIN_ROW * len(self._lengths):
             categorical = constriction.stream.model.Categorical
-            self._models = [categorical(row / PRIOR_SUM, perfect=False) for rows in frequencies for row in rows]
+            self._models = [
+                categorical(row / PRIOR_SUM, perfect=False) for prior in priors for row in prior.frequencies
+            ]
 
     def encode(self, symbols: Symbols) -> tuple[str, bytes]:
         """By the first coder that does, or by the shorter where rounding could matter."""
-        flat = join_rows(symbols)
+        flat = join_rows([rows[order] for rows, order in zip(symbols, self._orders, strict=True)])
         if "lanes" in self.coders:
             return self._encode_rans(flat)
         code = self._encode_compiled(flat) if self._models else self._encode_range(flat)
@@ -115,7 +129,10 @@ class PriorCoder:
             flat = self._decode_compiled(code)
         else:
             flat = np.array(arithmetic.decode_range(code, self._table, self._lengths), np.uint8)
-        return split_rows(flat, self._shapes)
+        symbols = [np.empty(shape[:2], np.uint8) for shape in self._shapes]
+        for rows, order, part in zip(symbols, self._orders, split_rows(flat, self._shapes), strict=True):
+            rows[order] = part
+        return symbols
 
     def _index(self, flat: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Where each symbol lies in a (C, L) table made flat."""
@@ -148,7 +165,7 @@ class PriorCoder:
     def _decode_compiled(self, code: bytes) -> NDArray[np.uint8]:
         words = np.frombuffer(code + bytes(-len(code) % 4), ">u4").astype(np.uint32)
         decoder = constriction.stream.queue.RangeDecoder(words)
-        flat = np.empty(len(self._channels), np.uint8)
+        flat = np.empty(len(self._rows), np.uint8)
         start = 0
         for stop, model in zip(self._stops, self._models, strict=True):
             try:
@@ -170,11 +187,11 @@ class PriorCoder:
 
     def _decode_lanes(self, code: bytes) -> NDArray[np.uint8]:
         if not self._is_head.any():
-            raise PayloadError(f"{len(self._channels)} symbols are too few for lanes")
-        flat = np.empty(len(self._channels), np.uint8)
+            raise PayloadError(f"{len(self._rows)} symbols are too few for lanes")
+        flat = np.empty(len(self._rows), np.uint8)
         rest = ~self._is_head
-        flat[rest], head = lanes.decode(code, self._sums[:, :-1], self._channels[rest])
-        lengths = np.bincount(self._channels[self._is_head], minlength=len(self._lengths)).tolist()
+        flat[rest], head = lanes.decode(code, self._sums[:, :-1], self._rows[rest])
+        lengths = np.bincount(self._rows[self._is_head], minlength=len(self._lengths)).tolist()
         flat[self._is_head] = arithmetic.decode_wide(head, self._sums, lengths)
         return flat
 
@@ -188,7 +205,7 @@ def stack(tables: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.concatenate([np.pad(table, ((0, 0), (0, most - table.shape[1])), mode="edge") for table in tables])
 
 
-def make_coder(spec: CodecSpec, shapes: Sequence[Shape], frequencies: Sequence[NDArray[np.uint16]]) -> SymbolCoder:
+def make_coder(spec: CodecSpec, shapes: Sequence[Shape], priors: Sequence[Prior]) -> SymbolCoder:
     """The coder of `spec` for symbols of `shapes` (C, n, bits of a symbol).
 
     Raises:
@@ -197,5 +214,5 @@ def make_coder(spec: CodecSpec, shapes: Sequence[Shape], frequencies: Sequence[N
     if spec.coder in ("none", "zstd"):
         return PackedCoder(spec.coder, shapes)
     if spec.coder in ("range", "rans"):
-        return PriorCoder(spec.coder, shapes, frequencies)
+        return PriorCoder(spec.coder, shapes, priors)
     raise CodecError(f'a uniform codec\'s coder must be none, zstd, range or rans, got "{spec.coder}"')

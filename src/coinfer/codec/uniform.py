@@ -17,8 +17,8 @@ from ..plan import CodecSpec, TensorSpec
 from . import payload
 from .blocks import Blocks
 from .contract import Arrays, BytesHow, check_arrays
-from .entropy import make_coder
-from .prior import cost_bits, frequencies, histogram
+from .entropy import Prior, make_coder
+from .prior import cost_bits, frequencies, group_channels, histogram, pool
 from .quantize import Lookup, from_channels, grid, num_channels, quantize, to_channels
 from .tables import Tables, TensorTables
 
@@ -72,10 +72,14 @@ class UniformCodec:
         self.spec, self.crossing, self.tables, self._fingerprint = spec, crossing, tables, fingerprint
         self._quantisers = [Quantiser(t, table) for t, table in zip(crossing, tables.tensors, strict=True)]
         self._blocks = [Blocks(tensor, spec.bits) for tensor in crossing]
-        rows = [table.frequencies for table in tables.tensors if table.frequencies is not None]
-        self._bits = [Lookup(cost_bits(row), len(row)) for row in rows]
-        self._coder = make_coder(spec, [(*blocks.shape, blocks.block_bits) for blocks in self._blocks], rows)
-        self.bytes_how: BytesHow = "estimated" if rows else "measured"
+        priors = [
+            Prior(table.frequencies, table.groups)
+            for table in tables.tensors
+            if table.frequencies is not None and table.groups is not None
+        ]
+        self._bits = [Lookup(cost_bits(prior.frequencies)[prior.groups], len(prior.groups)) for prior in priors]
+        self._coder = make_coder(spec, [(*blocks.shape, blocks.block_bits) for blocks in self._blocks], priors)
+        self.bytes_how: BytesHow = "estimated" if priors else "measured"
 
     def encode(self, arrays: Arrays) -> bytes:
         """See Codec."""
@@ -153,11 +157,12 @@ def check_tables(spec: CodecSpec, crossing: tuple[TensorSpec, ...], tables: Tabl
             raise CodecError(f"{wants} must have levels {(groups, 2**spec.bits)}, got {table.levels.shape}")
         if table.levels.dtype != tensor.dtype:
             raise CodecError(f"{wants} must have {tensor.dtype} levels, got {table.levels.dtype}")
-        blocks = Blocks(tensor, spec.bits)
-        needs = (channels, 2**blocks.block_bits) if spec.coder in CODERS_WITH_PRIOR else None
-        has = None if table.frequencies is None else table.frequencies.shape
+        needs = (channels, 2 ** Blocks(tensor, spec.bits).block_bits) if spec.coder in CODERS_WITH_PRIOR else None
+        has = None
+        if table.frequencies is not None and table.groups is not None:
+            has = (len(table.groups), table.frequencies.shape[1])
         if has != needs:
-            raise CodecError(f"{wants} must have frequencies {needs}, got {has}")
+            raise CodecError(f"{wants} must have frequencies (channels, symbols) {needs}, got {has}")
 
 
 def calibrate_tensor(spec: CodecSpec, tensor: TensorSpec, features: NDArray[Any]) -> TensorTables:
@@ -180,4 +185,5 @@ def calibrate_tensor(spec: CodecSpec, tensor: TensorSpec, features: NDArray[Any]
         return TensorTables(low, step, levels)
     quantiser, blocks = Quantiser(tensor, TensorTables(low, step, levels)), Blocks(tensor, spec.bits)
     counts = histogram(blocks.join(quantiser.symbols(features[::stride])), 2**blocks.block_bits)
-    return TensorTables(low, step, levels, frequencies(counts))
+    groups = group_channels(counts)
+    return TensorTables(low, step, levels, frequencies(pool(counts, groups)), groups)

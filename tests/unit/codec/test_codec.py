@@ -48,7 +48,7 @@ def test_specs_that_make_no_codec_are_refused(spec: CodecSpec, crossing: tuple[T
         (
             CodecSpec(transform="uniform", bits=4, per_channel=True),
             (MAP,),
-            r"must have frequencies \(4, 256\), got None",
+            r"must have frequencies \(channels, symbols\) \(4, 256\), got None",
         ),
         (RANGE4, (TensorSpec(name="map", shape=(5, 2, 2)),), "must have levels"),
     ],

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from coinfer.codec import entropy, lanes
-from coinfer.codec.entropy import PriorCoder, make_coder
+from coinfer.codec.entropy import Prior, PriorCoder, make_coder
 from coinfer.codec.prior import cost_bits, frequencies
 from coinfer.errors import CodecError, PayloadError
 from coinfer.plan import CodecSpec
@@ -38,7 +38,8 @@ def draw(rows: NDArray[np.uint16], length: int, rng: np.random.Generator) -> NDA
 
 def coder_of(coder: str, symbols: list[NDArray[np.uint8]], tables: list[NDArray[np.uint16]]) -> PriorCoder:
     shapes = [(*s.shape, t.shape[1].bit_length() - 1) for s, t in zip(symbols, tables, strict=True)]
-    return PriorCoder(coder, shapes, tables)
+    priors = [Prior(t, np.arange(len(t), dtype=np.uint8)) for t in tables]
+    return PriorCoder(coder, shapes, priors)
 
 
 def cost_bytes(rows: NDArray[np.uint16], symbols: NDArray[np.uint8]) -> float:
@@ -73,6 +74,19 @@ def test_symbols_come_back(coder: str, skew: str, size: int) -> None:
     assert name in one.coders and len(code) <= one.max_code_bytes
     for expected, got in zip(symbols, one.decode(name, code), strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("coder", ["range", "rans"])
+@pytest.mark.parametrize("length", [1, 9, 4000])
+def test_channels_that_share_a_row_come_back_in_their_places(coder: str, length: int) -> None:
+    rng = np.random.default_rng(length)
+    rows = rows_of("one", 4, 16, rng)
+    groups = np.array([2, 0, 0, 2, 3, 0], np.uint8)  # and none in row 1
+    symbols = draw(rows[groups], length, rng)
+    one = PriorCoder(coder, [(6, length, 4)], [Prior(rows, groups)])
+    name, code = one.encode([symbols])
+    assert len(code) <= 1.01 * cost_bytes(rows[groups], symbols) + 1
+    np.testing.assert_array_equal(one.decode(name, code)[0], symbols)
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 50, 3000])
@@ -114,7 +128,7 @@ def test_rans_takes_lanes_where_they_pay() -> None:
 def test_lanes_code_of_a_small_tensor_is_refused() -> None:
     rows = rows_of("even", 1, 4, np.random.default_rng(0))
     with pytest.raises(PayloadError, match="10 symbols are too few for lanes"):
-        PriorCoder("rans", [(1, 10, 2)], [rows]).decode("lanes", bytes(1000))
+        PriorCoder("rans", [(1, 10, 2)], [Prior(rows, np.zeros(1, np.uint8))]).decode("lanes", bytes(1000))
 
 
 def test_an_image_coder_codes_no_symbols() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from coinfer.codec.prior import cost_bits, frequencies, histogram
+from coinfer.codec.prior import MAX_GROUPS, cost_bits, frequencies, group_channels, histogram, pool
 
 
 @given(
@@ -43,3 +43,36 @@ def test_histogram_counts_each_channel_by_itself() -> None:
 def test_cost_is_the_negative_logarithm_of_the_share() -> None:
     rows = np.array([[32768, 16384, 16383, 1]], np.uint16)
     np.testing.assert_allclose(cost_bits(rows)[0, [0, 1, 3]], [1, 2, 16])
+
+
+def test_few_channels_have_a_row_each() -> None:
+    counts = np.ones((MAX_GROUPS, 4), np.int64)
+    assert group_channels(counts).tolist() == list(range(MAX_GROUPS))
+
+
+def test_channels_alike_share_a_row() -> None:
+    rng = np.random.default_rng(0)
+    kinds = rng.dirichlet(np.full(8, 0.3), size=5)
+    kind = rng.integers(0, 5, size=60)
+    counts = np.stack([rng.multinomial(20_000, kinds[k]) for k in kind])
+    groups = group_channels(counts)
+    assert groups.dtype == np.uint8 and groups.max() < MAX_GROUPS
+    for one, other in ((a, b) for a in range(60) for b in range(a)):
+        assert kind[one] == kind[other] or groups[one] != groups[other]
+    # Groups are numbered in the order of their first channel.
+    assert groups[0] == 0 and all(groups[c] <= groups[:c].max() + 1 for c in range(1, 60))
+
+
+def test_shared_rows_cost_little_more_than_a_row_each() -> None:
+    rng = np.random.default_rng(1)
+    scale = rng.gamma(2, 1, 100)
+    counts = np.stack([rng.poisson(1e4 * np.exp(-np.arange(16) / s)) for s in scale])
+    groups = group_channels(counts)
+    shared = frequencies(pool(counts, groups))[groups]
+    each = (counts * cost_bits(frequencies(counts))).sum()
+    assert (counts * cost_bits(shared)).sum() < 1.01 * each
+
+
+def test_pool_adds_up_each_groups_channels() -> None:
+    counts = np.array([[1, 2], [10, 20], [100, 200]])
+    assert pool(counts, np.array([0, 1, 0], np.uint8)).tolist() == [[101, 202], [10, 20]]

@@ -19,11 +19,14 @@ def arrays_of(channels: int = 3, levels: int = 4) -> dict[str, Any]:
         "step": np.ones(channels, np.float32),
         "levels": np.tile(np.arange(levels, dtype=np.float32), (channels, 1)),
         "frequencies": np.full((channels, levels), 65536 // levels, np.uint16),
+        "groups": np.arange(channels, dtype=np.uint8),
     }
 
 
 def test_saved_tables_are_the_same_when_loaded(tmp_path: Path) -> None:
-    tables = Tables((TensorTables(**arrays_of()), TensorTables(**arrays_of(5, 2) | {"frequencies": None})))
+    tables = Tables(
+        (TensorTables(**arrays_of()), TensorTables(**arrays_of(5, 2) | {"frequencies": None, "groups": None}))
+    )
     path = tmp_path / "k.safetensors"
     save_tables(tables, path)
     loaded = load_tables(path)
@@ -54,7 +57,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest
 
 def test_digest_changes_with_any_array() -> None:
     digests = {Tables((TensorTables(**arrays_of()),)).digest, Tables().digest}
-    for name in ("low", "step", "levels", "frequencies"):
+    for name in ("low", "step", "levels", "frequencies", "groups"):
         arrays = arrays_of()
         arrays[name] = arrays[name].copy()
         if name == "frequencies":
@@ -62,7 +65,7 @@ def test_digest_changes_with_any_array() -> None:
         else:
             arrays[name].flat[0] += 1
         digests.add(Tables((TensorTables(**arrays),)).digest)
-    assert len(digests) == 6
+    assert len(digests) == 7
 
 
 def test_tables_cannot_be_written_to() -> None:
@@ -85,7 +88,11 @@ def test_tables_cannot_be_written_to() -> None:
         ("levels", np.zeros((3, 512), np.float32), "power of two, got 512"),
         ("frequencies", np.full((3, 4), 16384, np.int64), "frequencies must be"),
         ("frequencies", np.full((3, 5), 13107, np.uint16), "frequencies must be"),
-        ("frequencies", np.full((4, 4), 16384, np.uint16), "ranges must be for 1 or 4 channels, got 3"),
+        ("frequencies", np.full((2, 4), 16384, np.uint16), r"groups must be \(C,\) uint8 below 2"),
+        ("groups", np.zeros(4, np.uint8), "ranges must be for 1 or 4 channels, got 3"),
+        ("groups", np.zeros(3, np.int64), "groups must be"),
+        ("groups", np.zeros((3, 1), np.uint8), "groups must be"),
+        ("groups", np.zeros(0, np.uint8), "groups must be"),
         ("frequencies", np.full((3, 4), 16383, np.uint16), "sum to 65536"),
         ("frequencies", np.tile(np.uint16([0, 32768, 16384, 16384]), (3, 1)), "at least 1"),
     ],
@@ -100,6 +107,12 @@ def test_arrays_that_are_no_tables_are_refused(tmp_path: Path, name: str, value:
         load_tables(path)
 
 
+def test_frequencies_without_groups_are_refused() -> None:
+    for name in ("frequencies", "groups"):
+        with pytest.raises(CodecError, match="belong together"):
+            TensorTables(**arrays_of() | {name: None})
+
+
 def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CodecError, match=r"cannot be read.*none\.safetensors"):
         load_tables(tmp_path / "none.safetensors")
@@ -109,5 +122,5 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
         load_tables(garbage)
     for unlisted in ({"0.low": np.zeros(1, np.float32)}, {"weights": np.zeros(1, np.float32)}):
         save_file(unlisted, garbage)
-        with pytest.raises(CodecError, match="holds low, step, levels and frequencies"):
+        with pytest.raises(CodecError, match="holds low, step, levels, frequencies, groups"):
             load_tables(garbage)
