@@ -49,45 +49,61 @@ class Blocks:
 
     def __init__(self, tensor: TensorSpec, bits: int) -> None:
         channels = num_channels(tensor)
-        self._length = tensor.num_elements // channels
-        self._bits = bits
+        length = tensor.num_elements // channels
         is_map = len(tensor.shape) >= 3
-        self._plane = (self._length // tensor.shape[-1], tensor.shape[-1]) if is_map else (1, self._length)
-        self._rows, self._columns = block_shape(*self._plane, bits)
-        if 2 * self._rows * self._columns <= MAX_BITS // bits:
-            self._columns = min(MAX_BITS // bits, self._length)
-            self._plane = (1, -(-self._length // self._columns) * self._columns)
-        self._area = self._rows * self._columns
-        self.block_bits = bits * self._area
-        self.shape = (channels, self._plane[0] * self._plane[1] // self._area)
+        height, width = (length // tensor.shape[-1], tensor.shape[-1]) if is_map else (1, length)
+        rows, columns = block_shape(height, width, bits)
+        if 2 * rows * columns <= MAX_BITS // bits:
+            rows, columns = 1, min(MAX_BITS // bits, length)
+            height, width = 1, -(-length // columns) * columns
+        self._bits, self._area, self._length = bits, rows * columns, length
+        self.block_bits = bits * rows * columns
+        self.shape = (channels, height * width // (rows * columns))
+        self._places, self._cells = _places(channels, length, (height, width), (rows, columns))
+        self._missing = np.flatnonzero(self._places.ravel() < 0)
 
     def join(self, symbols: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(N, C, m) of symbols (N, C, n)."""
         if self._area == 1:
             return symbols
-        missing = self._plane[0] * self._plane[1] - self._length
-        if missing:
-            symbols = np.pad(symbols, ((0, 0), (0, 0), (0, missing)))
-        plane = symbols.reshape(*symbols.shape[:2], *self._plane)
-        joined = np.zeros_like(plane[:, :, :: self._rows, :: self._columns])
-        for row, column in self._cells():
-            joined <<= np.uint8(self._bits)
-            joined |= plane[:, :, row :: self._rows, column :: self._columns]
-        return joined.reshape(len(symbols), *self.shape)
+        count = len(symbols)
+        cells = np.take(symbols.reshape(count, -1), self._places, axis=1, mode="clip")
+        if self._missing.size:
+            cells.reshape(count, -1)[:, self._missing] = 0
+        joined = cells[:, 0]
+        for cell in range(1, self._area):
+            joined = joined << np.uint8(self._bits) | cells[:, cell]
+        return joined.reshape(count, *self.shape)
 
     def split(self, joined: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The inverse of `join`."""
         if self._area == 1:
             return joined
-        count, (channels, _) = len(joined), self.shape
-        plane = np.empty((count, channels, *self._plane), np.uint8)
-        grid = joined.reshape(count, channels, self._plane[0] // self._rows, self._plane[1] // self._columns)
+        count = len(joined)
+        flat = joined.reshape(count, -1)
+        cells = np.empty((count, self._area, flat.shape[1]), np.uint8)
         mask = np.uint8(2**self._bits - 1)
-        shift = self.block_bits
-        for row, column in self._cells():
-            shift -= self._bits
-            plane[:, :, row :: self._rows, column :: self._columns] = grid >> np.uint8(shift) & mask
-        return plane.reshape(count, channels, -1)[:, :, : self._length]
+        for cell in range(self._area):
+            shift = np.uint8(self._bits * (self._area - 1 - cell))
+            np.right_shift(flat, shift, out=cells[:, cell])
+        cells &= mask
+        symbols = np.take(cells.reshape(count, -1), self._cells, axis=1, mode="clip")
+        return symbols.reshape(count, self.shape[0], self._length)
 
-    def _cells(self) -> list[tuple[int, int]]:
-        return [(row, column) for row in range(self._rows) for column in range(self._columns)]
+
+def _places(
+    channels: int, length: int, plane: tuple[int, int], block: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each cell of each block lies among the elements, (area, C m), -1 for one to fill up; and the inverse.
+
+    The inverse is (C n,): where each element lies among the cells.
+    """
+    (height, width), (rows, columns) = plane, block
+    elements = np.full((channels, height * width), -1)
+    elements[:, :length] = np.arange(channels * length).reshape(channels, length)
+    grid = elements.reshape(channels, height // rows, rows, width // columns, columns)
+    places = grid.transpose(2, 4, 0, 1, 3).reshape(rows * columns, -1)
+    flat = places.ravel()
+    cells = np.empty(channels * length, np.int64)
+    cells[flat[flat >= 0]] = np.flatnonzero(flat >= 0)
+    return places, cells
