@@ -39,6 +39,9 @@ docs: $(STAMP) ## write docs/cli.md anew from --help
 
 bench-main: $(STAMP) ## measure everything in docs/results/main-job.md (hours; needs the data folder)
 	$(BIN)/python -m bench.main_job all
+	$(BIN)/python -m bench.exactness
+	$(BIN)/python -m bench.parts
+	$(BIN)/python -m bench.results
 
 results: $(STAMP) ## recompute the tables and JSON of docs/results from the raw logs
 	$(BIN)/python -m bench.results

@@ -11,6 +11,7 @@ measured holds many more plans than the menu.
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -196,6 +197,9 @@ def main(words: list[str]) -> None:
         "measure": measure,
     }
     if words == ["all"]:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        RAW.mkdir(parents=True, exist_ok=True)
+        (RAW / "commit.json").write_bytes(msgspec.json.encode({"commit": commit}) + b"\n")
         for step in steps.values():
             for name in CELLS:
                 step(name)
