@@ -28,6 +28,11 @@ from ..plan import Evidence, Plan
 BATCH = 50
 
 
+def spare_threads() -> int:
+    """Threads for work whose time is not measured."""
+    return os.cpu_count() or 1
+
+
 def top1(outputs: tuple[NDArray[np.generic], ...]) -> NDArray[np.int64]:
     """The best class of each image from the network's first output, (N, classes)."""
     return np.asarray(np.argmax(outputs[0].reshape(len(outputs[0]), -1), axis=1), dtype=np.int64)
@@ -43,7 +48,7 @@ class Deployed:
     """One plan's head, codec and tail as a bundle's folder holds them."""
 
     def __init__(self, folder: Path, plan: Plan, *, threads: int | None = None) -> None:
-        threads = threads or os.cpu_count() or 1
+        threads = threads or spare_threads()
         self.plan = plan
         self.head = None if plan.head is None else Session(folder / plan.head, threads=threads)
         self.tail = None if plan.tail is None else Session(folder / plan.tail, threads=threads)

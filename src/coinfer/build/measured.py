@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,11 +25,6 @@ Tables = dict[int, CodecTables]
 BYTES_PICTURES = 32
 TIMED_PICTURES = 2
 CALIBRATION_ELEMENTS, LEAST_CALIBRATION = 1_000_000, 32
-
-
-def threads() -> int:
-    """Threads for work whose time is not measured."""
-    return os.cpu_count() or 1
 
 
 def codec_of(plan: Plan, tables: Tables) -> Codec:

@@ -28,8 +28,8 @@ from ..engine.onnx import Session
 from ..search.menu import BASE, RIVAL_RATES_BPS, RIVAL_SLOWDOWNS, at
 from ..stages import Work, price
 from .drafts import Draft
-from .evaluate import BATCH, top1
-from .measured import Tables, codec_of, threads
+from .evaluate import BATCH, spare_threads, top1
+from .measured import Tables, codec_of
 from .workshop import Progress, Workshop
 
 MARGIN = 0.002
@@ -133,7 +133,7 @@ def classify(
     for name in dict.fromkeys(d.plan.head for d in alive if d.plan.kind == "device"):
         assert name is not None
         progress(stage, done, total, name)
-        answers[name] = _answers(Session(workshop.folder / name, threads=threads()), [pixels])
+        answers[name] = _answers(Session(workshop.folder / name, threads=spare_threads()), [pixels])
         done += 1
     reference = answers[workshop.whole_name(workshop.main, "fp32")]
     truth = reference if truth is None else truth
@@ -147,7 +147,7 @@ def classify(
         assert members[0].plan.tail is not None
         whole = answers[members[0].plan.tail] if group[-1] == "exact" else None
         if whole is None:
-            whole = _answers(Session(workshop.folder / members[0].plan.tail, threads=threads()), restored)
+            whole = _answers(Session(workshop.folder / members[0].plan.tail, threads=spare_threads()), restored)
         for draft in members:
             draft.correct = whole == truth
         done += 1
@@ -175,7 +175,7 @@ def _classify_splits(
         wanted = [cut for cut in workshop.cuts(network, precision) if cut.name in cuts]
         for cut, features in workshop.features(network, precision, wanted, pixels):
             members = cuts[cut.name]
-            tail = Session(workshop.folder / str(members[0].plan.tail), threads=threads())
+            tail = Session(workshop.folder / str(members[0].plan.tail), threads=spare_threads())
             groups = _by_group(members)
             for group in sorted(groups, key=lambda g: min(d.payload_bytes for d in groups[g])):
                 drafts = groups[group]

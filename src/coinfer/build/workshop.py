@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import hashlib
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,11 +28,11 @@ from ..model.graph import capture
 from ..model.tap import tap_onnx
 from ..model.zoo import build_model
 from ..plan import Preprocess, TensorSpec
+from .evaluate import BATCH, spare_threads
 from .job import Job, weights_of_smaller
 
 Progress = Callable[[str, int, int, str], None]
 FEATURE_BYTES = 500_000_000
-BATCH = 50
 IMAGENET = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
@@ -120,7 +119,7 @@ class Workshop:
             specs = {spec.name: spec for cut in group for spec in cut.specs}
             tapped = self.folder / f"tapped.{network}.{precision}.onnx"
             tap_onnx(whole, list(specs.values()), tapped)
-            session = Session(tapped, threads=os.cpu_count() or 1)
+            session = Session(tapped, threads=spare_threads())
             parts = [session.run([pixels[i : i + BATCH]]) for i in range(0, len(pixels), BATCH)]
             del session
             values = {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(specs)}

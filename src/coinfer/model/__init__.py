@@ -1,1 +1,1 @@
-"""Package."""
+"""Networks: capture, legal cuts, exact splits, ONNX segments, and the zoo."""
