@@ -85,7 +85,8 @@ class CodecSpec(Value, frozen=True, kw_only=True):
                 for the tensor or one per channel; picture: 8-bit features tiled to one grey
                 picture; image: the input picture itself (uint8).
     coder       none, zstd (after bit-packing), range / rans (static integer tables), or an
-                image format.  `quality` is for webp and jpeg alone.
+                image format.  `quality` is for webp and jpeg, and for uniform with range / rans:
+                the percent of the 2^bits levels that are used.
 
     `name` is the canonical short form, unique for each spec: `uniform4c-range`.
 

@@ -47,9 +47,13 @@ class ModelJob(Value, frozen=True, kw_only=True):
 
 
 class DataJob(Value, frozen=True, kw_only=True):
-    """Which pictures; `size` is (height, width) where the source has none of its own."""
+    """Which pictures; `size` is (height, width) where the source has none of its own.
+
+    `labels` false: labels are not used; accuracy is then agreement with the unmodified network's own answers.
+    """
 
     source: str
+    labels: bool = True
     size: tuple[int, int] | None = None
     holdout: str | None = None
 
@@ -89,7 +93,7 @@ class BuildJob(Value, frozen=True, kw_only=True):
 
     rounds: tuple[int, ...] = (250, 1000, 2000)
     report_images: int = 8000
-    calibration_images: int = 128
+    calibration_images: int = 512
     precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
     cuts: tuple[str, ...] = ("*",)
 

@@ -16,6 +16,7 @@ from ..codec import Codec, calibrate, make_codec, save_tables
 from ..codec import Tables as CodecTables
 from ..engine.measure import measure
 from ..engine.onnx import Session
+from ..model.export import DeployedCut
 from ..plan import CodecSpec, Plan
 from ..profile import Timing
 from .drafts import Draft
@@ -24,7 +25,7 @@ from .workshop import Progress, Workshop, safe_name
 Tables = dict[int, CodecTables]
 BYTES_PICTURES = 32
 TIMED_PICTURES = 2
-CALIBRATION_ELEMENTS, LEAST_CALIBRATION = 1_000_000, 32
+CALIBRATION_ELEMENTS, LEAST_CALIBRATION = 1 << 21, 32
 
 
 def codec_of(plan: Plan, tables: Tables) -> Codec:
@@ -47,23 +48,31 @@ def calibrate_and_weigh(workshop: Workshop, drafts: list[Draft], *, progress: Pr
         _weigh(draft, codec_of(draft.plan, tables), [pictures])
     exact = [d for d in uploads if d.group[-1] == "exact" and d.plan.precision == "fp32"]
     splits = [d for d in drafts if d.plan.kind == "split"]
-    both = np.concatenate([workshop.calibration, pictures])
     done = 0
     for network, precision in dict.fromkeys((d.plan.variant, d.plan.precision) for d in splits):
         by_cut: dict[str, list[Draft]] = {}
         for draft in splits:
             if (draft.plan.variant, draft.plan.precision) == (network, precision):
                 by_cut.setdefault(str(draft.plan.cut), []).append(draft)
-        wanted = [cut for cut in workshop.cuts(network, precision) if cut.name in by_cut]
-        for cut, features in workshop.features(network, precision, wanted, both):
-            progress("codecs", done, len(splits), cut.name)
-            elements = sum(spec.num_elements for spec in cut.specs)
-            known = max(LEAST_CALIBRATION, CALIBRATION_ELEMENTS // elements)
-            calibration = [f[: min(known, len(workshop.calibration))] for f in features]
-            _weigh_cut(by_cut[cut.name], tables, calibration, [f[-len(pictures) :] for f in features], exact)
-            done += len(by_cut[cut.name])
+        by_count: dict[int, list[DeployedCut]] = {}
+        for cut in workshop.cuts(network, precision):
+            if cut.name in by_cut:
+                by_count.setdefault(_calibration_count(cut), []).append(cut)
+        for count, wanted in by_count.items():
+            both = np.concatenate([workshop.calibration[:count], pictures])
+            for cut, features in workshop.features(network, precision, wanted, both):
+                progress("codecs", done, len(splits), cut.name)
+                calibration = [f[: -len(pictures)] for f in features]
+                _weigh_cut(by_cut[cut.name], tables, calibration, [f[-len(pictures) :] for f in features], exact)
+                done += len(by_cut[cut.name])
     progress("codecs", len(splits), len(splits), "")
     return tables
+
+
+def _calibration_count(cut: DeployedCut) -> int:
+    """Pictures to calibrate a cut's codecs on: a power of two, many where few values cross."""
+    known = CALIBRATION_ELEMENTS // sum(spec.num_elements for spec in cut.specs)
+    return 1 << max(LEAST_CALIBRATION, known).bit_length() - 1
 
 
 def _weigh_cut(
@@ -82,7 +91,7 @@ def _weigh_cut(
     grids: dict[tuple[str, int, bool, int | None], CodecTables] = {}
     for members in families.values():
         beaten: Draft | None = None
-        for codec, draft in sorted(members, key=lambda member: (member[0].bits, member[0].quality or 0)):
+        for codec, draft in sorted(members, key=lambda member: (member[0].bits, member[0].quality or 100)):
             if beaten is not None:
                 draft.payload_bytes, draft.bytes_how = beaten.payload_bytes, "estimated"
                 draft.payload_bytes_p95, draft.encode_s = beaten.payload_bytes_p95, beaten.encode_s

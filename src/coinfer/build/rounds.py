@@ -122,7 +122,7 @@ def classify(
     stage: str,
     progress: Progress,
 ) -> NDArray[np.int64]:
-    """Set `correct` of every living draft on these pictures; returns the reference network's answers.
+    """Set `correct` and the bytes of every living draft on these pictures; returns the reference network's answers.
 
     `truth` None: the reference's own answers stand in.
     """
@@ -142,8 +142,7 @@ def classify(
             draft.correct = answers[draft.plan.head] == truth
     for group, members in _by_group([d for d in alive if d.plan.kind == "upload"]).items():
         progress(stage, done, total, members[0].plan.label)
-        codec = codec_of(members[0].plan, tables)
-        restored = codec.roundtrip([pixels])[0]
+        restored = [_weighed(draft, tables, [pixels]) for draft in members][0]
         assert members[0].plan.tail is not None
         whole = answers[members[0].plan.tail] if group[-1] == "exact" else None
         if whole is None:
@@ -183,14 +182,25 @@ def _classify_splits(
                 beaten = [d for d in drafts if any(_is_no_better(d, other) for other in perfect) and not d.is_rival]
                 for draft in beaten:
                     draft.dropped = f"after {len(pixels)} images: fewer bytes and less time already give every answer"
-                if len(beaten) == len(drafts):
+                drafts = [draft for draft in drafts if draft.dropped is None]
+                if not drafts:
                     continue
-                codec = codec_of(drafts[0].plan, tables)
-                right = _answers(tail, codec.roundtrip(features)[0])
+                restored = [_weighed(draft, tables, features) for draft in drafts][0]
+                right = _answers(tail, restored)
                 for draft in drafts:
                     draft.correct = right == truth
                 if own is not None and np.array_equal(right, own):
                     perfect += drafts
+
+
+def _weighed(
+    draft: Draft, tables: Tables, values: Sequence[NDArray[np.generic]]
+) -> Sequence[NDArray[np.generic]]:
+    """What the tail gets of these values; the draft's bytes are from now on those of these pictures."""
+    restored, num_bytes = codec_of(draft.plan, tables).roundtrip(values)
+    draft.payload_bytes = float(np.mean(num_bytes))
+    draft.payload_bytes_p95 = float(np.percentile(num_bytes, 95))
+    return restored
 
 
 def _is_no_better(draft: Draft, other: Draft) -> bool:

@@ -33,6 +33,7 @@ from .job import Job, weights_of_smaller
 
 Progress = Callable[[str, int, int, str], None]
 FEATURE_BYTES = 500_000_000
+INT8_PICTURES = 128
 IMAGENET = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
@@ -150,7 +151,8 @@ def prepare(job: Job, folder: Path, *, progress: Progress = quiet, data_dir: Pat
         loaded[name] = build_model(name, weights=weights_of_smaller(job, name))
     main = loaded[job.model.source]
     size = job.data.size or (None if main.input_shape is None else main.input_shape[1:])
-    source = load_source(job.data.source, data_dir=data_dir, size=size, holdout=job.data.holdout)
+    data = job.data
+    source = load_source(data.source, data_dir=data_dir, size=size, holdout=data.holdout, labels=data.labels)
     preprocess = main.preprocess or IMAGENET
     if job.model.mean is not None and job.model.std is not None:
         preprocess = Preprocess(mean=job.model.mean, std=job.model.std)
@@ -225,6 +227,6 @@ def _export(
             stale.unlink()
         wholes["fp32"] = export_onnx(capture(module, example), fp32, preprocess=preprocess)
     if "int8" in job.build.precisions:
-        wholes["int8"] = quantize_onnx(wholes["fp32"], calibration, int8)
+        wholes["int8"] = quantize_onnx(wholes["fp32"], calibration[:INT8_PICTURES], int8)
     key_file.write_text(key)
     return Network(name, wholes, weights_sha256)

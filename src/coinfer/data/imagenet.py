@@ -1,11 +1,14 @@
 """Photographs with ImageNet-1k labels from two small tar files, as the source `imagenette`.
 
-    imagenet_sample_112.tar            one photograph of every ninth class, original files: the train part
-                                       (for calibration; very likely ImageNet training pictures)
+    imagenet_sample_112.tar            one photograph of every ninth class, original files: in turn of the train and
+                                       of the validation part, ten crops each (Krizhevsky et al. 2012)
     imagenette_val500_224px.tar        500 validation pictures of 10 classes, 224 x 224: the test part
 
-Each has a labels.csv as its last member.  Larger photographs are scaled so that the short side is 256 for a crop
-of 224, and cropped around the centre, as ImageNet networks are evaluated.
+NOTE the photographs are very likely ImageNet training pictures: fit for agreement with a network's own answers,
+which the crops away from the centre make harder again, and not for its accuracy.
+
+Each file has a labels.csv as its last member.  Larger photographs are scaled so that the short side is 256 for a
+crop of 224, and cropped around the centre, as ImageNet networks are evaluated.
 """
 
 from __future__ import annotations
@@ -23,25 +26,26 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import DataError
 from .images import Images, Part, Source
 
-_FILES: dict[Part, str] = {"train": "imagenet_sample_112.tar", "test": "imagenette_val500_224px.tar"}
+_PHOTOGRAPHS, _PICTURES = "imagenet_sample_112.tar", "imagenette_val500_224px.tar"
+_CORNERS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
 
 
 def imagenette(data_dir: Path, *, size: tuple[int, int] | None = None) -> Source:
-    """112 photographs to calibrate on and 500 to choose and report on; the validation part needs `hold_out`.
+    """Ten crops each of 56 photographs to calibrate on and of 56 to choose on; 500 pictures to report on.
 
     Raises:
         DataError: `data_dir` (or its sub-folder `imagenet`) lacks one of the two files; when a part is
             read: a file that is damaged.
     """
-    places = [place for place in (data_dir, data_dir / "imagenet") if (place / _FILES["test"]).is_file()]
+    places = [place for place in (data_dir, data_dir / "imagenet") if (place / _PICTURES).is_file()]
     if not places:
-        raise DataError(f'no imagenet/{_FILES["test"]} in {data_dir} (data "imagenette")')
+        raise DataError(f'no imagenet/{_PICTURES} in {data_dir} (data "imagenette")')
     place, (height, width) = places[0], size or (224, 224)
 
     def read(part: Part) -> Images:
-        if part == "validation":
-            raise DataError('imagenette has no validation part: give a holdout (data "imagenette")')
-        return read_tar(place / _FILES[part], size=(height, width))
+        if part == "test":
+            return read_tar(place / _PICTURES, size=(height, width))
+        return ten_crops(place / _PHOTOGRAPHS, size=(height, width), first=0 if part == "train" else 1)
 
     return Source("imagenette", _classes(place), (height, width, 3), read)
 
@@ -52,13 +56,31 @@ def read_tar(path: Path, *, size: tuple[int, int]) -> Images:
     Raises:
         DataError: the file is missing, is not such a tar, or a photograph in it is damaged.
     """
+    pictures, labels = _read(path, size)
+    return Images(np.stack([_crop(picture, size, (0.5, 0.5)) for picture in pictures]), labels)
+
+
+def ten_crops(path: Path, *, size: tuple[int, int], first: int) -> Images:
+    """Every second photograph from number `first` on: centres, then corners, then the same mirrored.
+
+    Raises:
+        DataError: as `read_tar`.
+    """
+    pictures, labels = _read(path, size)
+    crops = [_crop(picture, size, at) for at in ((0.5, 0.5), *_CORNERS) for picture in pictures[first::2]]
+    upright = np.stack(crops)
+    return Images(np.concatenate([upright, upright[:, :, ::-1]]), np.tile(labels[first::2], 10))
+
+
+def _read(path: Path, size: tuple[int, int]) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
+    """Scaled photographs, not cropped yet, and their labels."""
     try:
         with tarfile.open(path) as tar:
             rows = list(csv.DictReader(io.StringIO(_member(tar, "labels.csv").decode())))
-            pixels = [_scaled(_member(tar, row["file"]), size) for row in rows]
+            pictures = [_scaled(_member(tar, row["file"]), size) for row in rows]
     except (tarfile.TarError, OSError, KeyError, UnidentifiedImageError, UnicodeDecodeError) as error:
         raise DataError(f'{path} cannot be read: {error} (data "imagenette")') from error
-    return Images(np.stack(pixels), np.array([int(row["label"]) for row in rows], dtype=np.int64))
+    return pictures, np.array([int(row["label"]) for row in rows], dtype=np.int64)
 
 
 def _member(tar: tarfile.TarFile, name: str) -> bytes:
@@ -76,9 +98,13 @@ def _scaled(raw: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
         factor = max(size) * 256 / 224 / min(picture.height, picture.width)
         scaled = (round(picture.width * factor), round(picture.height * factor))
         picture = picture.resize(scaled, Image.Resampling.BILINEAR)
-        left, top = (picture.width - size[1]) // 2, (picture.height - size[0]) // 2
-        picture = picture.crop((left, top, left + size[1], top + size[0]))
     return np.asarray(picture)
+
+
+def _crop(picture: NDArray[np.uint8], size: tuple[int, int], at: tuple[float, float]) -> NDArray[np.uint8]:
+    """The part of `size` that begins at these shares of what can be cut away from top and left."""
+    top, left = (int(share * (have - keep)) for share, have, keep in zip(at, picture.shape, size, strict=False))
+    return picture[top : top + size[0], left : left + size[1]]
 
 
 def _classes(place: Path) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from .cifar10 import cifar10
 from .digits import digits, scene_digits
 from .folder import folder
 from .imagenet import imagenette
-from .images import Source, hold_out
+from .images import Images, Source, hold_out
 
 _NAMES = ("digits", "scene-digits", "cifar10", "imagenette")
 
@@ -32,6 +32,7 @@ def load_source(
     data_dir: Path | None = None,
     size: tuple[int, int] | None = None,
     holdout: str | None = None,
+    labels: bool = True,
 ) -> Source:
     """The source that `source` names; its parts are read when they are first asked for.
 
@@ -41,7 +42,8 @@ def load_source(
         data_dir: where files of cifar10 and imagenette lie (default: `default_data_dir()`).
         size: (height, width); folders and imagenette scale and crop to it, the others must have it.
         holdout: where the validation part comes from, see `hold_out`; None: the source's own, which for
-            cifar10 and imagenette is "test-fifth".
+            cifar10 is "test-fifth".
+        labels: False: the pictures alone, as if nobody knew their classes.
 
     Raises:
         DataError: an unknown source or holdout, files that are missing or unreadable, or another size.
@@ -50,9 +52,13 @@ def load_source(
     if size is not None and found.shape[:2] != size:
         have, want = (f"{height}x{width}" for height, width in (found.shape[:2], size))
         raise DataError(f'pictures must be {want}, data "{source}" has {have}')
-    if holdout is None and source not in ("cifar10", "imagenette"):
-        return found
-    return hold_out(found, holdout or "test-fifth")
+    if holdout is not None or source == "cifar10":
+        found = hold_out(found, holdout or "test-fifth")
+    return found if labels else _without_labels(found)
+
+
+def _without_labels(source: Source) -> Source:
+    return Source(source.name, source.classes, source.shape, lambda part: Images(source.images(part).pixels, None))
 
 
 def _named(source: str, data_dir: Path | None, size: tuple[int, int] | None) -> Source:

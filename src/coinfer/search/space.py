@@ -14,6 +14,8 @@ from ..plan import CodecSpec, Coder, TensorSpec
 INPUT_QUALITIES = (10, 30, 50, 70, 80, 85, 90, 93, 95, 98)
 PICTURE_QUALITIES = (20, 50, 80)
 PACKED_BITS = (1, 2, 4, 8)
+# Shares of the levels, in percent, between the whole bits, where a step in rate costs accuracy most: 3, 5, 6, 7 levels.
+FILLS = {2: (67,), 3: (57, 71, 85)}
 
 
 def feature_codecs(crossing: tuple[TensorSpec, ...]) -> list[CodecSpec]:
@@ -61,7 +63,7 @@ def input_codecs() -> list[CodecSpec]:
 
 
 def _uniform(crossing: tuple[TensorSpec, ...], *, per_channel_8: bool) -> Iterable[CodecSpec]:
-    """Uniform codecs: entropy coded at all bits, bit-packed with zstd at a few.
+    """Uniform codecs: entropy coded at all bits and some rates in between, bit-packed with zstd at a few.
 
     One range per channel differs from one for the tensor only where a tensor has several channels.
     """
@@ -74,6 +76,8 @@ def _uniform(crossing: tuple[TensorSpec, ...], *, per_channel_8: bool) -> Iterab
             yield CodecSpec(transform="uniform", bits=bits, per_channel=per_channel, coder=coder)
             if bits in PACKED_BITS and per_channel == has_channels:
                 yield CodecSpec(transform="uniform", bits=bits, per_channel=per_channel, coder="zstd")
+        for fill in FILLS.get(bits, ()):
+            yield CodecSpec(transform="uniform", bits=bits, coder=coder, quality=fill)
     if not per_channel_8:
         yield CodecSpec(transform="uniform", bits=8, coder="none")
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from coinfer.data import load_source
-from coinfer.data.imagenet import read_tar
+from coinfer.data.imagenet import read_tar, ten_crops
 from coinfer.errors import DataError
 
 
@@ -51,10 +51,10 @@ def folder(tmp_path):
 def test_parts_labels_and_sizes(folder):
     source = load_source("imagenette", data_dir=folder)
     assert source.shape == (224, 224, 3)
-    assert source.images("validation").labels.tolist() == [0, 500]
-    assert source.images("test").labels.tolist() == [100, 200, 300, 400, 600, 700, 800, 900]
-    assert source.images("train").labels.tolist() == [0, 1, 2]
-    assert source.images("train").pixels[2].min() == source.images("train").pixels[2].max() == 2
+    assert source.images("test").labels.tolist() == [number * 100 for number in range(10)]
+    assert source.images("train").labels.tolist() == [0, 2] * 10
+    assert source.images("validation").labels.tolist() == [1] * 10
+    assert source.images("train").pixels[3].min() == source.images("train").pixels[3].max() == 2
     assert len(source.classes) == 1000
 
 
@@ -75,6 +75,17 @@ def test_short_side_is_scaled_to_256_and_the_middle_224_is_kept(tmp_path):
     assert np.array_equal(pixels[0], picture[16:240, 144:368])  # the short side already is 256
 
 
+def test_ten_crops_are_centre_and_corners_and_their_mirror_images(tmp_path):
+    rng = np.random.default_rng(1)
+    pictures = rng.integers(0, 256, (2, 256, 300, 3), dtype=np.uint8)
+    write_tar(tmp_path / "a.tar", {f"{n}.png": (picture, n) for n, picture in enumerate(pictures)})
+    crops = ten_crops(tmp_path / "a.tar", size=(224, 224), first=1)
+    whole = pictures[1]
+    upright = [whole[16:240, 38:262], whole[:224, :224], whole[:224, 76:], whole[32:, :224], whole[32:, 76:]]
+    assert np.array_equal(crops.pixels, [*upright, *(crop[:, ::-1] for crop in upright)])
+    assert crops.labels.tolist() == [1] * 10
+
+
 def test_damaged_or_incomplete_tars_are_named(tmp_path, folder):
     (tmp_path / "b.tar").write_bytes(b"no tar")
     write_tar(tmp_path / "c.tar", {}, listed=["absent.JPEG"])
@@ -85,6 +96,6 @@ def test_damaged_or_incomplete_tars_are_named(tmp_path, folder):
 
 def test_real_photographs(shared_data):
     source = load_source("imagenette", data_dir=shared_data)
-    assert [len(source.images(part)) for part in ("train", "validation", "test")] == [112, 100, 400]
+    assert [len(source.images(part)) for part in ("train", "validation", "test")] == [560, 560, 500]
     assert source.classes[0] == "tench"
     assert set(source.images("test").labels.tolist()) == {0, 217, 482, 491, 497, 566, 569, 571, 574, 701}

@@ -21,8 +21,10 @@ def test_specs_are_unique():
 
 
 def test_every_bit_width_is_entropy_coded_both_ways():
-    coded = [(s.bits, s.per_channel) for s in feature_codecs((MAP,)) if s.coder in ("range", "rans")]
-    assert sorted(coded) == [(bits, c) for bits in range(1, 9) for c in (False, True)]
+    coded = [s for s in feature_codecs((MAP,)) if s.coder in ("range", "rans")]
+    whole = [(s.bits, s.per_channel) for s in coded if s.quality is None]
+    assert sorted(whole) == [(bits, c) for bits in range(1, 9) for c in (False, True)]
+    assert [(s.bits, s.quality) for s in coded if s.quality is not None] == [(2, 67), (3, 57), (3, 71), (3, 85)]
 
 
 def test_lossless_and_packed_forms_are_offered():
