@@ -26,7 +26,7 @@ from coinfer.build.job import Job, load_job
 from coinfer.build.make import assemble, build, timed
 from coinfer.bundle import Bundle, Manifest
 from coinfer.data import Images, load_source
-from coinfer.lab.bench import calibrate_exchange, run_cells
+from coinfer.lab.bench import measure_overhead, run_cells
 from coinfer.lab.cell import Cell, Effort
 from coinfer.lab.choose import fixed_plans, pick_plans
 from coinfer.lab.record import read_log
@@ -134,7 +134,7 @@ def measure(name: str) -> None:
     report_accuracy(name, bundle, images)
     if name == "resnet56":
         streams(bundle, images)
-        calibrate_exchange(bundle, images.pixels, RAW / "overhead.jsonl.gz")
+        measure_overhead(bundle, images.pixels, RAW / "overhead.jsonl.gz")
 
 
 def streams(bundle: Bundle, images: Images) -> None:

@@ -67,7 +67,7 @@ def speed_lines() -> Iterator[dict[str, Any]]:
     for shape in ((16, 32, 32), (64, 56, 56), (256, 56, 56)):
         crossing = (TensorSpec(name="x", shape=shape),)
         x = features(shape, 1.0, 9, 2)
-        for bits in (2, 4):
+        for bits in (2, 4, 8):
             for coder in ("range", "rans", "zstd", "none"):
                 spec = CodecSpec(transform="uniform", bits=bits, per_channel=True, coder=coder)
                 codec = make_codec(spec, crossing, calibrate(spec, crossing, [x[:8]]))

@@ -14,7 +14,7 @@ import pytest
 
 from coinfer.bundle import Bundle, load_bundle, write_manifest
 from coinfer.errors import LinkError, PlanError
-from coinfer.lab.bench import Cell, Effort, calibrate_exchange, run_cells
+from coinfer.lab.bench import Cell, Effort, measure_overhead, run_cells
 from coinfer.lab.choose import fixed_plans
 from coinfer.lab.record import CellLine, RequestLine, read_log
 from coinfer.lab.spawn import WorkerProcess
@@ -127,10 +127,11 @@ def test_cells_of_one_device_are_measured_together_and_keep_their_names(bundle: 
     assert all(plan.accuracy_seen is None for plan in summary.plans)
 
 
-def test_the_exchange_is_measured_on_loopback(bundle: Bundle, tmp_path: Path) -> None:
-    seconds = calibrate_exchange(bundle, PIXELS, tmp_path / "x.gz", effort=Effort(calibration=2))
+def test_the_overhead_is_measured_on_loopback(bundle: Bundle, tmp_path: Path) -> None:
+    measured = measure_overhead(bundle, PIXELS, tmp_path / "x.gz", effort=Effort(requests=2))
     (row,) = summarise(read_log(tmp_path / "x.gz")).overheads
-    assert 0 < seconds < 1 and row.is_direct and row.seconds.n == 2 * 5
+    assert row == measured
+    assert 0 < row.seconds.p50 < 1 and row.is_direct and row.seconds.n == 2 * 5
 
 
 def test_nonsense_is_refused_before_anything_starts(bundle: Bundle, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from ..bundle import Bundle
 from ..engine.measure import describe_machine
 from ..errors import PlanError
 from ..plan import Candidate
-from ..profile import Conditions, Link
+from ..profile import Conditions, Link, Slowdown
 from ..runtime.spawn import EdgeProcess
 from ..search.goal import LOSS_TOLERANCE, Goal
 from .cell import Cell, Effort, cell_line, menu_plan
@@ -52,7 +52,7 @@ from .record import (
 from .shape import ShapedLink
 from .slow import label
 from .spawn import WorkerProcess
-from .summary import Summary, summarise
+from .summary import OverheadRow, Summary, summarise
 from .worker import Command, Request
 
 # Stage of work, how much of it is done, of how much, and what is at hand: as in build.
@@ -113,25 +113,32 @@ def run_cells(
     return summarise(bench.lines)
 
 
-def calibrate_exchange(
+def measure_overhead(
     bundle: Bundle,
     pixels: NDArray[Any],
     log: Path,
     *,
     effort: Effort | None = None,
-) -> float:
-    """Seconds of one request beyond head, encode, decode and tail over plain loopback: the median over all plans.
+) -> OverheadRow:
+    """What a request takes beyond head, encode, decode and tail over plain loopback, unslowed and unshaped.
 
-    That is `Conditions.exchange_s` of this pair of machines; the raw log has every request.
+    Each plan runs `effort.requests` pictures one after another, as on a device that has one plan; the log has every
+    request.
 
     Raises:
         LinkError: a process did not start, or ended.
     """
     bench = _Bench(bundle, pixels, None, Goal(), pick_plans(), effort or Effort(), _silent)
+    name, warmup = "direct", bench.effort.warmup
     with bench.machines(Cell(link=NO_LIMIT), is_direct=True) as (_, worker):
-        _, exchange_s = bench.calibrate(None, worker, Cell(link=NO_LIMIT), "direct", 0.0)
+        bench.lines.append(CalibrationLine(cell=name, slowdown=Slowdown(), load=1.0, delay_s=0.0, is_direct=True))
+        for plan in (c.plan for c in bench.candidates if c.plan.kind != "device"):
+            images = bench.images[:warmup] + bench.images[: bench.effort.requests]
+            for number, request in enumerate(worker.run(Command(plan=plan.number, images=images))):
+                phase: Phase = "warmup" if number < warmup else "calibrate"
+                bench.log(name, phase, number, request)
     write_log(log, bench.lines)
-    return exchange_s
+    return summarise(bench.lines).overheads[0]
 
 
 def _group(cell: Cell) -> tuple[float, float, float, float]:
@@ -199,17 +206,11 @@ class _Bench:
         )
 
     def calibrate(
-        self, link: ShapedLink | None, worker: WorkerProcess, cell: Cell, name: str, delay_s: float
+        self, link: ShapedLink, worker: WorkerProcess, cell: Cell, name: str, delay_s: float
     ) -> tuple[list[Candidate], float]:
-        """The menu with the times measured here, and the seconds of an exchange beyond its stages.
-
-        `link` None: device and edge are joined directly.
-        """
-        if link is not None:
-            link.set(Link(rate_bps=NO_LIMIT.rate_bps, delay_s=delay_s))
-        self.lines.append(
-            CalibrationLine(cell=name, slowdown=cell.slowdown, load=cell.load, delay_s=delay_s, is_direct=link is None)
-        )
+        """The menu with the times measured here, and the seconds of an exchange beyond its stages."""
+        link.set(Link(rate_bps=NO_LIMIT.rate_bps, delay_s=delay_s))
+        self.lines.append(CalibrationLine(cell=name, slowdown=cell.slowdown, load=cell.load, delay_s=delay_s))
         seen: dict[int, list[Request]] = {c.plan.number: [] for c in self.candidates}
         self._round(worker, cell, name, "warmup", 0, list(seen))
         for number in range(self.effort.calibration):
@@ -274,7 +275,7 @@ class _Bench:
         for plan in self.chance.permutation(list(plans)):
             command = Command(plan=int(plan), images=(image,), slowdown=cell.slowdown)
             requests += worker.run(command)
-            self._log(name, phase, number, requests[-1])
+            self.log(name, phase, number, requests[-1])
         return requests
 
     def _stream(self, worker: WorkerProcess, cell: Cell, name: str, line: CellLine) -> None:
@@ -286,9 +287,10 @@ class _Bench:
         images = tuple(int(row) for row in self.chance.integers(len(self.pixels), size=self.effort.stream))
         command = Command(plan=line.chosen, images=images, slowdown=cell.slowdown, mode="stream", window=window)
         for number, request in enumerate(worker.run(command)):
-            self._log(name, "stream", number, request)
+            self.log(name, "stream", number, request)
 
-    def _log(self, name: str, phase: Phase, number: int, request: Request) -> None:
+    def log(self, name: str, phase: Phase, number: int, request: Request) -> None:
+        """Keep one request's line."""
         truth = None if self.labels is None else int(self.labels[request.image])
         self.lines.append(RequestLine(cell=name, phase=phase, round=number, request=request, label=truth))
 
