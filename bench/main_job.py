@@ -113,7 +113,9 @@ def measure(name: str) -> None:
     """Time the survivors on the quiet machine, then cells, streams, overhead and reported accuracy."""
     workshop = workshop_of(name)
     samples = pictures_of(name).pixels[:4]
-    candidates, profile = timed(workshop.folder, workshop.candidates, samples, progress=show)
+    candidates, profile = timed(
+        workshop.folder, workshop.candidates, samples, workshop.manifest.outputs, progress=show
+    )
     (workshop.folder / "evidence.json").write_bytes(msgspec.json.encode(candidates))
     (workshop.folder / "profile.json").write_bytes(msgspec.json.encode(profile))
     workshop = workshop_of(name)

@@ -164,6 +164,16 @@ def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
         raise BundleError(f'file "{name}" does not have the sha256 that bundle.json states (bundle {folder})')
 
 
+def check_target(target: Path) -> None:
+    """Whether a bundle may be written at `target`: nothing is there, or a bundle, or an empty folder.
+
+    Raises:
+        BundleError: something else is there.
+    """
+    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / "bundle.json").exists())):
+        raise BundleError(f"{target} exists and is not a bundle: choose another folder for -o")
+
+
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that becomes `target` on success and is removed on any error.
@@ -173,8 +183,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     Raises:
         BundleError: `target` exists and is something else.
     """
-    if target.exists() and not (target.is_dir() and (not any(target.iterdir()) or (target / "bundle.json").exists())):
-        raise BundleError(f"{target} exists and is not a bundle: choose another folder for -o")
+    check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:

@@ -12,10 +12,10 @@ from coinfer.build.workshop import drawn
 from coinfer.bundle import Bundle
 from coinfer.data import load_source
 from coinfer.engine.onnx import Session
+from coinfer.engine.plans import profile_bundle
 from coinfer.errors import BundleError, DataError, PlanError
 from coinfer.profile import Conditions, Link, Slowdown
 from coinfer.runtime.device import Device
-from coinfer.runtime.profiling import profile_bundle
 from coinfer.search.goal import Goal
 from coinfer.search.solve import baselines, search
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..codec import Codec, load_tables, make_codec
+from ..codec import load_tables, make_codec
 from ..data import Images
 from ..engine.onnx import Session
 from ..errors import DataError
@@ -38,12 +38,6 @@ def top1(outputs: tuple[NDArray[np.generic], ...]) -> NDArray[np.int64]:
     return np.asarray(np.argmax(outputs[0].reshape(len(outputs[0]), -1), axis=1), dtype=np.int64)
 
 
-def codec_at(folder: Path, plan: Plan) -> Codec:
-    """The codec of an upload or split plan, its tables read from the folder of a bundle or workshop."""
-    assert plan.codec is not None
-    return make_codec(plan.codec, plan.crossing, None if plan.tables is None else load_tables(folder / plan.tables))
-
-
 class Deployed:
     """One plan's head, codec and tail as a bundle's folder holds them."""
 
@@ -52,7 +46,8 @@ class Deployed:
         self.plan = plan
         self.head = None if plan.head is None else Session(folder / plan.head, threads=threads)
         self.tail = None if plan.tail is None else Session(folder / plan.tail, threads=threads)
-        self.codec = None if plan.codec is None else codec_at(folder, plan)
+        tables = None if plan.tables is None else load_tables(folder / plan.tables)
+        self.codec = None if plan.codec is None else make_codec(plan.codec, plan.crossing, tables)
 
     def run(self, pixels: NDArray[np.uint8]) -> tuple[tuple[NDArray[np.generic], ...], NDArray[np.int64]]:
         """Outputs for a batch of pictures (N, H, W, C), and each image's payload bytes, really coded."""

@@ -25,19 +25,19 @@ from safetensors.numpy import save_file
 from .. import __version__
 from ..bundle import FORMAT, Bundle, Manifest, load_bundle, new_folder, write_manifest
 from ..data import Images
-from ..engine.measure import describe_machine, pin
-from ..engine.onnx import Session
+from ..engine.measure import pin
+from ..engine.plans import time_plans
 from ..errors import BundleError, PlanError
-from ..plan import Candidate, Evidence, Plan
-from ..profile import Profile, Timing
+from ..plan import Candidate, Evidence, Plan, TensorSpec
+from ..profile import Profile
 from ..protocol import reply_bytes
 from ..search.goal import Goal
 from ..search.machines import with_profiles
 from ..search.menu import menu
 from .drafts import Draft, all_drafts
-from .evaluate import Deployed, codec_at, evidence_of, loss_of, proportion_ci
+from .evaluate import Deployed, evidence_of, loss_of, proportion_ci
 from .job import Job, conditions_of
-from .measured import Tables, calibrate_and_weigh, store_tables, time_codec, time_segment, time_segments
+from .measured import Tables, calibrate_and_weigh, store_tables, time_segments
 from .rounds import classify, drop_dominated, drop_hopeless, keep_rivals
 from .workshop import Progress, Workshop, drawn, prepare, quiet
 
@@ -65,7 +65,7 @@ def build(
         store_tables(workshop, draft, tables)
     candidates = [_candidate(workshop, draft, reference) for draft in drafts]
     samples = np.ascontiguousarray(workshop.validation.pixels[:4])
-    candidates, profile = timed(work, candidates, samples, progress=progress)
+    candidates, profile = timed(work, candidates, samples, workshop.outputs, progress=progress)
     conditions = conditions_of(job, int8_ratio=int8_ratio)
     goal = Goal(minimise=job.goal.minimise, max_loss_points=job.goal.max_loss)
     chosen = menu(candidates, goal, int8_ratio=int8_ratio, base=conditions, also=(conditions,))
@@ -115,7 +115,12 @@ def int8_ratio_of(workshop: Workshop, drafts: list[Draft]) -> float:
 
 
 def timed(
-    folder: Path, candidates: list[Candidate], pictures: NDArray[np.uint8], *, progress: Progress = quiet
+    folder: Path,
+    candidates: list[Candidate],
+    pictures: NDArray[np.uint8],
+    outputs: tuple[TensorSpec, ...],
+    *,
+    progress: Progress = quiet,
 ) -> tuple[list[Candidate], Profile]:
     """Candidates with the times of this machine, as it is now, for all that were not dropped; and its Profile.
 
@@ -123,27 +128,16 @@ def timed(
         folder: where the segments and tables lie.
         candidates: their evidence's times are replaced.
         pictures: (N, H, W, C), real ones, for the codecs' times.
+        outputs: the network's output tensors.
     """
-    pin(0)
     alive = [c.plan for c in candidates if c.dropped is None]
-    names = list(dict.fromkeys(n for plan in alive for n in (plan.head, plan.tail) if n is not None))
-    segments: dict[str, Timing] = {}
-    for done, name in enumerate(names):
-        progress("timing", done, len(names), name)
-        segments[name] = time_segment(folder / name, repeats=30)
-    codecs: dict[str, tuple[Timing, Timing]] = {}
-    for plan in (plan for plan in alive if plan.codec is not None):
-        values: tuple[NDArray[np.generic], ...] = (pictures,)
-        if plan.head is not None:
-            values = Session(folder / plan.head).run([pictures])
-        codecs[str(plan.number)] = time_codec(codec_at(folder, plan), values, repeats=20)
-    pin(None)
-    profile = Profile(
-        machine=describe_machine(),
-        threads=1,
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        segments=segments,
-        codecs=codecs,
+    profile = time_plans(
+        lambda name: folder / name,
+        alive,
+        pictures,
+        outputs,
+        core=0,
+        progress=lambda done, total, label: progress("timing", done, total, label),
     )
     return with_profiles(candidates, device=profile, edge=profile), profile
 

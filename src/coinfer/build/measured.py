@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,7 +16,7 @@ from ..codec import Tables as CodecTables
 from ..engine.measure import measure
 from ..engine.onnx import Session
 from ..model.export import DeployedCut
-from ..plan import CodecSpec, Plan
+from ..plan import CodecSpec, Plan, TensorSpec
 from ..profile import Timing
 from .drafts import Draft
 from .workshop import Progress, Workshop, safe_name
@@ -152,24 +151,15 @@ def _share(timing: Timing, count: int) -> Timing:
     )
 
 
-def time_segment(path: Path, *, repeats: int) -> Timing:
-    """Seconds of one segment as deployed: a session of its own, one thread, batch size 1."""
-    session = Session(path, threads=1)
-    arrays = [np.zeros((1, *spec.shape), dtype=spec.dtype) for spec in session.inputs]
-    rng = np.random.default_rng(0)
-    for array in arrays:
-        noise = rng.integers(0, 200, array.shape) if array.dtype == np.uint8 else rng.normal(size=array.shape)
-        array[...] = noise.astype(array.dtype)
-    return measure(partial(session.run, arrays), warmup=3, repeats=repeats)
-
-
 def time_segments(workshop: Workshop, drafts: list[Draft], *, repeats: int, progress: Progress) -> dict[str, Timing]:
-    """Time every segment of these drafts and set their head and tail times."""
+    """Time every segment of these drafts, a session each with one thread; set their head and tail times."""
     names = list(dict.fromkeys(n for d in drafts for n in (d.plan.head, d.plan.tail) if n is not None))
     timings = {}
     for done, name in enumerate(names):
         progress("timing", done, len(names), name)
-        timings[name] = time_segment(workshop.folder / name, repeats=repeats)
+        session = Session(workshop.folder / name)
+        call = partial(session.run, [_noise(spec) for spec in session.inputs])
+        timings[name] = measure(call, warmup=3, repeats=repeats)
     progress("timing", len(names), len(names), "")
     for draft in drafts:
         if draft.plan.head is not None:
@@ -177,6 +167,13 @@ def time_segments(workshop: Workshop, drafts: list[Draft], *, repeats: int, prog
         if draft.plan.tail is not None:
             draft.tail_s = timings[draft.plan.tail].median_s
     return timings
+
+
+def _noise(spec: TensorSpec) -> NDArray[np.generic]:
+    rng = np.random.default_rng(0)
+    shape = (1, *spec.shape)
+    noise = rng.integers(0, 200, shape) if spec.dtype == "uint8" else rng.normal(size=shape)
+    return noise.astype(spec.dtype)
 
 
 def store_tables(workshop: Workshop, draft: Draft, tables: Tables) -> None:

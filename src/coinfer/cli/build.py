@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import UsageError
+from ..bundle import check_target
 from .options import DataFolder, Json
 from .output import note, print_json, progress_on_stderr
 
@@ -40,9 +40,8 @@ def build(
     from ..build.job import load_job
     from ..build.make import build as build_bundle
 
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "bundle.json").exists())):
-        # Said before the measuring, not after it; writing the bundle looks again.
-        raise UsageError(f"-o {out} exists and is not a bundle: choose another folder")
+    # Said before the measuring, not after it; writing the bundle looks again.
+    check_target(out)
     with progress_on_stderr() as progress:
         bundle = build_bundle(load_job(job), out, work=work, progress=progress, data_dir=data_dir)
     candidates = bundle.candidates()

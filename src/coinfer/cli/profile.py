@@ -40,7 +40,7 @@ def profile(
     """
     import msgspec
 
-    from ..runtime.profiling import profile_bundle
+    from ..engine.plans import profile_bundle
 
     measured = profile_bundle(load_bundle(bundle), threads=threads, repeats=repeats, core=core)
     if out is not None:

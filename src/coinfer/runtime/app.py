@@ -24,6 +24,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..bundle import Bundle
+from ..engine.segments import Segments
 from ..errors import PlanError, ProtocolError
 from ..plan import Value
 from ..protocol import PROTOCOL_VERSION, EdgeConnection, Limits, Terms
@@ -32,7 +33,6 @@ from ..timeline import Timeline
 from .conversation import CLOSE_PROTOCOL_ERROR, Computed, Conversation, Workers
 from .pace import AsFastAsItGoes, Loaded, Pace
 from .recent import RecentTimeline
-from .segments import Segments
 
 _LOG = logging.getLogger("coinfer.edge")
 
@@ -81,7 +81,7 @@ class Edge:
         self.timeline = RecentTimeline() if timeline is None else timeline
         self.requests = self.failures = self.connections = 0
         self._limits = EdgeLimits() if limits is None else limits
-        segments = Segments(bundle, threads=threads)
+        segments = Segments(bundle.path, bundle.manifest.outputs, threads=threads)
         for plan in self.terms.plans.values():
             segments.tail(plan)
             segments.codec(plan)

@@ -19,12 +19,12 @@ from typing import NamedTuple, NoReturn
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from ..engine.segments import Segments
 from ..errors import CodecError, EngineError, ProtocolError
 from ..protocol import Durations, EdgeConnection, Hello, Ping, Request
 from ..protocol.messages import one_line
 from ..timeline import Span
 from .pace import Pace
-from .segments import Segments
 
 _LOG = logging.getLogger("coinfer.edge")
 CLOSE_PROTOCOL_ERROR = 1002

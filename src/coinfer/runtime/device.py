@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..bundle import Bundle
+from ..engine.segments import Segments
 from ..errors import DataError, PlanError, RefusedError
 from ..plan import Plan
 from ..protocol import Failure, Pong, Reply, Result, Terms, decode_result, encode_result, message_wire_bytes
@@ -32,7 +33,6 @@ from ..timeline import Answered, Outcome, Span, Timeline
 from .channel import Channel
 from .pace import AsFastAsItGoes, Pace
 from .recent import RecentTimeline
-from .segments import Segments
 from .stream import overlapped
 
 Array = NDArray[Any]
@@ -113,7 +113,7 @@ class Device:
         self.plan = plan
         self.pace: Pace = AsFastAsItGoes() if pace is None else pace
         self.timeline = RecentTimeline() if timeline is None else timeline
-        self._segments = Segments(bundle, threads=threads)
+        self._segments = Segments(bundle.path, bundle.manifest.outputs, threads=threads)
         self._terms = Terms.of(bundle)
         self._timeout_s = timeout_s
         self._zero_s = time.perf_counter()

@@ -11,11 +11,11 @@ import pytest
 from starlette.websockets import WebSocketDisconnect
 
 from coinfer.bundle import Bundle
+from coinfer.engine.segments import Segments
 from coinfer.errors import ProtocolError
 from coinfer.protocol import DeviceConnection, EdgeConnection, Failure, Limits, Pong, Reply, Terms
 from coinfer.runtime.conversation import Computed, Conversation, Workers
 from coinfer.runtime.pace import AsFastAsItGoes
-from coinfer.runtime.segments import Segments
 from tiny_bundle import UPLOAD, pictures
 
 
@@ -75,14 +75,14 @@ class Talk:
 
     def __init__(self, bundle: Bundle) -> None:
         terms = Terms.of(bundle)
-        self.payload = Segments(bundle).codec(bundle.plan(UPLOAD)).encode((pictures(1),))
+        self.payload = Segments(bundle.path, bundle.manifest.outputs).codec(bundle.plan(UPLOAD)).encode((pictures(1),))
         self.device = DeviceConnection(terms)
         self.socket, self.pool = ScriptedSocket(), HeldWorkers()
         self.sent: list[Computed] = []
         edge = EdgeConnection(terms, Limits(max_message_bytes=10_000, in_flight=2))
         edge.receive(self.device.hello())
         self.device.receive(edge.welcome())
-        workers = Workers(self.pool, Segments(bundle), AsFastAsItGoes())
+        workers = Workers(self.pool, Segments(bundle.path, bundle.manifest.outputs), AsFastAsItGoes())
         self.conversation = Conversation(self.socket, edge, workers, self.sent.append)  # type: ignore[arg-type]
         self.running = asyncio.ensure_future(self.conversation.run())
 

@@ -6,13 +6,13 @@ import pytest
 
 from coinfer.bundle import Bundle
 from coinfer.engine.onnx import Session
+from coinfer.engine.segments import Segments
 from coinfer.errors import BundleError
-from coinfer.runtime.segments import Segments
 from tiny_bundle import DEVICE, SPLIT32, SPLIT_TWO, UPLOAD, R, S, pictures
 
 
 def test_heads_give_what_crosses_in_the_plans_order(tiny_bundle: Bundle) -> None:
-    segments, picture = Segments(tiny_bundle), pictures(1)
+    segments, picture = Segments(tiny_bundle.path, tiny_bundle.manifest.outputs), pictures(1)
     s, r = Session(tiny_bundle.path("segments/late.head.onnx")).run((picture,))
     crossing = segments.head(tiny_bundle.plan(SPLIT_TWO)).run((picture,))
     np.testing.assert_array_equal(crossing[0], r)
@@ -21,7 +21,7 @@ def test_heads_give_what_crosses_in_the_plans_order(tiny_bundle: Bundle) -> None
 
 
 def test_tails_take_what_crosses_in_the_plans_order(tiny_bundle: Bundle) -> None:
-    segments, picture = Segments(tiny_bundle), pictures(1)
+    segments, picture = Segments(tiny_bundle.path, tiny_bundle.manifest.outputs), pictures(1)
     plan = tiny_bundle.plan(SPLIT_TWO)
     s, r = Session(tiny_bundle.path("segments/late.head.onnx")).run((picture,))
     (expected,) = Session(tiny_bundle.path("segments/late.tail.onnx")).run((s, r))
@@ -30,14 +30,14 @@ def test_tails_take_what_crosses_in_the_plans_order(tiny_bundle: Bundle) -> None
 
 
 def test_sessions_and_codecs_are_loaded_once(tiny_bundle: Bundle) -> None:
-    segments = Segments(tiny_bundle)
+    segments = Segments(tiny_bundle.path, tiny_bundle.manifest.outputs)
     upload, device = tiny_bundle.plan(UPLOAD), tiny_bundle.plan(DEVICE)
     assert segments.tail(upload).session is segments.head(device).session
     assert segments.codec(upload) is segments.codec(upload)
 
 
 def test_what_a_plan_does_not_have_is_named(tiny_bundle: Bundle) -> None:
-    segments = Segments(tiny_bundle)
+    segments = Segments(tiny_bundle.path, tiny_bundle.manifest.outputs)
     with pytest.raises(BundleError, match="plan 1 computes nothing on the device"):
         segments.head(tiny_bundle.plan(UPLOAD))
     with pytest.raises(BundleError, match="plan 0 computes nothing on the edge"):
@@ -50,6 +50,6 @@ def test_what_a_plan_does_not_have_is_named(tiny_bundle: Bundle) -> None:
 def test_a_segment_that_does_not_fit_its_plan_is_named(tiny_bundle: Bundle, crossing: tuple[object, ...]) -> None:
     plan = msgspec.structs.replace(tiny_bundle.plan(SPLIT32), crossing=crossing)
     with pytest.raises(BundleError, match=r'head "segments/early.head.onnx" has r float32 \(4, 8, 8\), its plan'):
-        Segments(tiny_bundle).head(plan)
+        Segments(tiny_bundle.path, tiny_bundle.manifest.outputs).head(plan)
     with pytest.raises(BundleError, match='tail "segments/early.tail.onnx" has'):
-        Segments(tiny_bundle).tail(plan)
+        Segments(tiny_bundle.path, tiny_bundle.manifest.outputs).tail(plan)

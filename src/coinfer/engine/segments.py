@@ -1,4 +1,4 @@
-"""What a machine computes with: the sessions and codecs of a bundle's plans, each loaded once.
+"""What a machine computes with: the sessions and codecs of plans, each loaded once.
 
 Heads and tails are matched to what crosses by value name, so that the order of a segment's inputs and
 outputs never matters.
@@ -6,17 +6,17 @@ outputs never matters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from ..bundle import Bundle
 from ..codec import Codec, load_tables, make_codec
-from ..engine.onnx import Session
 from ..errors import BundleError
 from ..plan import Plan, TensorSpec
+from .onnx import Session
 
 Array = NDArray[Any]
 
@@ -41,10 +41,17 @@ class Segment:
 
 
 class Segments:
-    """Loads a bundle's segments and codecs on first use and keeps them."""
+    """Loads the segments and codecs of plans on first use and keeps them.
 
-    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
-        self.bundle = bundle
+    Args:
+        path: where a file named in a plan lies, such as `bundle.path`.
+        outputs: the network's output tensors.
+        threads: of each session.
+    """
+
+    def __init__(self, path: Callable[[str], Path], outputs: tuple[TensorSpec, ...], *, threads: int = 1) -> None:
+        self._path = path
+        self._outputs = outputs
         self._threads = threads
         self._sessions: dict[str, Session] = {}
         self._segments: dict[tuple[str, int], Segment] = {}
@@ -62,7 +69,7 @@ class Segments:
         key = ("head", plan.number)
         if key not in self._segments:
             session = self._session(plan.head)
-            want = plan.crossing if plan.kind == "split" else self.bundle.manifest.outputs
+            want = plan.crossing if plan.kind == "split" else self._outputs
             self._segments[key] = Segment(session, None, _order(session.outputs, want, f'head "{plan.head}"'))
         return self._segments[key]
 
@@ -79,7 +86,7 @@ class Segments:
         if key not in self._segments:
             session = self._session(plan.tail)
             takes = _order(plan.crossing, session.inputs, f'tail "{plan.tail}"')
-            gives = _order(session.outputs, self.bundle.manifest.outputs, f'tail "{plan.tail}"')
+            gives = _order(session.outputs, self._outputs, f'tail "{plan.tail}"')
             self._segments[key] = Segment(session, takes, gives)
         return self._segments[key]
 
@@ -93,13 +100,13 @@ class Segments:
         if plan.codec is None:
             raise BundleError(f"plan {plan.number} sends nothing, so it has no codec ({plan.label})")
         if plan.number not in self._codecs:
-            tables = None if plan.tables is None else load_tables(self.bundle.path(plan.tables))
+            tables = None if plan.tables is None else load_tables(self._path(plan.tables))
             self._codecs[plan.number] = make_codec(plan.codec, plan.crossing, tables)
         return self._codecs[plan.number]
 
     def _session(self, name: str) -> Session:
         if name not in self._sessions:
-            self._sessions[name] = Session(self.bundle.path(name), threads=self._threads)
+            self._sessions[name] = Session(self._path(name), threads=self._threads)
         return self._sessions[name]
 
 

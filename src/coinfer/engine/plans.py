@@ -1,0 +1,144 @@
+"""Times of plans on this machine, stage by stage, as a request meets them; without torch and without a link.
+
+    picture -> head -> encode, frame -> | decode -> tail -> | read the reply
+               '------- device -------' '----- edge -----'    '- device -'
+
+Stages run in turn, so that each finds the caches as the one before it left them: a codec repeated in a tight loop
+looks up to twice as fast as it is behind a head.  The device's framing and reading count as encoding.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+from websockets.frames import Frame, Opcode
+
+from ..bundle import Bundle
+from ..plan import Plan, TensorSpec
+from ..profile import Profile, Timing
+from ..protocol import decode_result, encode_result
+from ..protocol.messages import MessageType, pack
+from .measure import describe_machine, pin, timing
+from .segments import Segments
+
+# Plans done, plans in all, the plan at hand.
+Progress = Callable[[int, int, str], None]
+WARMUP = 2
+
+
+def profile_bundle(bundle: Bundle, *, threads: int = 1, repeats: int = 30, core: int | None = None) -> Profile:
+    """Median and spread of each segment and codec of the menu, on the bundle's own sample pictures.
+
+    Args:
+        bundle: whose menu to time.
+        threads: of every session.
+        repeats: timed requests of each plan, after two that are not counted.
+        core: pin this process to one core while timing; None leaves it free.
+
+    Raises:
+        EngineError: a segment does not load, or there is no such core.
+    """
+    pixels = load_file(bundle.path("samples.safetensors"))["pixels"]
+    manifest = bundle.manifest
+    return time_plans(
+        bundle.path, manifest.menu, pixels, manifest.outputs, threads=threads, repeats=repeats, core=core
+    )
+
+
+def time_plans(
+    path: Callable[[str], Path],
+    plans: Sequence[Plan],
+    pixels: NDArray[np.uint8],
+    outputs: tuple[TensorSpec, ...],
+    *,
+    threads: int = 1,
+    repeats: int = 30,
+    core: int | None = None,
+    progress: Progress | None = None,
+) -> Profile:
+    """The Profile of these plans, whose files lie where `path` says, on pictures (N, H, W, C) in turn.
+
+    A segment that several plans use has the timing of all its runs.
+
+    Raises:
+        EngineError: a segment does not load, or there is no such core.
+    """
+    segments: dict[str, list[float]] = defaultdict(list)
+    codecs: dict[str, tuple[Timing, Timing]] = {}
+    pin(core)
+    try:
+        for done, plan in enumerate(plans):
+            if progress is not None:
+                progress(done, len(plans), plan.label)
+            # Each plan has sessions of its own, so that memory holds one plan at a time.
+            taken = _time_plan(plan, Segments(path, outputs, threads=threads), pixels, outputs, repeats)
+            for name, seconds in ((plan.head, taken["head"]), (plan.tail, taken["tail"])):
+                if name is not None:
+                    segments[name] += seconds
+            if plan.codec is not None:
+                codecs[str(plan.number)] = (timing(taken["encode"]), timing(taken["decode"]))
+    finally:
+        pin(None)
+    return Profile(
+        machine=describe_machine(),
+        threads=threads,
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        segments={name: timing(seconds) for name, seconds in segments.items()},
+        codecs=codecs,
+    )
+
+
+def _time_plan(
+    plan: Plan,
+    segments: Segments,
+    pixels: NDArray[np.uint8],
+    outputs: tuple[TensorSpec, ...],
+    repeats: int,
+) -> dict[str, list[float]]:
+    """Seconds of each stage, one of every repeat."""
+    taken: dict[str, list[float]] = defaultdict(list)
+    for repeat in range(WARMUP + repeats):
+        row = repeat % len(pixels)
+        seconds = _run_once(plan, segments, pixels[row : row + 1], outputs)
+        if repeat >= WARMUP:
+            for stage, took_s in seconds.items():
+                taken[stage].append(took_s)
+    return taken
+
+
+def _run_once(
+    plan: Plan, segments: Segments, picture: NDArray[np.uint8], outputs: tuple[TensorSpec, ...]
+) -> dict[str, float]:
+    """Seconds of each stage of one request."""
+    values: Sequence[NDArray[np.generic]] = (picture,)
+    seconds = {}
+    if plan.head is not None:
+        head = segments.head(plan)
+        start_s = perf_counter()
+        values = head.run(values)
+        seconds["head"] = perf_counter() - start_s
+    if plan.codec is None or plan.tail is None:
+        return seconds
+    codec, tail = segments.codec(plan), segments.tail(plan)
+    start_s = perf_counter()
+    payload = codec.encode(values)
+    Frame(Opcode.BINARY, pack(MessageType.REQUEST, plan.number, 0, payload)).serialize(mask=True)
+    encoded_s = perf_counter()
+    values = codec.decode(payload)
+    decoded_s = perf_counter()
+    answer = tail.run(values)
+    done_s = perf_counter()
+    reply = encode_result(plan, answer, outputs)
+    replied_s = perf_counter()
+    decode_result(plan, reply, outputs)
+    seconds["encode"] = encoded_s - start_s + perf_counter() - replied_s
+    seconds["decode"] = decoded_s - encoded_s
+    seconds["tail"] = done_s - decoded_s
+    return seconds
