@@ -238,5 +238,5 @@ def test_a_build_that_fails_leaves_the_bundle_that_was_there(example: Path, tmp_
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     done = coinfer("build", "job.toml", "-o", tmp_path / "mine", "--work", example / "bundle.work", cwd=example)
-    assert_fails(done, "mine", "not a bundle", code=2)
+    assert_fails(done, "mine", "not a bundle", code=1)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"

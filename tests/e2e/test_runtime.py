@@ -24,11 +24,11 @@ from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as websocket
 
 from coinfer.bundle import Bundle
+from coinfer.engine.segments import Segments
 from coinfer.errors import LinkError, ProtocolError, RefusedError, UsageError
 from coinfer.protocol import DeviceConnection, Failure, Reply, Terms
 from coinfer.runtime.device import Device
 from coinfer.runtime.edge import listen
-from coinfer.runtime.segments import Segments
 from coinfer.runtime.spawn import EdgeProcess
 from tiny_bundle import (
     DEVICE,
@@ -58,7 +58,7 @@ def device(tiny_bundle: Bundle, edge: EdgeProcess) -> Iterator[Device]:
 
 def local(bundle: Bundle, number: int, picture: np.ndarray) -> np.ndarray:
     """Head and tail in this process, with nothing in between."""
-    segments, plan = Segments(bundle), bundle.plan(number)
+    segments, plan = Segments(bundle.path, bundle.manifest.outputs), bundle.plan(number)
     crossing = (picture[None],) if plan.kind == "upload" else segments.head(plan).run((picture[None],))
     return segments.tail(plan).run(crossing)[0]
 
@@ -145,7 +145,8 @@ def raw(bundle: Bundle, edge: EdgeProcess) -> Iterator[tuple[ClientConnection, D
 
 
 def test_a_payload_that_is_none_fails_its_request_alone(tiny_bundle: Bundle, edge: EdgeProcess) -> None:
-    payload = Segments(tiny_bundle).codec(tiny_bundle.plan(UPLOAD)).encode((pictures(1),))
+    segments = Segments(tiny_bundle.path, tiny_bundle.manifest.outputs)
+    payload = segments.codec(tiny_bundle.plan(UPLOAD)).encode((pictures(1),))
     altered = payload[:-1] + bytes([payload[-1] ^ 1])
     with raw(tiny_bundle, edge) as (connection, device):
         for number, bad in enumerate((b"", payload[:-1], altered, payload + b"x", bytes(300))):
