@@ -38,7 +38,7 @@ from .drafts import Draft, all_drafts
 from .evaluate import Deployed, evidence_of, loss_of, proportion_ci
 from .job import Job, conditions_of
 from .measured import Tables, calibrate_and_weigh, store_tables, time_segments
-from .rounds import classify, drop_dominated, drop_hopeless, keep_rivals
+from .rounds import classify_splits, classify_wholes, drop_dominated, drop_hopeless, drop_outdone, keep_rivals
 from .workshop import Progress, Workshop, drawn, prepare, quiet
 
 
@@ -89,20 +89,16 @@ def _rounds(
     log: list[str],
     progress: Progress,
 ) -> NDArray[np.bool_]:
-    images = workshop.validation
-    counts = sorted({min(n, len(images)) for n in workshop.job.build.rounds})
-    correct = np.zeros(0, dtype=np.bool_)
-    for count in counts:
-        pixels = images.pixels[:count]
-        labels = None if images.labels is None else images.labels[:count]
-        stage = f"accuracy on {count}"
-        reference = classify(workshop, drafts, tables, pixels, labels, stage=stage, progress=progress)
-        correct = reference == (reference if labels is None else labels)
-        hopeless = drop_hopeless(drafts, correct, workshop.job.goal.max_loss)
+    images, limit = workshop.validation, workshop.job.goal.max_loss
+    answers = classify_wholes(workshop, drafts, tables, images, progress=progress)
+    log.append(f"{len(images)} images: {drop_outdone(drafts, answers, limit, int8_ratio)} splits outdone by uploads")
+    for count in sorted({min(n, len(images)) for n in workshop.job.build.rounds}):
+        classify_splits(workshop, drafts, tables, images.pick(slice(count)), answers, progress=progress)
+        hopeless = drop_hopeless(drafts, answers.is_right[:count], limit)
         beaten = drop_dominated(drafts, count, int8_ratio)
         left = sum(draft.dropped is None for draft in drafts)
         log.append(f"{count} images: {hopeless} hopeless, {beaten} beaten, {left} left")
-    return correct
+    return answers.is_right
 
 
 def int8_ratio_of(workshop: Workshop, drafts: list[Draft]) -> float:

@@ -1,8 +1,10 @@
 """Successive halving: which drafts are worth more images.
 
 Round 0 classifies nothing: bytes and times of every draft are known from a few calibration pictures, and
-a lossless upload or the device alone already beats most early cuts.  Then 250 images for all that is
-left, 1,000 for the survivors, all images for the last.  After each round a draft B is dropped where
+a lossless upload or the device alone already beats most early cuts.  Device and upload drafts are few: they are
+classified on all images at once, and beat the splits that send more than an upload that keeps the loss limit.
+Then 250 images for all that is left, 1,000 for the survivors, all images for the last.  After each round a
+draft B is dropped where
 some draft A is no worse in bytes, in device time and in the sum of both machines' time, and at the
 confidence bound no worse in accuracy:
 
@@ -20,10 +22,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data import Images
 from ..engine.onnx import Session
 from ..search.menu import BASE, RIVAL_RATES_BPS, RIVAL_SLOWDOWNS, at
 from ..stages import Work, price
@@ -37,6 +41,14 @@ TIME_SLACK = 1.05
 HOPELESS_POINTS = 5.0
 
 
+class Answers(NamedTuple):
+    """What whole networks say to the images: the truth, where the unmodified one is right, each one's own classes."""
+
+    truth: NDArray[np.int64]
+    is_right: NDArray[np.bool_]
+    own: dict[str, NDArray[np.int64]]
+
+
 def device_s(draft: Draft, int8_ratio: float) -> float:
     """Head and encode at the fp32 machine's pace: int8 work counts `int8_ratio` times."""
     return draft.head_s * (int8_ratio if draft.plan.precision == "int8" else 1.0) + draft.encode_s
@@ -48,7 +60,7 @@ def drop_dominated(drafts: list[Draft], images: int, int8_ratio: float) -> int:
     num_bytes = np.array([d.payload_bytes for d in alive])
     device = np.array([device_s(d, int8_ratio) for d in alive])
     total = device + np.array([d.decode_s + d.tail_s for d in alive])
-    right = np.array([d.correct for d in alive], dtype=np.float32) if images else None
+    right = np.array([d.correct[:images] for d in alive], dtype=np.float32) if images else None
     is_exact = np.array([_is_exact(d) for d in alive])
     dropped = np.zeros(len(alive), dtype=bool)
     count = 0
@@ -104,7 +116,7 @@ def drop_hopeless(drafts: list[Draft], reference: NDArray[np.bool_], max_loss_po
     """Mark drafts whose loss is beyond any use even at the confidence bound.  How many."""
     limit, count = max(HOPELESS_POINTS, 3 * max_loss_points), 0
     for draft in (d for d in drafts if d.dropped is None and d.plan.kind != "device" and not d.is_rival):
-        difference = reference.astype(np.float64) - draft.correct
+        difference = reference.astype(np.float64) - draft.correct[: len(reference)]
         lost = 100 * (difference.mean() - 2 * difference.std() / np.sqrt(len(difference)))
         if lost > limit:
             draft.dropped = f"after {len(reference)} images: loses more than {limit:g} points at the 95 % bound"
@@ -112,65 +124,90 @@ def drop_hopeless(drafts: list[Draft], reference: NDArray[np.bool_], max_loss_po
     return count
 
 
-def classify(
-    workshop: Workshop,
-    drafts: list[Draft],
-    tables: Tables,
-    pixels: NDArray[np.uint8],
-    truth: NDArray[np.int64] | None,
-    *,
-    stage: str,
-    progress: Progress,
-) -> NDArray[np.int64]:
-    """Set `correct` and the bytes of every living draft on these pictures; returns the reference network's answers.
+def classify_wholes(
+    workshop: Workshop, drafts: list[Draft], tables: Tables, images: Images, *, progress: Progress
+) -> Answers:
+    """Set `correct` and the bytes of every living device and upload draft on these images.
 
-    `truth` None: the reference's own answers stand in.
+    Without labels the unmodified network's own answers are the truth.
     """
-    alive = [d for d in drafts if d.dropped is None]
-    total = len({d.group for d in alive})
-    done = 0
-    answers: dict[str, NDArray[np.int64]] = {}
-    for name in dict.fromkeys(d.plan.head for d in alive if d.plan.kind == "device"):
-        assert name is not None
-        progress(stage, done, total, name)
-        answers[name] = _answers(Session(workshop.folder / name, threads=spare_threads()), [pixels])
-        done += 1
-    reference = answers[workshop.whole_name(workshop.main, "fp32")]
-    truth = reference if truth is None else truth
-    for draft in alive:
-        if draft.plan.kind == "device" and draft.plan.head is not None:
-            draft.correct = answers[draft.plan.head] == truth
-    for group, members in _by_group([d for d in alive if d.plan.kind == "upload"]).items():
+    stage = f"device and upload on {len(images)}"
+    devices = [d for d in drafts if d.dropped is None and d.plan.kind == "device"]
+    uploads = _by_group([d for d in drafts if d.dropped is None and d.plan.kind == "upload"])
+    total = len(devices) + len(uploads)
+    own: dict[str, NDArray[np.int64]] = {}
+    for done, draft in enumerate(devices):
+        progress(stage, done, total, draft.plan.label)
+        name = str(draft.plan.head)
+        own[name] = _answers(Session(workshop.folder / name, threads=spare_threads()), [images.pixels])
+    reference = own[workshop.whole_name(workshop.main, "fp32")]
+    truth = reference if images.labels is None else images.labels
+    for draft in devices:
+        draft.correct = own[str(draft.plan.head)] == truth
+    for done, (group, members) in enumerate(uploads.items(), len(devices)):
         progress(stage, done, total, members[0].plan.label)
-        restored = [_weighed(draft, tables, [pixels]) for draft in members][0]
-        assert members[0].plan.tail is not None
-        whole = answers[members[0].plan.tail] if group[-1] == "exact" else None
-        if whole is None:
-            whole = _answers(Session(workshop.folder / members[0].plan.tail, threads=spare_threads()), restored)
+        restored = [_weighed(draft, tables, [images.pixels]) for draft in members][0]
+        tail = str(members[0].plan.tail)
+        if group[-1] == "exact" and tail in own:
+            given = own[tail]
+        else:
+            given = _answers(Session(workshop.folder / tail, threads=spare_threads()), restored)
         for draft in members:
-            draft.correct = whole == truth
-        done += 1
-    for step, label in enumerate(_classify_splits(workshop, alive, tables, pixels, truth, answers)):
-        progress(stage, done + step, total, label)
+            draft.correct = given == truth
     progress(stage, total, total, "")
-    return reference
+    return Answers(truth, reference == truth, own)
 
 
-def _classify_splits(
-    workshop: Workshop,
-    alive: list[Draft],
-    tables: Tables,
-    pixels: NDArray[np.uint8],
-    truth: NDArray[np.int64],
-    answers: dict[str, NDArray[np.int64]],
+def drop_outdone(drafts: list[Draft], answers: Answers, max_loss_points: float, int8_ratio: float) -> int:
+    """Mark splits that could win nowhere even if they lost nothing.  How many.
+
+    That is where an upload sends no more, takes no longer, and keeps the loss limit at one standard error.
+    """
+    keepers = []
+    for draft in (d for d in drafts if d.dropped is None and d.plan.kind == "upload"):
+        lost = answers.is_right.astype(np.float64) - draft.correct
+        if 100 * (lost.mean() + lost.std() / np.sqrt(len(lost))) <= max_loss_points:
+            keepers.append(draft)
+    count = 0
+    for draft in (d for d in drafts if d.dropped is None and d.plan.kind == "split" and not d.is_rival):
+        own_s = device_s(draft, int8_ratio)
+        total_s = own_s + draft.decode_s + draft.tail_s
+        for keeper in keepers:
+            keeper_s = device_s(keeper, int8_ratio)
+            if (
+                keeper.payload_bytes <= draft.payload_bytes
+                and keeper_s <= own_s
+                and keeper_s + keeper.decode_s + keeper.tail_s <= total_s * TIME_SLACK
+            ):
+                count += 1
+                draft.dropped = f"before any image: {keeper.plan.label} sends less in less time and keeps the limit"
+                break
+    return count
+
+
+def classify_splits(
+    workshop: Workshop, drafts: list[Draft], tables: Tables, images: Images, answers: Answers, *, progress: Progress
+) -> None:
+    """Set `correct` and the bytes of every living split on these images, the first of those of `answers`."""
+    stage = f"accuracy on {len(images)}"
+    alive = [d for d in drafts if d.dropped is None and d.plan.kind == "split"]
+    total = len({d.group for d in alive})
+    for done, label in enumerate(_classified(workshop, alive, tables, images.pixels, answers)):
+        progress(stage, done, total, label)
+    progress(stage, total, total, "")
+
+
+def _classified(
+    workshop: Workshop, alive: list[Draft], tables: Tables, pixels: NDArray[np.uint8], answers: Answers
 ) -> Iterator[str]:
+    """Classify group by group, each announced by its label."""
+    truth = answers.truth[: len(pixels)]
     by_cut: dict[tuple[str, str], dict[str, list[Draft]]] = defaultdict(lambda: defaultdict(list))
     for draft in alive:
-        if draft.plan.kind == "split" and draft.plan.cut is not None:
-            by_cut[draft.plan.variant, draft.plan.precision][draft.plan.cut].append(draft)
+        by_cut[draft.plan.variant, draft.plan.precision][str(draft.plan.cut)].append(draft)
     for (network, precision), cuts in by_cut.items():
         perfect: list[Draft] = []
-        own = answers.get(workshop.whole_name(network, precision))
+        own = answers.own.get(workshop.whole_name(network, precision))
         wanted = [cut for cut in workshop.cuts(network, precision) if cut.name in cuts]
         for cut, features in workshop.features(network, precision, wanted, pixels):
             members = cuts[cut.name]
@@ -189,13 +226,11 @@ def _classify_splits(
                 right = _answers(tail, restored)
                 for draft in drafts:
                     draft.correct = right == truth
-                if own is not None and np.array_equal(right, own):
+                if own is not None and np.array_equal(right, own[: len(pixels)]):
                     perfect += drafts
 
 
-def _weighed(
-    draft: Draft, tables: Tables, values: Sequence[NDArray[np.generic]]
-) -> Sequence[NDArray[np.generic]]:
+def _weighed(draft: Draft, tables: Tables, values: Sequence[NDArray[np.generic]]) -> Sequence[NDArray[np.generic]]:
     """What the tail gets of these values; the draft's bytes are from now on those of these pictures."""
     restored, num_bytes = codec_of(draft.plan, tables).roundtrip(values)
     draft.payload_bytes = float(np.mean(num_bytes))

@@ -7,7 +7,7 @@ import pytest
 
 from coinfer.build.drafts import Draft, restores_same
 from coinfer.build.evaluate import loss_of, proportion_ci
-from coinfer.build.rounds import drop_dominated, drop_hopeless
+from coinfer.build.rounds import Answers, drop_dominated, drop_hopeless, drop_outdone
 from coinfer.plan import CodecSpec, Plan, TensorSpec
 
 CROSSING = (TensorSpec(name="x", shape=(8,)),)
@@ -68,6 +68,23 @@ def test_hopeless_is_beyond_the_bound() -> None:
     drafts = [near, far]
     assert drop_hopeless(drafts, reference, 1.0) == 1
     assert dropped(drafts) == [1]
+
+
+@pytest.mark.parametrize(("upload_right", "expected"), [("1" * 100, [1]), ("1" * 95 + "0" * 5, [])])
+def test_an_upload_within_the_limit_outdoes_what_sends_more_and_takes_longer(
+    upload_right: str, expected: list[int]
+) -> None:
+    picture = upload(0, num_bytes=100, encode_s=0.1)
+    picture.correct = np.array([c == "1" for c in upload_right])
+    drafts = [
+        picture,
+        split(1, num_bytes=200, head_s=0.5),
+        split(2, num_bytes=50, head_s=0.5),
+        split(3, num_bytes=200, head_s=0.05),
+    ]
+    answers = Answers(np.zeros(100, dtype=np.int64), np.ones(100, dtype=bool), {})
+    assert drop_outdone(drafts, answers, 1.0, 1.0) == len(expected)
+    assert dropped(drafts) == expected
 
 
 def test_loss_is_of_paired_differences() -> None:
