@@ -2,6 +2,7 @@
 
     python -m bench.main_job build NAME     a bundle and its workshop under out/
     python -m bench.main_job measure NAME   cells, streams, overhead; raw logs under docs/results/raw/main-job/
+    python -m bench.main_job streams NAME   streams and overhead of a network that was measured
     python -m bench.main_job all            every NAME; then `python -m bench.results` makes the tables
 
 A NAME is a job file in bench/jobs.  What is measured in a cell: the chosen plan, the best of each kind, the
@@ -24,7 +25,7 @@ import numpy as np
 from coinfer.build.evaluate import Deployed, loss_of, proportion_ci
 from coinfer.build.job import Job, load_job
 from coinfer.build.make import assemble, build, timed
-from coinfer.bundle import Bundle, Manifest
+from coinfer.bundle import Bundle, Manifest, load_bundle
 from coinfer.data import Images, load_source
 from coinfer.lab.bench import measure_overhead, run_cells
 from coinfer.lab.cell import Cell, Effort
@@ -122,6 +123,7 @@ def measure(name: str) -> None:
     numbers = contenders(name, workshop)
     print(f"{name}: {len(numbers)} plans to measure of {len(workshop.manifest.menu)} survivors", flush=True)
     bundle = assemble(workshop.folder, numbers, OUT / f"{name}.bench")
+    _note_commit(name)
     write_raw(RAW / f"{name}.candidates.jsonl.gz", [_evidence_line(c) for c in candidates if c.dropped is None])
     images = pictures_of(name)
     goal = Goal(max_loss_points=workshop.manifest.max_loss_points)
@@ -134,13 +136,20 @@ def measure(name: str) -> None:
     log = RAW / f"{name}.cells.jsonl.gz"
     run_cells(bundle, images.pixels, images.labels, cells, log, goal=goal, effort=effort, tell=show)
     report_accuracy(name, bundle, images)
-    if name == "resnet56":
-        streams(bundle, images)
-        measure_overhead(bundle, images.pixels, RAW / "overhead.jsonl.gz")
 
 
-def streams(bundle: Bundle, images: Images) -> None:
-    """500 pictures in a device-bound, a link-bound and an unslowed edge-bound cell."""
+def streams_and_overhead(name: str) -> None:
+    """Streams, and what a request takes beyond its stages, of a network that was measured."""
+    images, bundle = pictures_of(name), load_bundle(OUT / f"{name}.bench")
+    streams(workshop_of(name), bundle, images)
+    measure_overhead(bundle, images.pixels, RAW / "overhead.jsonl.gz")
+
+
+def streams(workshop: Workshop, bundle: Bundle, images: Images) -> None:
+    """500 pictures in a device-bound, a link-bound and an unslowed edge-bound cell.
+
+    Each by a bundle of that one plan, so that its times are calibrated as warm as the stream runs.
+    """
     ratio = bundle.manifest.int8_slowdown_ratio
     goal = Goal(max_loss_points=bundle.manifest.max_loss_points)
     alive = {c.plan.number: c for c in bundle.candidates()}
@@ -153,7 +162,8 @@ def streams(bundle: Bundle, images: Images) -> None:
         log = RAW / f"stream-{bound}.jsonl.gz"
         effort = Effort(stream=STREAM, requests=10, slow_requests=10, finalists=False)
         pick = fixed_plans(best)
-        run_cells(bundle, images.pixels, images.labels, [cell], log, goal=goal, pick=pick, effort=effort, tell=show)
+        alone = assemble(workshop.folder, [best], OUT / f"stream-{bound}")
+        run_cells(alone, images.pixels, images.labels, [cell], log, goal=goal, pick=pick, effort=effort, tell=show)
 
 
 def report_accuracy(name: str, bundle: Bundle, images: Images) -> None:
@@ -187,6 +197,15 @@ def report_accuracy(name: str, bundle: Bundle, images: Images) -> None:
     write_raw(RAW / f"{name}.accuracy.jsonl.gz", lines)
 
 
+def _note_commit(name: str) -> None:
+    """Keep which commit measured this network."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    path = RAW / "commits.json"
+    known = msgspec.json.decode(path.read_bytes(), type=dict[str, str]) if path.is_file() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(known | {name: commit}), indent=1) + b"\n")
+
+
 def _evidence_line(candidate: Candidate) -> dict[str, Any]:
     return dict(msgspec.to_builtins(candidate))
 
@@ -196,17 +215,16 @@ def main(words: list[str]) -> None:
     steps: dict[str, Callable[[str], object]] = {
         "build": lambda name: build(job_of(name), OUT / name, progress=show),
         "measure": measure,
+        "streams": streams_and_overhead,
     }
     if words == ["all"]:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        RAW.mkdir(parents=True, exist_ok=True)
-        (RAW / "commit.json").write_bytes(msgspec.json.encode({"commit": commit}) + b"\n")
-        for step in steps.values():
+        for step in ("build", "measure"):
             for name in CELLS:
-                step(name)
+                steps[step](name)
+        steps["streams"]("resnet56")
         return
     if len(words) != 2 or words[0] not in steps or words[1] not in CELLS:
-        raise SystemExit(f"usage: python -m bench.main_job build|measure {'|'.join(CELLS)}, or all")
+        raise SystemExit(f"usage: python -m bench.main_job build|measure|streams {'|'.join(CELLS)}, or all")
     steps[words[0]](words[1])
 
 

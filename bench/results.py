@@ -6,6 +6,7 @@ python -m bench.results      (what `make results` runs)
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -15,13 +16,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from coinfer.lab.record import read_log
-from coinfer.lab.summary import CellRow, Summary, summarise
+from coinfer.lab.record import CellLine, read_log
+from coinfer.lab.summary import CellRow, OverheadRow, Summary, summarise
 from coinfer.plan import Candidate, Kind
-from coinfer.profile import Conditions, Link
+from coinfer.profile import Conditions, Link, Slowdown
 from coinfer.report.plots import Curve, plot_accuracy, plot_latency, plot_regimes
-from coinfer.report.results import Results, Row, read_raw, results_table, write_atomically, write_results
+from coinfer.report.results import Results, Row, read_raw, results_markdown, write_atomically, write_results
 from coinfer.report.table import BenchCell, TextTable, bench_table, markdown, regime_table
+from coinfer.search.estimate import estimate
 from coinfer.search.goal import Goal
 from coinfer.search.menu import RegimeMap, regime_map
 from coinfer.units import format_rate
@@ -132,11 +134,11 @@ def net_rows(net: str, summary: Summary) -> Iterable[Row]:
     for cell in summary.cells:
         yield Row(
             name=f"speedup_best_baseline@{cell_name(net, cell)}",
-            value=min(cell.ratios.values()),
+            value=cell.speedup or math.nan,
             unit="ratio",
             how="measured",
             n=cell.chosen.latency_s.n,
-            against="the best of device-only, upload and plain split",
+            against=f"the best plan of another kind than the chosen one ({cell.chosen.kind})",
             raw=raw,
         )
     regrets = [cell.regret for cell in summary.cells]
@@ -166,19 +168,46 @@ def net_rows(net: str, summary: Summary) -> Iterable[Row]:
 
 
 def device_rows(summary: Summary) -> Iterable[Row]:
-    """What the device process weighs."""
-    ready, raw = summary.header.ready, "resnet56.cells.jsonl.gz"
-    rss = ready.rss_bytes / 1e6
-    yield Row(name="device_rss_MB", value=rss, unit="MB", how="measured", n=1, raw=raw)
-    imported = ready.rss_import_bytes / 1e6
-    yield Row(name="device_rss_import_MB", value=imported, unit="MB", how="measured", n=1, raw=raw)
-    yield Row(name="device_import_s", value=ready.import_s, unit="s", how="measured", n=1, raw=raw)
-    yield Row(name="device_has_torch", value=float(ready.has_torch), unit="yes or no", how="measured", n=1, raw=raw)
+    """What the device process weighs when it is ready, and when it has run one plan for a whole stream."""
+    ready, raw = summary.header.ready, "stream-edge.jsonl.gz"
+    rss = summary.cells[0].device_rss_bytes or ready.rss_bytes
+    for name, value, unit in (
+        ("device_rss_MB", rss / 1e6, "MB"),
+        ("device_rss_import_MB", ready.rss_import_bytes / 1e6, "MB"),
+        ("device_import_s", ready.import_s, "s"),
+        ("device_start_s", summary.header.start_s, "s"),
+        ("device_has_torch", float(ready.has_torch), "yes or no"),
+    ):
+        yield Row(name=name, value=value, unit=unit, how="measured", n=1, raw=raw)
 
 
-def worst(name: str, rows: Sequence[Row], prefix: str, nets: Sequence[str]) -> Row:
-    """The largest of the rows `prefix@NET` over these networks, under a name of its own."""
-    mine = [row for row in rows if row.name in {f"{prefix}@{net}" for net in nets}]
+def bundle_estimate_row(net: str, summary: Summary) -> Row:
+    """How far the estimates from the bundle's own times are off, as `coinfer plan` makes them, chosen plans only."""
+    lines = read_raw(RAW / f"{net}.candidates.jsonl.gz")
+    known = {c.plan.number: c for c in (msgspec.convert(line, Candidate) for line in lines)}
+    exchange_s = overhead().seconds.p50 if exists("overhead.jsonl.gz") else 0.0
+    errors = []
+    for cell in summary.cells:
+        link = Link(rate_bps=cell.rate_bps, delay_s=cell.delay_s)
+        device = Slowdown(fp32=cell.slowdown, int8=cell.slowdown * _int8_ratio(net))
+        conditions = Conditions(link=link, device=device, edge_load=cell.load, exchange_s=exchange_s)
+        expected_s = estimate(known[cell.chosen.plan], conditions).latency_s
+        errors.append(abs(cell.chosen.latency_s.p50 / expected_s - 1))
+    return Row(
+        name=f"estimate_error_max_uncalibrated@{net}",
+        value=max(errors),
+        unit="ratio - 1",
+        how="measured",
+        n=len(errors),
+        against="the estimate from single stages' times, without the calibration over the link",
+        spread=spread(errors),
+        raw=f"{net}.candidates.jsonl.gz",
+    )
+
+
+def worst(name: str, rows: Sequence[Row], names: Sequence[str]) -> Row:
+    """The largest of the rows of these names, under a name of its own."""
+    mine = [row for row in rows if row.name in names]
     largest = max(mine, key=lambda row: row.value)
     return msgspec.structs.replace(largest, name=name, n=sum(row.n for row in mine))
 
@@ -235,16 +264,21 @@ def map_of(net: str, summary: Summary) -> RegimeMap:
     """The regime map of one network from its survivors' evidence."""
     candidates = [msgspec.convert(line, Candidate) for line in read_raw(RAW / f"{net}.candidates.jsonl.gz")]
     plot_accuracy(
-        DOCS / f"rate-accuracy-{net}.png", candidates, title=f"{TITLES[net]}: bytes and accuracy (validation)"
+        DOCS / f"rate-accuracy-{net}.png",
+        candidates,
+        title=f"{TITLES[net]}: bytes and accuracy (images that choices are made on)",
+        is_agreement=net == "mobilenetv2",
     )
     exchange_s = min(row.seconds.p50 for row in summary.overheads)
     base = Conditions(link=Link(rate_bps=1e6, delay_s=0.005), exchange_s=exchange_s)
-    fp32 = next(c for c in candidates if c.plan.kind == "device" and c.plan.precision == "fp32")
-    int8 = [c for c in candidates if c.plan.kind == "device" and c.plan.precision == "int8"]
-    same = [c for c in int8 if c.plan.variant == fp32.plan.variant]
-    ratio = max(1.0, fp32.evidence.head_s / same[0].evidence.head_s / 2) if same else 1.0
     goal = Goal(max_loss_points=summary.header.max_loss_points)
-    return regime_map(candidates, MAP_RATES, MAP_SLOWDOWNS, goal, int8_ratio=ratio, base=base)
+    return regime_map(candidates, MAP_RATES, MAP_SLOWDOWNS, goal, int8_ratio=_int8_ratio(net), base=base)
+
+
+def _int8_ratio(net: str) -> float:
+    """How much more int8 was slowed than fp32 in the measured cells."""
+    lines = [line for line in read_log(RAW / f"{net}.cells.jsonl.gz") if isinstance(line, CellLine)]
+    return lines[0].slowdown.int8 / lines[0].slowdown.fp32
 
 
 def pictures(net: str, summary: Summary, regimes: RegimeMap) -> list[str]:
@@ -262,7 +296,7 @@ def pictures(net: str, summary: Summary, regimes: RegimeMap) -> list[str]:
         note=f"estimated; dots measured; {note}",
         measured=measured,
     )
-    shown = [f"![{title}](regime-map-{net}.png)"]
+    shown = [f"![{title}](regime-map-{net}.png)", f"![bytes and accuracy](rate-accuracy-{net}.png)"]
     for slowdown in sorted({cell.slowdown for cell in summary.cells}):
         cells = sorted((c for c in summary.cells if c.slowdown == slowdown), key=lambda c: c.rate_bps)
         if len(cells) < 3:
@@ -287,8 +321,21 @@ def stream_rows() -> Iterable[Row]:
     """Throughput over the critical resource's rate in three cells, and the worst of them."""
     efficiencies = []
     for bound in ("device", "link", "edge"):
-        row = summarise(read_log(RAW / f"stream-{bound}.jsonl.gz")).streams[0]
+        summary = summarise(read_log(RAW / f"stream-{bound}.jsonl.gz"))
+        row = summary.streams[0]
+        critical = {"device": "device", "link": "uplink", "edge": "edge"}[bound]
+        if row.critical != critical:
+            raise SystemExit(f"stream-{bound}.jsonl.gz is bound by {row.critical}: choose another cell")
         efficiencies.append(row.efficiency)
+        yield Row(
+            name=f"estimate_error_max@{bound}-bound",
+            value=abs(summary.cells[0].chosen.estimate_error),
+            unit="ratio - 1",
+            how="measured",
+            n=summary.cells[0].chosen.latency_s.n,
+            against="the estimate made before measuring",
+            raw=f"stream-{bound}.jsonl.gz",
+        )
         yield Row(
             name=f"pipeline_efficiency@{bound}-bound",
             value=row.efficiency,
@@ -309,9 +356,14 @@ def stream_rows() -> Iterable[Row]:
     )
 
 
+def overhead() -> OverheadRow:
+    """What was measured on plain loopback."""
+    return next(o for o in summarise(read_log(RAW / "overhead.jsonl.gz")).overheads if o.is_direct)
+
+
 def overhead_row() -> Row:
     """Latency beyond the sum of the stages on plain loopback, the worst plan's median."""
-    row = next(o for o in summarise(read_log(RAW / "overhead.jsonl.gz")).overheads if o.is_direct)
+    row = overhead()
     return Row(
         name="overhead_ms",
         value=1e3 * row.worst_plan_p50_s,
@@ -339,38 +391,68 @@ def main() -> None:
         rows += net_rows(net, summary)
         regimes = map_of(net, summary)
         text += [f"## {TITLES[net]}", "", *(line for p in pictures(net, summary, regimes) for line in (p, ""))]
-        text += [markdown(bench_table(bench_cells(net, summary))), ""]
+        text += [markdown(bench_table(bench_cells(net, summary), is_agreement=net == "mobilenetv2")), ""]
         text += [markdown(accuracy_table(net)), "", markdown(regime_table(regimes)), ""]
+        rows.append(bundle_estimate_row(net, summary))
     cifar = [net for net in ("resnet56", "resnet20") if net in summaries]
-    if cifar:
-        rows.append(worst("regret_max", rows, "regret_max", cifar))
-        rows.append(worst("estimate_error_max", rows, "estimate_error_max", cifar))
-    if "resnet56" in summaries:
-        rows += device_rows(summaries["resnet56"])
     if exists("stream-edge.jsonl.gz"):
         rows += stream_rows()
+        rows += device_rows(summarise(read_log(RAW / "stream-edge.jsonl.gz")))
+    if cifar:
+        rows.append(worst("regret_max", rows, [f"regret_max@{net}" for net in cifar]))
+        cells = [*summaries, "device-bound", "link-bound", "edge-bound"]
+        rows.append(worst("estimate_error_max", rows, [f"estimate_error_max@{cell}" for cell in cells]))
     if exists("overhead.jsonl.gz"):
         rows.append(overhead_row())
+    if not summaries:
+        raise SystemExit(f"no cells were measured: there is no log in {RAW}")
     first = next(iter(summaries.values())).header
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     results = Results(
-        commit=_measured_commit(commit),
+        commit=_measured_commit(commit, [*summaries]),
         date=first.date,
         machine=f"{first.machine.processor}, {first.machine.cores} cores, {first.machine.system}",
         command="make bench-main",
-        rows=tuple(row for row in rows),
+        rows=tuple(msgspec.structs.replace(row, raw=f"{RAW.name}/{row.raw}") for row in rows),
     )
     write_results(DOCS / "main-job.json", results)
     head = (Path(__file__).parent / "main-job.head.md").read_text()
-    page = [head, "## Rows", "", markdown(results_table(results.rows)), "", *text]
+    page = [head, "## Rows", "", results_markdown(results), "", *text]
     write_atomically(DOCS / "main-job.md", ("\n".join(page).rstrip() + "\n").encode())
+    into_readme(results, summaries)
     print(f"{len(rows)} rows written to {DOCS / 'main-job.json'}")
 
 
-def _measured_commit(now: str) -> str:
-    """The commit that was measured, as the benchmark noted it; `now` where it did not."""
-    path = RAW / "commit.json"
-    return str(json.loads(path.read_text())["commit"]) if path.is_file() else now
+def into_readme(results: Results, summaries: dict[str, Summary]) -> None:
+    """Put the first network's cells at the middle slowdown, and its regime map, between README's two marks."""
+    net, summary = next(iter(summaries.items()))
+    middle = sorted({cell.slowdown for cell in summary.cells})[1]
+    cells = [cell for cell in bench_cells(net, summary) if cell.slowdown == middle]
+    text = f"""{TITLES[net]}, given weights, at most {summary.header.max_loss_points:g} point of loss. Machine:
+{results.machine}, {results.date[:10]}.
+Device: one core slowed {middle:g}x; edge: the other core; one-way delay 5 ms. Latencies are medians over a shaped link,
+measured side by side; "over": that baseline's latency over the chosen plan's.
+
+{markdown(bench_table(cells))}
+
+![Which kind of plan wins over link rate and device slowdown](docs/results/regime-map-{net}.png)
+
+All cells, the other networks, and what falls short: [docs/results/main-job.md](docs/results/main-job.md).
+"""
+    readme = Path("README.md")
+    begin, end = "<!-- results: written by `make results` from the raw logs -->\n", "<!-- /results -->"
+    before, rest = readme.read_text().split(begin)
+    write_atomically(readme, (before + begin + text + end + rest.split(end)[1]).encode())
+
+
+def _measured_commit(now: str, nets: Sequence[str]) -> str:
+    """The commit that measured, as the benchmark noted it for each network; `now` where it did not."""
+    path = RAW / "commits.json"
+    known = dict(json.loads(path.read_text())) if path.is_file() else {}
+    commits = {net: str(known.get(net, now)) for net in nets}
+    if len(set(commits.values())) == 1:
+        return next(iter(commits.values()))
+    return ", ".join(f"{net} {commit}" for net, commit in commits.items())
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ class Manifest(Value, frozen=True, kw_only=True):
     `input` is the picture or array a request brings (without batch); `outputs` the network's output
     tensors; `preprocess` None means that a request already is the network's input.
     `reference_plan` is the unmodified fp32 network on the device, always on the menu: losses are counted
-    against it.  `is_agreement` says that the pictures have no labels and its own answers stand in.
+    against it.  `is_agreement` says that no labels were used and its own answers stand in; `holdout` where
+    the pictures came from that choices were made on, see `data.hold_out`.
     `weights_sha256` maps each variant's name to its weights' hash.
     """
 
@@ -68,6 +69,7 @@ class Manifest(Value, frozen=True, kw_only=True):
     reference_accuracy: float
     is_agreement: bool
     int8_slowdown_ratio: float
+    holdout: str | None = None
     weights_sha256: dict[str, str]
     menu: tuple[Plan, ...]
     files: dict[str, FileEntry]
@@ -196,6 +198,21 @@ def new_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def with_profile(bundle: Bundle, profile: Profile) -> Bundle:
+    """The bundle with another profile.json, written anew in its place.
+
+    Raises:
+        BundleError: its folder is gone.
+    """
+    with new_folder(bundle.folder) as folder:
+        for name in bundle.manifest.files:
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(bundle.path(name), folder / name)
+        (folder / "profile.json").write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=1))
+        write_manifest(folder, bundle.manifest)
+    return load_bundle(bundle.folder)
 
 
 def _replace(target: Path, fresh: Path) -> None:

@@ -26,12 +26,14 @@ from websockets.sync.client import connect as websocket
 from coinfer.bundle import Bundle
 from coinfer.engine.segments import Segments
 from coinfer.errors import LinkError, ProtocolError, RefusedError, UsageError
+from coinfer.plan import CodecSpec
 from coinfer.protocol import DeviceConnection, Failure, Reply, Terms
 from coinfer.runtime.device import Device
 from coinfer.runtime.edge import listen
 from coinfer.runtime.spawn import EdgeProcess
 from tiny_bundle import (
     DEVICE,
+    MENU,
     SPLIT16,
     SPLIT32,
     SPLIT_TWO,
@@ -84,6 +86,24 @@ def test_lossless_codecs_change_no_bit(tiny_bundle: Bundle, device: Device, plan
     for picture in pictures(5):
         expected = local(tiny_bundle, plan, picture)
         np.testing.assert_array_equal(device.infer(picture, plan=plan).outputs[0], expected, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "codec"),
+    [
+        (UPLOAD, CodecSpec(transform="image", coder="png")),
+        (UPLOAD, CodecSpec(transform="image", coder="webp-lossless")),
+        (SPLIT_TWO, CodecSpec(transform="float32", coder="zstd")),
+    ],
+    ids=lambda value: value.name if isinstance(value, CodecSpec) else "",
+)
+def test_coded_without_loss_no_logit_changes_on_the_wire(tmp_path: Path, number: int, codec: CodecSpec) -> None:
+    menu = tuple(msgspec.structs.replace(p, codec=codec) if p.number == number else p for p in MENU)
+    bundle = make_tiny_bundle(tmp_path / "bundle", menu=menu)
+    with EdgeProcess(bundle.folder) as process, Device(bundle, edge=process.url, timeout_s=PATIENCE_S) as device:
+        for picture in pictures(5):
+            expected = local(bundle, number, picture)
+            np.testing.assert_array_equal(device.infer(picture, plan=number).outputs[0], expected, strict=True)
 
 
 def test_a_lossy_codec_changes_bits_but_little(tiny_bundle: Bundle, device: Device) -> None:

@@ -44,7 +44,7 @@ def demo(
     source, weights = (
         ("resnet20", _cifar_weights(data_dir)) if data == "cifar10" else ("scene-resnet", _scene_weights())
     )
-    if retrain and data != "cifar10":
+    if retrain:
         weights = out.with_name("scene_resnet.safetensors")
         weights.parent.mkdir(parents=True, exist_ok=True)
 

@@ -24,7 +24,7 @@ LOSSLESS_CODERS = ("none", "zstd", "range", "rans", "png", "webp-lossless")
 class Draft:
     """A plan and what has been measured of it: bytes, seconds (unslowed), and which images it got right.
 
-    `is_rival`: kept to the end whatever beats it, so that the best split always stands beside the rest.
+    `is_rival`: kept whatever beats it, unless it is hopeless, so that the best split always stands beside the rest.
     """
 
     plan: Plan
@@ -73,7 +73,7 @@ def all_drafts(workshop: Workshop) -> list[Draft]:
     main = workshop.main
     for precision in (p for p in wanted if p in workshop.networks[main].wholes):
         whole = workshop.whole_name(main, precision)
-        for codec in input_codecs():
+        for codec in input_codecs(workshop.input.shape[-1]):
             add("upload", main, precision, tail=whole, codec=codec, crossing=(workshop.input,))
         for cut in workshop.cuts(main, precision):
             head, tail = workshop.segments(main, precision, cut.name)

@@ -15,7 +15,8 @@
     minimise = "latency"
     max_loss = 1.0
 
-Paths are relative to the job file's folder.  Weights of a smaller network are looked for beside
+Paths (weights, `folder:PATH`) are relative to the job file's folder; the module of a factory is looked for in
+the current folder and the environment.  Weights of a smaller network are looked for beside
 the main network's, in the file of the same name with the network's name exchanged, unless
 `smaller_weights` names them.
 """
@@ -28,7 +29,7 @@ from typing import Literal
 
 import msgspec
 
-from ..errors import JobError
+from ..errors import JobError, PlanError, UsageError
 from ..plan import Value
 from ..profile import Conditions, Link, Slowdown
 from ..units import parse_duration_s, parse_rate_bps
@@ -79,9 +80,12 @@ class LinkJob(Value, frozen=True, kw_only=True):
 
 
 class GoalJob(Value, frozen=True, kw_only=True):
-    """What to minimise, and the top-1 points that may be lost."""
+    """What to minimise, and the top-1 points that may be lost.
 
-    minimise: Literal["latency", "throughput", "bytes", "energy"] = "latency"
+    Energy is a goal of `coinfer plan`, which is told the powers.
+    """
+
+    minimise: Literal["latency", "throughput", "bytes"] = "latency"
     max_loss: float = 1.0
 
 
@@ -123,6 +127,10 @@ class Job(Value, frozen=True, kw_only=True):
             raise JobError("[model] mean and std must be given together")
         if self.model.top is not None and self.model.top < 1:
             raise JobError(f"[model] top must be at least 1, got {self.model.top}")
+        try:
+            conditions_of(self, int8_ratio=1.0)
+        except (UsageError, PlanError) as error:
+            raise JobError(f"[link] {error}") from error
 
 
 def load_job(path: Path) -> Job:
@@ -147,7 +155,11 @@ def load_job(path: Path) -> Job:
         weights=None if job.model.weights is None else str(folder / job.model.weights),
         smaller_weights={name: str(folder / file) for name, file in job.model.smaller_weights.items()},
     )
-    return msgspec.structs.replace(job, model=model)
+    data = job.data
+    if data.source.startswith("folder:"):
+        place = folder / Path(data.source.removeprefix("folder:")).expanduser()
+        data = msgspec.structs.replace(data, source=f"folder:{place}")
+    return msgspec.structs.replace(job, model=model, data=data)
 
 
 def weights_of_smaller(job: Job, name: str) -> Path | None:

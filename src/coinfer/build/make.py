@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from .. import __version__
 from ..bundle import FORMAT, Bundle, Manifest, load_bundle, new_folder, write_manifest
 from ..data import Images
-from ..engine.measure import pin
+from ..engine.measure import allowed_cores, pinned
 from ..engine.plans import time_plans
 from ..errors import BundleError, PlanError
 from ..plan import Candidate, Evidence, Plan, TensorSpec
@@ -53,9 +53,8 @@ def build(
     work = work or out.with_name(out.name + ".work")
     workshop = prepare(job, work, progress=progress, data_dir=data_dir)
     drafts = all_drafts(workshop)
-    pin(0)
-    time_segments(workshop, drafts, repeats=7, progress=progress)
-    pin(None)
+    with pinned(next(iter(allowed_cores()), None)):
+        time_segments(workshop, drafts, repeats=7, progress=progress)
     tables = calibrate_and_weigh(workshop, drafts, progress=progress)
     int8_ratio = int8_ratio_of(workshop, drafts)
     keep_rivals(drafts, int8_ratio)
@@ -63,6 +62,8 @@ def build(
     reference = _rounds(workshop, drafts, tables, int8_ratio, log, progress)
     for draft in (d for d in drafts if d.dropped is None):
         store_tables(workshop, draft, tables)
+    alive = [draft.plan for draft in drafts if draft.dropped is None]
+    workshop.keep_segments({name for plan in alive for name in (plan.head, plan.tail) if name is not None})
     candidates = [_candidate(workshop, draft, reference) for draft in drafts]
     samples = np.ascontiguousarray(workshop.validation.pixels[:4])
     candidates, profile = timed(work, candidates, samples, workshop.outputs, progress=progress)
@@ -91,7 +92,9 @@ def _rounds(
 ) -> NDArray[np.bool_]:
     images, limit = workshop.validation, workshop.job.goal.max_loss
     answers = classify_wholes(workshop, drafts, tables, images, progress=progress)
-    log.append(f"{len(images)} images: {drop_outdone(drafts, answers, limit, int8_ratio)} splits outdone by uploads")
+    if workshop.job.goal.minimise == "latency":
+        outdone = drop_outdone(drafts, answers, limit, int8_ratio)
+        log.append(f"{len(images)} images: {outdone} splits outdone by device and upload")
     for count in sorted({min(n, len(images)) for n in workshop.job.build.rounds}):
         classify_splits(workshop, drafts, tables, images.pick(slice(count)), answers, progress=progress)
         hopeless = drop_hopeless(drafts, answers.is_right[:count], limit)
@@ -132,7 +135,7 @@ def timed(
         alive,
         pictures,
         outputs,
-        core=0,
+        core=next(iter(allowed_cores()), None),
         progress=lambda done, total, label: progress("timing", done, total, label),
     )
     return with_profiles(candidates, device=profile, edge=profile), profile
@@ -178,6 +181,7 @@ def _manifest(workshop: Workshop, candidates: list[Candidate], main: Candidate, 
         reference_accuracy=main.evidence.accuracy or 0.0,
         is_agreement=workshop.validation.labels is None,
         int8_slowdown_ratio=int8_ratio,
+        holdout=job.data.holdout,
         weights_sha256={network.name: network.weights_sha256 for network in workshop.networks.values()},
         menu=tuple(c.plan for c in candidates if c.dropped is None),
         files={},

@@ -19,7 +19,7 @@ from ..model.export import DeployedCut
 from ..plan import CodecSpec, Plan, TensorSpec
 from ..profile import Timing
 from .drafts import Draft
-from .workshop import Progress, Workshop, safe_name
+from .workshop import Progress, Workshop, cut_file_name
 
 Tables = dict[int, CodecTables]
 BYTES_PICTURES = 32
@@ -182,7 +182,7 @@ def store_tables(workshop: Workshop, draft: Draft, tables: Tables) -> None:
     if made is None or not made.tensors or draft.plan.codec is None:
         return
     plan = draft.plan
-    name = f"tables/{plan.variant}.{plan.precision}.{safe_name(str(plan.cut))}.{draft.plan.codec.name}.safetensors"
+    name = f"tables/{plan.variant}.{plan.precision}.{cut_file_name(str(plan.cut))}.{draft.plan.codec.name}.safetensors"
     (workshop.folder / "tables").mkdir(exist_ok=True)
     save_tables(made, workshop.folder / name)
     draft.plan = msgspec.structs.replace(plan, tables=name)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import combinations_with_replacement, product
 from typing import NamedTuple
 
 import numpy as np
@@ -87,24 +87,23 @@ def drop_dominated(drafts: list[Draft], images: int, int8_ratio: float) -> int:
 
 
 def keep_rivals(drafts: list[Draft], int8_ratio: float) -> None:
-    """Mark, for a few conditions, the fastest split that loses little: the plain split that every table shows."""
-    splits = [d for d in drafts if d.dropped is None and d.plan.kind == "split" and _is_fine(d)]
-    if not splits:
-        return
-    columns = np.array([(d.head_s, d.encode_s, d.decode_s, d.tail_s, d.payload_bytes) for d in splits]).T
-    head_s, encode_s, decode_s, tail_s, payload_bytes = columns
-    is_int8 = np.array([d.plan.precision == "int8" for d in splits])
-    work = Work(head_s, encode_s, decode_s, tail_s, payload_bytes, 0.0, is_int8, np.ones(len(splits), dtype=bool))
-    for rate_bps, slowdown in product(RIVAL_RATES_BPS, RIVAL_SLOWDOWNS):
-        conditions = at(BASE, rate_bps, slowdown, 1.0, int8_ratio=int8_ratio)
-        splits[int(np.argmin(price(work, conditions).latency_s))].is_rival = True
+    """Mark, for a few conditions, the fastest split of each loss: at so many bits, at such a quality.
 
-
-def _is_fine(draft: Draft) -> bool:
-    codec = draft.plan.codec
-    return codec is not None and (
-        codec.transform in ("float32", "float16") or codec.bits >= 4 and codec.quality is None
-    )
+    Whatever wins, the best split is then still there to stand beside it.
+    """
+    levels: dict[tuple[str, int, int | None], list[Draft]] = defaultdict(list)
+    for draft in (d for d in drafts if d.dropped is None and d.plan.kind == "split"):
+        assert draft.plan.codec is not None
+        codec = draft.plan.codec
+        levels[codec.transform, codec.bits, codec.quality].append(draft)
+    for splits in levels.values():
+        columns = np.array([(d.head_s, d.encode_s, d.decode_s, d.tail_s, d.payload_bytes) for d in splits]).T
+        head_s, encode_s, decode_s, tail_s, payload_bytes = columns
+        is_int8 = np.array([d.plan.precision == "int8" for d in splits])
+        work = Work(head_s, encode_s, decode_s, tail_s, payload_bytes, 0.0, is_int8, np.ones(len(splits), dtype=bool))
+        for rate_bps, slowdown in product(RIVAL_RATES_BPS, RIVAL_SLOWDOWNS):
+            conditions = at(BASE, rate_bps, slowdown, 1.0, int8_ratio=int8_ratio)
+            splits[int(np.argmin(price(work, conditions).latency_s))].is_rival = True
 
 
 def _is_exact(draft: Draft) -> bool:
@@ -115,7 +114,7 @@ def _is_exact(draft: Draft) -> bool:
 def drop_hopeless(drafts: list[Draft], reference: NDArray[np.bool_], max_loss_points: float) -> int:
     """Mark drafts whose loss is beyond any use even at the confidence bound.  How many."""
     limit, count = max(HOPELESS_POINTS, 3 * max_loss_points), 0
-    for draft in (d for d in drafts if d.dropped is None and d.plan.kind != "device" and not d.is_rival):
+    for draft in (d for d in drafts if d.dropped is None and d.plan.kind != "device"):
         difference = reference.astype(np.float64) - draft.correct[: len(reference)]
         lost = 100 * (difference.mean() - 2 * difference.std() / np.sqrt(len(difference)))
         if lost > limit:
@@ -159,30 +158,48 @@ def classify_wholes(
 
 
 def drop_outdone(drafts: list[Draft], answers: Answers, max_loss_points: float, int8_ratio: float) -> int:
-    """Mark splits that could win nowhere even if they lost nothing.  How many.
+    """Mark splits that could have the least latency nowhere even if they lost nothing.  How many.
 
-    That is where an upload sends no more, takes no longer, and keeps the loss limit at one standard error.
+    A split is outdone where some mixture of two keepers is no worse in bytes, device time and total time: whatever
+    the rate and the slowdown, one of the two is then no slower than the mixture, and so no slower than the
+    split.  Keepers are device and upload drafts that keep the loss limit at one standard error.
+
+        bytes
+          | upload
+          |   .  x   x: outdone, though neither keeper alone is better in both
+          |      .
+          +-----------device-- device time
     """
     keepers = []
-    for draft in (d for d in drafts if d.dropped is None and d.plan.kind == "upload"):
+    for draft in (d for d in drafts if d.dropped is None and d.plan.kind != "split"):
         lost = answers.is_right.astype(np.float64) - draft.correct
         if 100 * (lost.mean() + lost.std() / np.sqrt(len(lost))) <= max_loss_points:
             keepers.append(draft)
+    splits = [d for d in drafts if d.dropped is None and d.plan.kind == "split" and not d.is_rival]
+    costs, limits = _costs(keepers, int8_ratio), _costs(splits, int8_ratio)
+    limits[:, 2] *= TIME_SLACK
     count = 0
-    for draft in (d for d in drafts if d.dropped is None and d.plan.kind == "split" and not d.is_rival):
-        own_s = device_s(draft, int8_ratio)
-        total_s = own_s + draft.decode_s + draft.tail_s
-        for keeper in keepers:
-            keeper_s = device_s(keeper, int8_ratio)
-            if (
-                keeper.payload_bytes <= draft.payload_bytes
-                and keeper_s <= own_s
-                and keeper_s + keeper.decode_s + keeper.tail_s <= total_s * TIME_SLACK
-            ):
+    for first, second in combinations_with_replacement(range(len(keepers)), 2):
+        # Shares of `first` in the mixture that keep each limit: an interval for each split and cost.
+        base, slope = costs[second], costs[first] - costs[second]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            border = (limits - base) / slope
+        low = np.where(slope < 0, border, 0.0).max(axis=1)
+        high = np.where(slope > 0, border, 1.0).min(axis=1)
+        fits = ((slope != 0) | (limits >= base)).all(axis=1)
+        for index in np.flatnonzero(fits & (np.maximum(low, 0.0) <= np.minimum(high, 1.0))):
+            if splits[index].dropped is None:
+                names = " or ".join(dict.fromkeys(keepers[k].plan.label for k in (first, second)))
+                splits[index].dropped = f"before any image: {names} sends less or takes less time everywhere"
                 count += 1
-                draft.dropped = f"before any image: {keeper.plan.label} sends less in less time and keeps the limit"
-                break
     return count
+
+
+def _costs(drafts: list[Draft], int8_ratio: float) -> NDArray[np.float64]:
+    """(N, 3) bytes, device seconds, seconds on both machines."""
+    own_s = [device_s(d, int8_ratio) for d in drafts]
+    rows = [(d.payload_bytes, s, s + d.decode_s + d.tail_s) for d, s in zip(drafts, own_s, strict=True)]
+    return np.array(rows, dtype=np.float64).reshape(-1, 3)
 
 
 def classify_splits(

@@ -13,18 +13,21 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .. import __version__
+from ..compress.batches import as_inputs
 from ..compress.int8 import quantize_onnx
 from ..data import Images, Source, load_source
 from ..engine.onnx import Session
 from ..errors import DataError, JobError
 from ..model.export import DeployedCut, Whole, cut_onnx, export_onnx, load_whole
-from ..model.graph import capture
+from ..model.graph import TOLERANCE, capture, tensors_in
 from ..model.tap import tap_onnx
 from ..model.zoo import build_model
 from ..plan import Preprocess, TensorSpec
@@ -85,9 +88,9 @@ class Workshop:
 
     def segments(self, network: str, precision: str, cut: str) -> tuple[str, str]:
         """File names of a cut's head and tail below the folder; cut on first use."""
-        stem = f"segments/{network}.{precision}.{safe_name(cut)}"
+        stem = f"segments/{network}.{precision}.{cut_file_name(cut)}"
         head, tail = f"{stem}.head.onnx", f"{stem}.tail.onnx"
-        if not (self.folder / tail).is_file():
+        if not ((self.folder / head).is_file() and (self.folder / tail).is_file()):
             (self.folder / "segments").mkdir(exist_ok=True)
             whole = self.whole(network, precision)
             cut_onnx(whole, cut, head=self.folder / head, tail=self.folder / tail)
@@ -96,6 +99,13 @@ class Workshop:
     def whole_name(self, network: str, precision: str) -> str:
         """File name of a whole network below the folder."""
         return f"segments/{network}.{precision}.onnx"
+
+    def keep_segments(self, names: set[str]) -> None:
+        """Remove the heads and tails that are none of these; they are cut again where they are asked for."""
+        for pattern in ("*.head.onnx", "*.tail.onnx"):
+            for path in (self.folder / "segments").glob(pattern):
+                if f"segments/{path.name}" not in names:
+                    path.unlink()
 
     def features(
         self, network: str, precision: str, cuts: list[DeployedCut], pixels: NDArray[np.uint8]
@@ -130,9 +140,15 @@ class Workshop:
             tapped.unlink()
 
 
-def safe_name(cut: str) -> str:
-    """A cut's name as part of a file name."""
-    return re.sub(r"[^A-Za-z0-9.]+", "_", cut).strip("_")
+def cut_file_name(cut: str) -> str:
+    """A cut's name as part of a file name; cuts that differ only in other signs differ in their digest."""
+    is_plain = re.fullmatch(r"[A-Za-z0-9.]+(#\d+)?", cut) is not None
+    return safe_name(cut) if is_plain else f"{safe_name(cut)}.{hashlib.sha256(cut.encode()).hexdigest()[:6]}"
+
+
+def safe_name(name: str) -> str:
+    """A network's name as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "_", name).strip("_")
 
 
 def prepare(job: Job, folder: Path, *, progress: Progress = quiet, data_dir: Path | None = None) -> Workshop:
@@ -152,10 +168,13 @@ def prepare(job: Job, folder: Path, *, progress: Progress = quiet, data_dir: Pat
     main = loaded[job.model.source]
     size = job.data.size or (None if main.input_shape is None else main.input_shape[1:])
     data = job.data
-    source = load_source(data.source, data_dir=data_dir, size=size, holdout=data.holdout, labels=data.labels)
     preprocess = main.preprocess or IMAGENET
     if job.model.mean is not None and job.model.std is not None:
         preprocess = Preprocess(mean=job.model.mean, std=job.model.std)
+    channels = len(preprocess.mean)
+    source = load_source(
+        data.source, data_dir=data_dir, size=size, channels=channels, holdout=data.holdout, labels=data.labels
+    )
     _check_channels(job, source, preprocess)
     calibration = drawn(source.images("train"), job.build.calibration_images).pixels
     networks = {}
@@ -211,12 +230,15 @@ def _export(
         digest.update(key.encode())
         digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
     weights_sha256 = digest.hexdigest()
-    recipe = f"{weights_sha256} {source.name} {source.shape} {preprocess} {len(calibration)} {type(module)}"
+    pictures = hashlib.sha256(np.ascontiguousarray(calibration).tobytes()).hexdigest()
+    versions = [__version__, *(f"{name} {metadata.version(name)}" for name in ("torch", "onnx", "onnxruntime"))]
+    recipe = f"{weights_sha256} {source.name} {source.shape} {preprocess} {pictures} {type(module)} {versions}"
     key = hashlib.sha256(recipe.encode()).hexdigest()
     wholes: dict[str, Whole] = {}
     key_file = folder / f"{name}.key"
     fp32, int8 = folder / f"segments/{name}.fp32.onnx", folder / f"segments/{name}.int8.onnx"
-    if key_file.is_file() and key_file.read_text() == key and fp32.is_file():
+    is_known = key_file.is_file() and key_file.read_text() == key and fp32.is_file()
+    if is_known and _is_same(module, fp32, preprocess, calibration):
         wholes["fp32"] = load_whole(fp32)
         if "int8" in job.build.precisions and int8.is_file():
             wholes["int8"] = load_whole(int8)
@@ -230,3 +252,12 @@ def _export(
         wholes["int8"] = quantize_onnx(wholes["fp32"], calibration[:INT8_PICTURES], int8)
     key_file.write_text(key)
     return Network(name, wholes, weights_sha256)
+
+
+def _is_same(module: torch.nn.Module, exported: Path, preprocess: Preprocess, pictures: NDArray[np.uint8]) -> bool:
+    """Whether the exported network still answers as the module does: its code may have changed, not its weights."""
+    with torch.no_grad():
+        given = module(as_inputs(pictures[:1], preprocess))
+    wanted = next(tensors_in(given)).numpy()
+    got = Session(exported).run([pictures[:1]])[0]
+    return wanted.shape == got.shape and bool(np.abs(wanted - got).max() <= TOLERANCE * np.abs(wanted).max())

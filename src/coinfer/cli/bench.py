@@ -38,6 +38,15 @@ def bench(
     rates: Annotated[
         str, typer.Option("--rates", help="Rates of the uplink, joined by commas.")
     ] = "100kbit/s,1Mbit/s,10Mbit/s",
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace",
+            metavar="FILE",
+            help="A recorded bandwidth in place of the rates (sabre, mahimahi, G-NetTrack or seconds,bit/s).",
+            show_default=False,
+        ),
+    ] = None,
     rtt: RoundTrip = "10ms",
     slowdown: Slowdown = None,
     int8_slowdown: Int8Slowdown = None,
@@ -74,6 +83,7 @@ def bench(
 
     from ..lab.bench import run_cells
     from ..lab.cell import Cell, Effort
+    from ..lab.trace import load_trace, mean_rate_bps
     from .pictures import test_images
     from .plan import goal_of
 
@@ -82,10 +92,12 @@ def bench(
         raise UsageError(f"--edge-load must be at least 1 where it is emulated, got {edge_load:g}")
     factors = slowdown_of(loaded, slowdown, int8_slowdown) or Factors()
     delay_s = parse_duration_s(rtt) / 2
-    cells = [
-        Cell(link=Link(rate_bps=parse_rate_bps(rate), delay_s=delay_s), slowdown=factors, load=edge_load)
-        for rate in rates.split(",")
-    ]
+    if trace is None:
+        links = [Link(rate_bps=parse_rate_bps(rate), delay_s=delay_s) for rate in rates.split(",")]
+    else:
+        recorded = load_trace(trace)
+        links = [Link(rate_bps=mean_rate_bps(recorded), delay_s=delay_s, trace=recorded)]
+    cells = [Cell(link=link, slowdown=factors, load=edge_load) for link in links]
     wanted = goal_of(loaded, goal, max_loss)
     images = test_images(data or loaded.manifest.data, loaded, limit=2000, data_dir=data_dir)
     effort = Effort(requests=number, slow_requests=max(1, number // 3), stream=stream)
@@ -100,10 +112,10 @@ def bench(
     if json:
         print_json({"header": summary.header, "cells": summary.cells, "plans": summary.plans})
     else:
-        print_table(table_of(summary))
+        print_table(table_of(summary, is_agreement=images.labels is None))
 
 
-def table_of(summary: Summary) -> TextTable:
+def table_of(summary: Summary, *, is_agreement: bool = False) -> TextTable:
     """A row for each cell: the chosen plan, measured, and the baselines' latency over its own."""
     from ..report.table import BenchCell, bench_table
 
@@ -128,6 +140,7 @@ def table_of(summary: Summary) -> TextTable:
     header = summary.header
     return bench_table(
         cells,
+        is_agreement=is_agreement,
         title=f"{header.model} on {header.data}, {summary.cells[0].device}",
         note=f"{header.machine.processor}, {header.date}. Columns 'over': that baseline's median over the chosen "
         "plan's, measured side by side. Emulated link and device.",

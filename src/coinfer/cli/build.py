@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
-from ..bundle import check_target
+from ..bundle import check_target, with_profile
 from .options import DataFolder, Json
 from .output import note, print_json, progress_on_stderr
 
@@ -39,11 +40,16 @@ def build(
     """
     from ..build.job import load_job
     from ..build.make import build as build_bundle
+    from ..runtime.exchange import measure_exchange
 
     # Said before the measuring, not after it; writing the bundle looks again.
     check_target(out)
     with progress_on_stderr() as progress:
         bundle = build_bundle(load_job(job), out, work=work, progress=progress, data_dir=data_dir)
+        progress("exchange", 0, 1, "loopback")
+        exchange_s = measure_exchange(bundle)
+        bundle = with_profile(bundle, msgspec.structs.replace(bundle.profile(), exchange_s=exchange_s))
+        progress("exchange", 1, 1, "")
     candidates = bundle.candidates()
     dropped = sum(candidate.dropped is not None for candidate in candidates)
     if json:

@@ -45,6 +45,8 @@ def demo(
     """
     if data not in SOURCES:
         raise UsageError(f'--data must be {" or ".join(SOURCES)}, got "{data}"')
+    if retrain and data != "scene-digits":
+        raise UsageError(f"--retrain is for scene-digits; the weights for {data} are given")
     from ..build.demo import demo as build_demo
 
     with progress_on_stderr() as progress:

@@ -42,7 +42,8 @@ def evaluate(
         print_json({"plan": plan, "label": chosen.label, "data": data, "evidence": evidence})
         return
     print(f"plan {plan} ({chosen.label}) on {evidence.num_images} pictures of {data}")
-    print(f"  accuracy   {_points(evidence.accuracy, evidence.accuracy_ci)} %")
+    word = "agreement" if pictures.labels is None else "accuracy "
+    print(f"  {word}  {_points(evidence.accuracy, evidence.accuracy_ci)} %")
     print(f"  loss       {_points(evidence.loss_points, evidence.loss_ci_points)} points")
     print(
         f"  payload    {format_bytes(evidence.payload_bytes)} mean, {format_bytes(evidence.payload_bytes_p95)} p95"

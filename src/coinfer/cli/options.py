@@ -49,6 +49,16 @@ GoalName = Annotated[
         "--goal", help="latency, throughput, bytes or energy; the bundle's own by default.", show_default=False
     ),
 ]
+MaxLatency = Annotated[
+    str | None, typer.Option("--max-latency", help="The longest latency allowed, such as 50ms.", show_default=False)
+]
+MinRate = Annotated[
+    float | None,
+    typer.Option("--min-rate", help="Requests a second that a stream must sustain.", show_default=False),
+]
+MaxBytes = Annotated[
+    float | None, typer.Option("--max-bytes", help="Bytes on the wire of one request, at most.", show_default=False)
+]
 MaxLoss = Annotated[
     float | None,
     typer.Option(

@@ -34,23 +34,42 @@ class Request(NamedTuple):
 
 
 def test_images(source: str, bundle: Bundle, *, limit: int | None, data_dir: Path | None) -> Images:
-    """The first `limit` pictures of the source's test part.
+    """The first `limit` pictures of the source's test part, their labels by the bundle's classes.
+
+    The bundle's own source has the parts that it was built with.
 
     Raises:
-        DataError: there is no such source, or its pictures do not have the shape that the bundle takes.
+        DataError: there is no such source, its pictures do not have the shape that the bundle takes, or it has
+            classes that the bundle does not know.
     """
     from ..data import Images, load_source
 
-    wanted = bundle.manifest.input
+    manifest = bundle.manifest
+    wanted = manifest.input
     if source.endswith(".npy"):
         return Images(_load_array(Path(source), wanted)[:limit], None)
     if wanted.dtype != "uint8" or len(wanted.shape) != 3:
         raise DataError(
             f'this bundle takes {wanted.dtype} {_text(wanted.shape)}, not pictures: give a .npy file, got "{source}"'
         )
-    height, width, _ = wanted.shape
-    images = load_source(source, data_dir=data_dir, size=(height, width)).images("test")
-    return images.pick(slice(limit))
+    height, width, channels = wanted.shape
+    is_own = source == manifest.data
+    found = load_source(
+        source,
+        data_dir=data_dir,
+        size=(height, width),
+        channels=channels,
+        holdout=manifest.holdout if is_own else None,
+        labels=not (is_own and manifest.is_agreement),
+    )
+    images = found.images("test").pick(slice(limit))
+    if images.labels is None or found.classes == manifest.classes:
+        return images
+    unknown = [name for name in found.classes if name not in manifest.classes]
+    if unknown:
+        raise DataError(f'classes {", ".join(unknown[:5])} of data "{source}" are none of the bundle\'s')
+    places = np.array([manifest.classes.index(name) for name in found.classes], dtype=np.int64)
+    return Images(images.pixels, places[images.labels])
 
 
 def requests(source: str, bundle: Bundle, *, limit: int | None, data_dir: Path | None) -> Iterator[Request]:
@@ -79,10 +98,12 @@ def _folder(path: Path, bundle: Bundle) -> Iterator[Request]:
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise DataError(f"no pictures in folder {path}" if path.is_dir() else f"there is no folder {path}")
-    height, width, _ = wanted.shape
+    height, width, channels = wanted.shape
+    if channels not in (1, 3):
+        raise DataError(f"this bundle takes {channels} channels, a picture has 1 or 3: give a .npy file")
     return (
         Request(
-            read_picture(file, size=(height, width)),
+            read_picture(file, size=(height, width), channels=channels),
             str(file),
             classes.index(file.parent.name) if file.parent.name in classes else None,
         )

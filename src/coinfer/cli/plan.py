@@ -6,14 +6,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from ..bundle import Bundle, load_bundle
 from ..errors import UsageError
 from ..plan import Candidate
-from ..units import format_bytes, format_duration
+from ..units import format_bytes, format_duration, parse_duration_s
 from .conditions import RADIOS, Options, conditions_of, load_profile
-from .options import BundleFolder, EdgeLoad, GoalName, Int8Slowdown, Json, MaxLoss, Rate, RoundTrip, Slowdown
+from .options import (
+    BundleFolder,
+    EdgeLoad,
+    GoalName,
+    Int8Slowdown,
+    Json,
+    MaxBytes,
+    MaxLatency,
+    MaxLoss,
+    MinRate,
+    Rate,
+    RoundTrip,
+    Slowdown,
+)
 from .output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -28,6 +42,9 @@ def plan(
     rtt: RoundTrip = "10ms",
     goal: GoalName = None,
     max_loss: MaxLoss = None,
+    max_latency: MaxLatency = None,
+    min_rate: MinRate = None,
+    max_bytes: MaxBytes = None,
     slowdown: Slowdown = None,
     int8_slowdown: Int8Slowdown = None,
     edge_load: EdgeLoad = 1.0,
@@ -74,7 +91,13 @@ def plan(
         device=None if device_profile is None else load_profile(device_profile),
         edge=None if edge_profile is None else load_profile(edge_profile),
     )
-    ranking = search(candidates, conditions, goal_of(loaded, goal, max_loss))
+    wanted = msgspec.structs.replace(
+        goal_of(loaded, goal, max_loss),
+        max_latency_s=None if max_latency is None else parse_duration_s(max_latency),
+        min_throughput_hz=min_rate,
+        max_bytes=max_bytes,
+    )
+    ranking = search(candidates, conditions, wanted)
     on_menu = {entry.number for entry in loaded.manifest.menu}
     if json:
         print_json(_as_json(ranking, candidates, on_menu))

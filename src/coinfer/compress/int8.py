@@ -27,10 +27,12 @@ from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
+from ..engine.onnx import ORT_ERRORS
 from ..errors import DataError, EngineError
 from ..model.export import DeployedCut, Whole, save_record
-from ..model.onnx_graph import Producers, load, save_atomically
+from ..model.onnx_graph import Producers, fixed_batch, load, save_atomically
 from ..model.onnx_shapes import remove_unused
+from ..model.trace import first_line
 from ..plan import TensorSpec
 
 # What is cheap or exact in 8 bits.  Softmax, layer normalisation and gelu stay as they are: their ranges
@@ -64,9 +66,9 @@ _BATCH_ELEMENTS = 600_000
 class _Pictures(CalibrationDataReader):  # type: ignore[misc]
     """Feeds pictures to ONNX Runtime's calibration, a small batch at a time."""
 
-    def __init__(self, name: str, images: NDArray[np.uint8]) -> None:
+    def __init__(self, name: str, images: NDArray[np.uint8], batch: int | None) -> None:
         # All activations of a batch are in memory at once: four pictures of 224 x 224.
-        size = max(1, min(_LARGEST_BATCH, _BATCH_ELEMENTS // images[0].size))
+        size = batch or max(1, min(_LARGEST_BATCH, _BATCH_ELEMENTS // images[0].size))
         self._batches: Iterator[NDArray[np.uint8]] = (images[k : k + size] for k in range(0, len(images), size))
         self._name = name
 
@@ -86,7 +88,7 @@ def quantize_onnx(whole: Whole, images: NDArray[np.uint8], path: Path) -> Whole:
 
     Raises:
         DataError: no images, or images of another shape than the network's input.
-        EngineError: `whole` is not fp32, has several inputs, or cannot be read.
+        EngineError: `whole` is not fp32, has several inputs, cannot be read, or cannot be quantised.
     """
     if whole.precision != "fp32" or whole.more_inputs:
         raise EngineError(
@@ -107,7 +109,7 @@ def quantize_onnx(whole: Whole, images: NDArray[np.uint8], path: Path) -> Whole:
         quantize_static(
             model,
             temporary,
-            _Pictures(whole.input.name, images),
+            _Pictures(whole.input.name, images, fixed_batch(model)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(QUANTISED),
             per_channel=True,
@@ -119,6 +121,8 @@ def quantize_onnx(whole: Whole, images: NDArray[np.uint8], path: Path) -> Whole:
             extra_options={"CalibMovingAverage": True, "TensorQuantOverrides": _full_width(model)},
         )
         quantised = load(temporary)
+    except ORT_ERRORS as error:
+        raise EngineError(f"this network cannot be quantised: {first_line(error)} ({whole.path.name})") from error
     finally:
         temporary.unlink(missing_ok=True)
     _free_outputs(quantised)

@@ -22,27 +22,30 @@ from ..errors import DataError
 from .images import Images, Part, Source, hold_out
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
+_MODES = {1: "L", 3: "RGB"}
 _PART_FOLDERS: dict[str, Part] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 
-def read_picture(file: Path, *, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """One picture as RGB (H, W, 3); with `size` (height, width) scaled to cover it, then cropped around the centre.
+def read_picture(file: Path, *, size: tuple[int, int] | None = None, channels: int = 3) -> NDArray[np.uint8]:
+    """One picture as RGB (H, W, 3) or with one channel as grey (H, W, 1).
+
+    With `size` (height, width) it is scaled to cover it, then cropped around the centre.
 
     Raises:
         DataError: the file is missing or is not a picture that Pillow can read.
     """
     try:
         with Image.open(file) as image:
-            return fit_picture(image, size=size)
+            return fit_picture(image, size=size, channels=channels)
     except UnidentifiedImageError as error:
         raise DataError(f"{file} is not a picture of a known format") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{file} cannot be read as a picture: {error}") from error
 
 
-def fit_picture(image: Image.Image, *, size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    """The picture as RGB; scaled (bilinear) so that it just covers `size`, then the middle of it."""
-    picture = image.convert("RGB")
+def fit_picture(image: Image.Image, *, size: tuple[int, int] | None, channels: int = 3) -> NDArray[np.uint8]:
+    """The picture as RGB or grey; scaled (bilinear) so that it just covers `size`, then the middle of it."""
+    picture = image.convert(_MODES[channels])
     if size is not None and (picture.height, picture.width) != size:
         height, width = size
         scale = max(height / picture.height, width / picture.width)
@@ -50,7 +53,7 @@ def fit_picture(image: Image.Image, *, size: tuple[int, int] | None) -> NDArray[
         picture = picture.resize(scaled, Image.Resampling.BILINEAR)
         left, top = (picture.width - width) // 2, (picture.height - height) // 2
         picture = picture.crop((left, top, left + width, top + height))
-    return np.asarray(picture)
+    return np.asarray(picture).reshape(picture.height, picture.width, channels)
 
 
 def part_of(name: str) -> Part:
@@ -63,12 +66,12 @@ def part_of(name: str) -> Part:
     return "train" if share < 60 else "validation" if share < 80 else "test"
 
 
-def folder(path: Path, *, size: tuple[int, int] | None = None) -> Source:
-    """The pictures below `path`, scaled and cropped to `size` (height, width) where given.
+def folder(path: Path, *, size: tuple[int, int] | None = None, channels: int = 3) -> Source:
+    """The pictures below `path`, RGB or grey (1 channel), scaled and cropped to `size` (height, width) where given.
 
     Raises:
-        DataError: no such folder, no pictures, or (without `size`) a first picture that cannot be read;
-            when a part is read: an empty part, a file that is not a picture, or one of another size.
+        DataError: another number of channels, no such folder, no pictures, or (without `size`) a first picture that
+            cannot be read; when a part is read: an empty part, a file that is not a picture, or one of another size.
     """
     if not path.is_dir():
         raise DataError(f'no folder {path} (data "folder:{path}")')
@@ -81,7 +84,9 @@ def folder(path: Path, *, size: tuple[int, int] | None = None) -> Source:
     if not any(listed.values()):
         raise DataError(f'no pictures in {path} (data "folder:{path}")')
     first = next(file for files in listed.values() for file in files)
-    shape = (*size, 3) if size is not None else read_picture(first).shape
+    if channels not in _MODES:
+        raise DataError(f'pictures of a folder have 1 or 3 channels, not {channels} (data "folder:{path}")')
+    shape = (*size, channels) if size is not None else read_picture(first, channels=channels).shape
 
     def read(part: Part) -> Images:
         if parts:
@@ -95,7 +100,7 @@ def folder(path: Path, *, size: tuple[int, int] | None = None) -> Source:
             return Images(pixels, None)
         return Images(pixels, np.array([classes.index(file.parent.name) for file in files], dtype=np.int64))
 
-    source = Source(f"folder:{path}", tuple(classes), (shape[0], shape[1], 3), read)
+    source = Source(f"folder:{path}", tuple(classes), (shape[0], shape[1], channels), read)
     if parts and "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
     return hold_out(source, "test-fifth") if parts and "validation" not in parts else source
@@ -117,7 +122,7 @@ def _files(root: Path, classes: list[str]) -> list[Path]:
 
 
 def _of_shape(file: Path, size: tuple[int, int] | None, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    picture = read_picture(file, size=size)
+    picture = read_picture(file, size=size, channels=shape[2])
     if picture.shape != shape:
         got, allowed = (f"{height}x{width}" for height, width in (picture.shape[:2], shape[:2]))
         raise DataError(f"{file} is {got}, the others are {allowed}: give a size to scale and crop all of them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from ..errors import DataError
@@ -17,7 +18,9 @@ _NAMES = ("digits", "scene-digits", "cifar10", "imagenette")
 
 
 def default_data_dir() -> Path | None:
-    """The folder `../shared/data` beside the current one or beside the repository; None where neither exists."""
+    """$DATA_DIR, else `../shared/data` beside the current folder or the repository; None where there is none."""
+    if named := os.environ.get("DATA_DIR"):
+        return Path(named)
     repository = Path(__file__).resolve().parents[3]
     for base in (Path.cwd(), repository):
         candidate = base.parent / "shared" / "data"
@@ -31,6 +34,7 @@ def load_source(
     *,
     data_dir: Path | None = None,
     size: tuple[int, int] | None = None,
+    channels: int = 3,
     holdout: str | None = None,
     labels: bool = True,
 ) -> Source:
@@ -41,6 +45,7 @@ def load_source(
             without arguments that returns a `Source`.
         data_dir: where files of cifar10 and imagenette lie (default: `default_data_dir()`).
         size: (height, width); folders and imagenette scale and crop to it, the others must have it.
+        channels: 3, or 1 for grey pictures; folders alone have either.
         holdout: where the validation part comes from, see `hold_out`; None: the source's own, which for
             cifar10 is "test-fifth".
         labels: False: the pictures alone, as if nobody knew their classes.
@@ -48,7 +53,7 @@ def load_source(
     Raises:
         DataError: an unknown source or holdout, files that are missing or unreadable, or another size.
     """
-    found = _named(source, data_dir or default_data_dir(), size)
+    found = _named(source, data_dir or default_data_dir(), size, channels)
     if size is not None and found.shape[:2] != size:
         have, want = (f"{height}x{width}" for height, width in (found.shape[:2], size))
         raise DataError(f'pictures must be {want}, data "{source}" has {have}')
@@ -61,13 +66,13 @@ def _without_labels(source: Source) -> Source:
     return Source(source.name, source.classes, source.shape, lambda part: Images(source.images(part).pixels, None))
 
 
-def _named(source: str, data_dir: Path | None, size: tuple[int, int] | None) -> Source:
+def _named(source: str, data_dir: Path | None, size: tuple[int, int] | None, channels: int) -> Source:
     if source == "digits":
         return digits()
     if source == "scene-digits":
         return scene_digits()
     if source.startswith("folder:"):
-        return folder(Path(source.removeprefix("folder:")).expanduser(), size=size)
+        return folder(Path(source.removeprefix("folder:")).expanduser(), size=size, channels=channels)
     if source in ("cifar10", "imagenette"):
         if data_dir is None:
             raise DataError(f'data "{source}" needs a folder that holds it: set DATA_DIR, or give its path')

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
@@ -93,6 +94,28 @@ def pin(core: int | None) -> None:
         os.sched_setaffinity(0, wanted)
     except OSError as error:
         raise EngineError(f"this process may not run on core {core}: {error.strerror}") from error
+
+
+@contextmanager
+def pinned(core: int | None) -> Iterator[None]:
+    """While entered, this process keeps to one core (None: stays free); then to those it was allowed before.
+
+    Raises:
+        EngineError: as `pin`.
+    """
+    before = allowed_cores()
+    if core is not None:
+        pin(core)
+    try:
+        yield
+    finally:
+        if core is not None and before:
+            os.sched_setaffinity(0, before)
+
+
+def allowed_cores() -> tuple[int, ...]:
+    """The cores that this process may run on, in order; none where the system does not say."""
+    return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 
 def _processor(cpuinfo: Path) -> str:

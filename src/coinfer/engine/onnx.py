@@ -30,7 +30,7 @@ _DTYPES = {
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
 }
-_ORT_ERRORS: tuple[type[Exception], ...] = (
+ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.Fail,
     ort_errors.InvalidArgument,
     ort_errors.InvalidGraph,
@@ -61,6 +61,9 @@ class Session:
         self.threads = threads
         self._session = _load(path, threads)
         self.inputs: tuple[TensorSpec, ...] = tuple(_spec(node, path) for node in self._session.get_inputs())
+        # Of a network that takes one sample at a time, the samples of a batch are run one after another.
+        first = self._session.get_inputs()[0].shape[0] if self.inputs else None
+        self._takes_one = first == 1
         self._output_names = [node.name for node in self._session.get_outputs()]
         self.outputs: tuple[TensorSpec, ...] = self._output_specs()
 
@@ -82,12 +85,16 @@ class Session:
                     f"got {array.dtype.name} ({_listed(array.shape)}) (segment {self.path.name})"
                 )
             feed[spec.name] = array
-        return self._run(feed)
+        count = len(arrays[0]) if arrays else 1
+        if not self._takes_one or count <= 1:
+            return self._run(feed)
+        parts = [self._run({name: array[i : i + 1] for name, array in feed.items()}) for i in range(count)]
+        return tuple(np.concatenate(values) for values in zip(*parts, strict=True))
 
     def _run(self, feed: dict[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
         try:
             return tuple(self._session.run(self._output_names, feed))
-        except _ORT_ERRORS as error:
+        except ORT_ERRORS as error:
             raise EngineError(f"{_one_line(error)} (segment {self.path.name})") from error
 
     def _output_specs(self) -> tuple[TensorSpec, ...]:
@@ -121,7 +128,7 @@ def _load(path: Path, threads: int) -> Any:
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     try:
         return ort.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
-    except _ORT_ERRORS as error:
+    except ORT_ERRORS as error:
         raise EngineError(f"the file does not load: {_one_line(error)} (segment {path})") from error
 
 

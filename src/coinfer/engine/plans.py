@@ -25,7 +25,7 @@ from ..plan import Plan, TensorSpec
 from ..profile import Profile, Timing
 from ..protocol import decode_result, encode_result
 from ..protocol.messages import MessageType, pack
-from .measure import describe_machine, pin, timing
+from .measure import describe_machine, pinned, timing
 from .segments import Segments
 
 # Plans done, plans in all, the plan at hand.
@@ -47,9 +47,7 @@ def profile_bundle(bundle: Bundle, *, threads: int = 1, repeats: int = 30, core:
     """
     pixels = load_file(bundle.path("samples.safetensors"))["pixels"]
     manifest = bundle.manifest
-    return time_plans(
-        bundle.path, manifest.menu, pixels, manifest.outputs, threads=threads, repeats=repeats, core=core
-    )
+    return time_plans(bundle.path, manifest.menu, pixels, manifest.outputs, threads=threads, repeats=repeats, core=core)
 
 
 def time_plans(
@@ -72,8 +70,7 @@ def time_plans(
     """
     segments: dict[str, list[float]] = defaultdict(list)
     codecs: dict[str, tuple[Timing, Timing]] = {}
-    pin(core)
-    try:
+    with pinned(core):
         for done, plan in enumerate(plans):
             if progress is not None:
                 progress(done, len(plans), plan.label)
@@ -84,8 +81,6 @@ def time_plans(
                     segments[name] += seconds
             if plan.codec is not None:
                 codecs[str(plan.number)] = (timing(taken["encode"]), timing(taken["decode"]))
-    finally:
-        pin(None)
     return Profile(
         machine=describe_machine(),
         threads=threads,

@@ -45,6 +45,7 @@ from .record import (
     CellLine,
     Header,
     Line,
+    MemoryLine,
     Phase,
     RequestLine,
     write_log,
@@ -173,7 +174,7 @@ class _Bench:
     @contextmanager
     def machines(self, cell: Cell, *, is_direct: bool = False) -> Iterator[tuple[ShapedLink, WorkerProcess]]:
         """Edge, link and device, each in its place; all gone afterwards."""
-        device_core, edge_core = self.effort.cores
+        device_core, edge_core = self.effort.places()
         with tempfile.TemporaryDirectory(prefix="coinfer-bench-") as folder:
             pictures = Path(folder) / "pixels.npy"
             np.save(pictures, self.pixels, allow_pickle=False)
@@ -197,7 +198,7 @@ class _Bench:
             data=manifest.data,
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             machine=describe_machine(),
-            cores=self.effort.cores,
+            cores=self.effort.places(),
             seed=self.effort.seed,
             max_loss_points=self.goal.max_loss_points,
             menu=tuple(menu_plan(candidate) for candidate in self.candidates),
@@ -265,6 +266,7 @@ class _Bench:
                 self._round(worker, cell, name, "final", number, finalists)
         if effort.stream:
             self._stream(worker, cell, name, line)
+        self.lines.append(MemoryLine(cell=name, rss_bytes=worker.rss_bytes))
 
     def _round(
         self, worker: WorkerProcess, cell: Cell, name: str, phase: Phase, number: int, plans: Sequence[int]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..engine.measure import allowed_cores
 from ..plan import Candidate, Value
 from ..profile import Conditions, Link, Slowdown
 from ..search.estimate import estimate
@@ -40,7 +41,12 @@ class Effort(Value, frozen=True, kw_only=True):
     finalists: bool = True
     seed: int = 0
     timeout_s: float = 120.0
-    cores: tuple[int, int] = (0, 1)
+    cores: tuple[int, int] | None = None
+
+    def places(self) -> tuple[int | None, int | None]:
+        """The cores of device and edge: those given, else the first two allowed; one machine core serves both."""
+        allowed = self.cores or allowed_cores()
+        return (allowed[0], allowed[1 % len(allowed)]) if allowed else (None, None)
 
 
 def menu_plan(candidate: Candidate) -> MenuPlan:

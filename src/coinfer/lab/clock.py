@@ -8,11 +8,15 @@ matters.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import sys
 import time
 
 _PR_SET_TIMERSLACK = 29
 SPIN_S = 60e-6
+# A core that has slept computes up to 1.4 times slower for its first 3 ms.
+AWAKE_S = 3e-3
+_BUSYWORK = bytes(16384)
 
 
 def now_s() -> float:
@@ -39,3 +43,14 @@ def wait_until(deadline_s: float, *, spin_s: float = SPIN_S) -> None:
         time.sleep(rest_s - spin_s)
     while now_s() < deadline_s:
         pass
+
+
+def wait_awake(deadline_s: float) -> None:
+    """As `wait_until`, the core computing for the last 3 ms: it is then as fast as a core that never slept.
+
+    Other threads run meanwhile: the work that is done holds no lock of Python's.
+    """
+    wait_until(deadline_s - AWAKE_S)
+    while now_s() < deadline_s - SPIN_S:
+        hashlib.sha256(_BUSYWORK).digest()
+    wait_until(deadline_s)

@@ -4,6 +4,7 @@
     CalibrationLine  one for each emulated device and load: where the estimates' times come from
     CellLine         one for each cell: its conditions, who was to be measured, what was estimated beforehand
     RequestLine      one for each request, in the order in which they were sent
+    MemoryLine       one after each cell: what the device process holds in memory
 
 A log holds all that a table shows, so `summary.summarise` recomputes every figure from it alone.
 Written as gzipped JSON lines with neither time nor name in the gzip header: equal lines, equal bytes.
@@ -51,7 +52,7 @@ class Header(Value, frozen=True, kw_only=True, tag="header", tag_field="line"):
     data: str
     date: str
     machine: Machine
-    cores: tuple[int, int]
+    cores: tuple[int | None, int | None]
     seed: int
     max_loss_points: float
     menu: tuple[MenuPlan, ...]
@@ -106,7 +107,14 @@ class RequestLine(Value, frozen=True, kw_only=True, tag="request", tag_field="li
     label: int | None = None
 
 
-Line = Header | CalibrationLine | CellLine | RequestLine
+class MemoryLine(Value, frozen=True, kw_only=True, tag="memory", tag_field="line"):
+    """Resident memory of the device process when a cell was done."""
+
+    cell: str
+    rss_bytes: int
+
+
+Line = Header | CalibrationLine | CellLine | RequestLine | MemoryLine
 _DECODER = msgspec.json.Decoder(Line)
 
 

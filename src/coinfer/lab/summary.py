@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import DataError
 from ..plan import Kind, Value
 from ..search.goal import LOSS_TOLERANCE
-from .record import CalibrationLine, CellLine, EstimateLine, Header, Line, MenuPlan, RequestLine
+from .record import CalibrationLine, CellLine, EstimateLine, Header, Line, MemoryLine, MenuPlan, RequestLine
 from .worker import Request
 
 
@@ -85,7 +85,8 @@ class CellRow(Value, frozen=True, kw_only=True):
 
     `baselines` maps a kind to its baseline's plan, `ratios` to that baseline's median over the chosen plan's.
     `best` is the plan with the least median that keeps the accuracy limit, `regret` the chosen plan over it.
-    `speedup` is the ratio to the better of the device and upload baselines: what splitting brings.
+    `speedup` is the least ratio of the other kinds' baselines: what choosing this kind brings.
+    `device_rss_bytes` is the device process's resident memory after the cell, None where the log has it not.
     """
 
     cell: str
@@ -102,6 +103,7 @@ class CellRow(Value, frozen=True, kw_only=True):
     was_measured_again: bool
     speedup: float | None
     stream: StreamRow | None
+    device_rss_bytes: int | None
 
 
 class OverheadRow(Value, frozen=True, kw_only=True):
@@ -150,6 +152,7 @@ def summarise(lines: Iterable[Line]) -> Summary:
     header: Header | None = None
     cells: list[CellLine] = []
     calibrations: list[CalibrationLine] = []
+    memory: dict[str, int] = {}
     requests: dict[tuple[str, str, int], list[RequestLine]] = defaultdict(list)
     for line in lines:
         if isinstance(line, Header):
@@ -158,6 +161,8 @@ def summarise(lines: Iterable[Line]) -> Summary:
             cells.append(line)
         elif isinstance(line, CalibrationLine):
             calibrations.append(line)
+        elif isinstance(line, MemoryLine):
+            memory[line.cell] = line.rss_bytes
         else:
             requests[line.cell, line.phase, line.request.plan].append(line)
     if header is None:
@@ -178,7 +183,7 @@ def summarise(lines: Iterable[Line]) -> Summary:
         }
         plans += in_cell
         streams += in_streams
-        rows.append(_cell_row(cell, in_cell, finals, in_streams, header.max_loss_points))
+        rows.append(_cell_row(cell, in_cell, finals, in_streams, header.max_loss_points, memory.get(cell.cell)))
     return Summary(
         header=header,
         plans=tuple(plans),
@@ -260,6 +265,7 @@ def _cell_row(
     finals: dict[int, list[float]],
     streams: Sequence[StreamRow],
     max_loss_points: float,
+    device_rss_bytes: int | None,
 ) -> CellRow:
     by_number = {row.plan: row for row in plans}
     chosen = by_number[cell.chosen]
@@ -277,7 +283,7 @@ def _cell_row(
         medians = {number: statistics.median(latencies) for number, latencies in finals.items()}
         winner = min(medians, key=lambda number: medians[number])
         best, regret = by_number[winner], medians[cell.chosen] / medians[winner]
-    rivals = [ratios[kind] for kind in ("device", "upload") if kind in ratios]
+    rivals = [ratio for kind, ratio in ratios.items() if kind != chosen.kind]
     return CellRow(
         cell=cell.cell,
         rate_bps=cell.link.rate_bps,
@@ -293,6 +299,7 @@ def _cell_row(
         was_measured_again=was_measured_again,
         speedup=min(rivals) if rivals else None,
         stream=next((row for row in streams if row.plan == cell.chosen), None),
+        device_rss_bytes=device_rss_bytes,
     )
 
 

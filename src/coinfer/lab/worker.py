@@ -26,6 +26,7 @@ import msgspec
 from ..errors import CoinferError, DataError
 from ..plan import Value
 from ..profile import Slowdown
+from .clock import AWAKE_S, now_s, wait_awake
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -156,6 +157,7 @@ def _obey(device: Device, pace: Any, pixels: NDArray[Any], line: bytes) -> None:
 
 def _singly(device: Device, pixels: NDArray[Any], command: Command) -> Iterator[Request]:
     for image in command.images:
+        wait_awake(now_s() + AWAKE_S)
         try:
             yield _line(image, device.infer(pixels[image], plan=command.plan))
         except CoinferError as error:

@@ -33,6 +33,7 @@ from .onnx_graph import (
     Producers,
     check_folder,
     extract,
+    fixed_batch,
     load,
     save_atomically,
     value_info,
@@ -116,12 +117,13 @@ def export_onnx(graph: Graph, path: Path, *, preprocess: Preprocess | None = Non
     if preprocess is not None:
         names[first.name] = _rename_input(model)
         first = _prepend(model, preprocess, first)
-    _tidy(model, (first, *more))
+    batch = None if graph.why_fixed_batch is None else 1
+    _tidy(model, (first, *more), batch)
     cuts = _deployable(graph, names, Producers(model))
     whole = Whole(path=path, precision="fp32", input=first, outputs=outputs, cuts=cuts, more_inputs=tuple(more))
     _verify(graph, model, whole, names, preprocess)
     del model.graph.output[:]
-    model.graph.output.extend(value_info(spec) for spec in outputs)
+    model.graph.output.extend(value_info(spec, batch) for spec in outputs)
     remove_unused(model)
     save_atomically(model, path)
     save_record(whole)
@@ -157,7 +159,7 @@ def _path_hook(kind: type, text: Any) -> Any:
 
 
 def cut_onnx(whole: Whole, cut_name: str, *, head: Path, tail: Path) -> None:
-    """Write head and tail of an exported network; both keep a dynamic batch and take what they need alone.
+    """Write head and tail of an exported network; both keep the network's batch and take what they need alone.
 
     Raises:
         CutError: the network cannot be cut there.
@@ -240,14 +242,14 @@ def _prepend(model: onnx.ModelProto, preprocess: Preprocess, spec: TensorSpec) -
     return TensorSpec(name=PICTURE, shape=(height, width, channels), dtype="uint8")
 
 
-def _tidy(model: onnx.ModelProto, inputs: Sequence[TensorSpec]) -> None:
+def _tidy(model: onnx.ModelProto, inputs: Sequence[TensorSpec], batch: int | None) -> None:
     """State the inputs, ask the first for the batch size, and drop what tells of the machine that exported."""
     graph = model.graph
     del graph.input[:]
     del graph.value_info[:]
     del model.metadata_props[:]
     del graph.metadata_props[:]
-    graph.input.extend(value_info(spec) for spec in inputs)
+    graph.input.extend(value_info(spec, batch) for spec in inputs)
     graph.name, graph.doc_string, model.doc_string, model.producer_name = "network", "", "", "coinfer"
     for k, node in enumerate(graph.node):
         node.doc_string = ""
@@ -289,7 +291,8 @@ def _verify(
     tap.CopyFrom(model)
     del tap.graph.output[:]
     tap.graph.output.extend(
-        value_info(msgspec.structs.replace(specs[name], name=value)) for name, value in tapped.items()
+        value_info(msgspec.structs.replace(specs[name], name=value), fixed_batch(model))
+        for name, value in tapped.items()
     )
     file = whole.path.with_name(f".{whole.path.name}.check")
     save_atomically(tap, file)

@@ -86,9 +86,15 @@ def batch_node(source: str) -> onnx.NodeProto:
     return helper.make_node("Shape", [source], [BATCH_VALUE], name=BATCH_VALUE, start=0, end=1)
 
 
-def value_info(spec: TensorSpec) -> onnx.ValueInfoProto:
-    """An input or output with a dynamic leading batch."""
-    return helper.make_tensor_value_info(spec.name, ELEMENT[spec.dtype], [BATCH_DIM, *spec.shape])
+def value_info(spec: TensorSpec, batch: int | None = None) -> onnx.ValueInfoProto:
+    """An input or output whose leading batch is dynamic, or fixed to `batch`."""
+    return helper.make_tensor_value_info(spec.name, ELEMENT[spec.dtype], [batch or BATCH_DIM, *spec.shape])
+
+
+def fixed_batch(model: onnx.ModelProto) -> int | None:
+    """The batch that the model's first input states; None where it is dynamic."""
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    return int(dims[0].dim_value) or None if dims else None
 
 
 def extract(
@@ -114,8 +120,9 @@ def extract(
         graph.node.append(batch_node(given[0]) if node.output[0] == BATCH_VALUE else node)
     graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in leaves)
     part.functions.extend(model.functions)
-    graph.input.extend(value_info(spec) for spec in inputs)
-    graph.output.extend(value_info(spec) for spec in outputs)
+    batch = fixed_batch(model)
+    graph.input.extend(value_info(spec, batch) for spec in inputs)
+    graph.output.extend(value_info(spec, batch) for spec in outputs)
     return part
 
 

@@ -9,15 +9,12 @@ import onnx
 
 from ..plan import TensorSpec
 from .export import Whole
-
-_ELEMENT = {"float32": onnx.TensorProto.FLOAT, "uint8": onnx.TensorProto.UINT8, "int64": onnx.TensorProto.INT64}
+from .onnx_graph import fixed_batch, value_info
 
 
 def tap_onnx(whole: Whole, values: Sequence[TensorSpec], path: Path) -> None:
-    """Write `whole` with `values` (named as in its cuts) as its only outputs, batch dynamic."""
+    """Write `whole` with `values` (named as in its cuts) as its only outputs, its batch as it is."""
     model = onnx.load(whole.path)
     del model.graph.output[:]
-    for value in values:
-        shape: list[str | int | None] = ["batch", *value.shape]
-        model.graph.output.append(onnx.helper.make_tensor_value_info(value.name, _ELEMENT[value.dtype], shape))
+    model.graph.output.extend(value_info(value, fixed_batch(model)) for value in values)
     onnx.save(model, path)

@@ -105,7 +105,7 @@ class DeviceConnection:
             raise ProtocolError("a binary message before the greeting (from the edge)")
         greeting = parse_answer(message)
         if isinstance(greeting, Refusal):
-            raise RefusedError(f"the edge refused: {greeting.reason}")
+            raise RefusedError(f"the edge refused: {one_line(greeting.reason)}")
         if greeting.bundle != self.terms.bundle:
             raise ProtocolError(f"welcomed to bundle {greeting.bundle:.12}, not {self.terms.bundle:.12}")
         self._is_open = True

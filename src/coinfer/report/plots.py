@@ -260,12 +260,18 @@ def _borders(centres: Sequence[float]) -> Floats:
 
 
 def plot_accuracy(
-    path: Path, candidates: Sequence[Candidate], *, title: str, note: str = "", reference: float | None = None
+    path: Path,
+    candidates: Sequence[Candidate],
+    *,
+    title: str,
+    note: str = "",
+    reference: float | None = None,
+    is_agreement: bool = False,
 ) -> None:
     """Draw accuracy over payload bytes (log): every measured candidate that sends, and each kind's frontier.
 
     Device-only plans send nothing: their best is a line across, as is `reference`, the accuracy of the
-    unmodified network.
+    unmodified network in percent.
 
     Raises:
         DataError: no candidate has a measured accuracy.
@@ -281,12 +287,12 @@ def plot_accuracy(
             _draw_frontier(axes, points, kind)
     best = max(((c.evidence.accuracy or 0.0) for c in known if c.plan.kind == "device"), default=None)
     if reference is not None:
-        axes.axhline(100 * reference, color=_GREY, linestyle="--", linewidth=1.2, label="unmodified network")
+        axes.axhline(reference, color=_GREY, linestyle="--", linewidth=1.2, label="unmodified network")
     if best is not None:
         axes.axhline(best, color=ROLE_COLOURS["device"], linewidth=1.4, label="best on the device alone")
     axes.set_xscale("log")
     axes.set_xlabel("payload of one request")
-    axes.set_ylabel("top-1 accuracy (%)")
+    axes.set_ylabel("agreement with the unmodified network (%)" if is_agreement else "top-1 accuracy (%)")
     _unit_axis(axes.xaxis, format_bytes, axes.get_xlim())
     axes.grid(True, which="major", color="#e2e2e2", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -194,16 +194,19 @@ def candidates_table(candidates: Sequence[Candidate], *, title: str = "", limit:
     )
 
 
-def bench_table(cells: Sequence[BenchCell], *, title: str = "", note: str = "") -> TextTable:
+def bench_table(
+    cells: Sequence[BenchCell], *, title: str = "", note: str = "", is_agreement: bool = False
+) -> TextTable:
     """Measured cells, one a row: the chosen plan and how much it gains over each baseline."""
+    word = "agreement" if is_agreement else "accuracy"
     return TextTable(
         title=title,
         columns=(
-            *("slowdown", "rate", "chosen plan", "p50", "p95", "estimated", "payload", "wire", "accuracy"),
+            *("slowdown", "rate", "chosen plan", "p50", "p95", "estimated", "payload", "wire", word),
             *("stream", "over device", "over upload", "over split", "n"),
         ),
         right=(
-            *("slowdown", "rate", "p50", "p95", "estimated", "payload", "wire", "accuracy", "stream"),
+            *("slowdown", "rate", "p50", "p95", "estimated", "payload", "wire", word, "stream"),
             *("over device", "over upload", "over split", "n"),
         ),
         rows=tuple(

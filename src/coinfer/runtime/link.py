@@ -25,6 +25,7 @@ from websockets.protocol import State
 from websockets.uri import WebSocketURI, parse_uri
 
 from ..errors import LinkError, ProtocolError, UsageError
+from ..protocol.messages import one_line
 
 RECEIVE_BYTES = 65536
 GOODBYE_CODE = 1000
@@ -220,9 +221,9 @@ class Link:
         """Why the connection is closed, as an error."""
         error, close = self._protocol.parser_exc, self._protocol.close_rcvd
         if close is not None and close.code == PROTOCOL_ERROR_CODE:
-            return ProtocolError(f"{self.url} closed the link: {close.reason or 'protocol error'}")
+            return ProtocolError(f"{self.url} closed the link: {one_line(close.reason) or 'protocol error'}")
         if close is not None:
-            return self._broken(f"the edge closed it ({close.reason or close.code})")
+            return self._broken(f"the edge closed it ({one_line(close.reason) or close.code})")
         if error is not None and not isinstance(error, EOFError):
             return ProtocolError(f"{self.url} sent what WebSocket or the size limit do not allow: {error}")
         return self._broken("the edge is gone")

@@ -46,12 +46,16 @@ def feature_codecs(crossing: tuple[TensorSpec, ...]) -> list[CodecSpec]:
     return _available([*plain, *_uniform(crossing, per_channel_8=True), *(_pictures() if is_picture else ())])
 
 
-def input_codecs() -> list[CodecSpec]:
+def input_codecs(channels: int = 3) -> list[CodecSpec]:
     """Codecs to try on the input picture (uint8): raw, lossless, and lossy at swept quality.
+
+    Image formats hold 1 or 3 channels; any other number has none.
 
     >>> [spec.name for spec in input_codecs()][:4]
     ['raw', 'png', 'webp-lossless', 'webp-q10']
     """
+    if channels not in (1, 3):
+        return []
     lossless: tuple[Coder, ...] = ("none", "png", "webp-lossless")
     lossy: tuple[Coder, ...] = ("webp", "jpeg", "jpeg-bare")
     return _available(

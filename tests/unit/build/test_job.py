@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from coinfer.build.job import Job, conditions_of, load_job, weights_of_smaller
-from coinfer.errors import JobError, UsageError
+from coinfer.build.job import conditions_of, load_job, weights_of_smaller
+from coinfer.errors import JobError
 
 FULL = """
 [model]
@@ -77,7 +77,10 @@ def test_bad_values_name_themselves(tmp_path: Path, change: tuple[str, str], wor
 def test_a_missing_job_file_and_a_bad_rate(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="cannot be read"):
         load_job(tmp_path / "none.toml")
-    job = load_job(job_file(tmp_path, FULL.replace("300 kbit/s", "300 parsec")))
-    assert isinstance(job, Job)
-    with pytest.raises(UsageError, match="300 parsec"):
-        conditions_of(job, int8_ratio=1.0)
+    with pytest.raises(JobError, match="300 parsec"):
+        load_job(job_file(tmp_path, FULL.replace("300 kbit/s", "300 parsec")))
+
+
+def test_folders_are_relative_to_the_job_file(tmp_path: Path) -> None:
+    job = load_job(job_file(tmp_path, FULL.replace('source = "cifar10"', 'source = "folder:images"')))
+    assert job.data.source == f"folder:{tmp_path.resolve() / 'images'}"

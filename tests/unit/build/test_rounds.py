@@ -7,20 +7,28 @@ import pytest
 
 from coinfer.build.drafts import Draft, restores_same
 from coinfer.build.evaluate import loss_of, proportion_ci
-from coinfer.build.rounds import Answers, drop_dominated, drop_hopeless, drop_outdone
+from coinfer.build.rounds import TIME_SLACK, Answers, drop_dominated, drop_hopeless, drop_outdone
 from coinfer.plan import CodecSpec, Plan, TensorSpec
 
 CROSSING = (TensorSpec(name="x", shape=(8,)),)
 
 
-def split(number: int, *, num_bytes: float, head_s: float, right: str = "", precision: str = "fp32") -> Draft:
+def split(
+    number: int, *, num_bytes: float, head_s: float, tail_s: float = 1.0, right: str = "", precision: str = "fp32"
+) -> Draft:
     codec = CodecSpec(transform="uniform", bits=4, coder="range")
     plan = Plan(
         number=number, kind="split", variant="net", precision=precision, cut="c#0", codec=codec,  # type: ignore[arg-type]
         crossing=CROSSING, head="h", tail="t",
     )  # fmt: skip
     correct = np.array([c == "1" for c in right])
-    return Draft(plan, ("split", str(number)), payload_bytes=num_bytes, head_s=head_s, tail_s=1.0, correct=correct)
+    sizes = {"payload_bytes": num_bytes, "head_s": head_s, "tail_s": tail_s}
+    return Draft(plan, ("split", str(number)), **sizes, correct=correct)
+
+
+def device(number: int, *, head_s: float) -> Draft:
+    plan = Plan(number=number, kind="device", variant="net", head="h")
+    return Draft(plan, ("device", str(number)), head_s=head_s)
 
 
 def upload(number: int, *, num_bytes: float, encode_s: float) -> Draft:
@@ -70,21 +78,45 @@ def test_hopeless_is_beyond_the_bound() -> None:
     assert dropped(drafts) == [1]
 
 
-@pytest.mark.parametrize(("upload_right", "expected"), [("1" * 100, [1]), ("1" * 95 + "0" * 5, [])])
-def test_an_upload_within_the_limit_outdoes_what_sends_more_and_takes_longer(
-    upload_right: str, expected: list[int]
-) -> None:
-    picture = upload(0, num_bytes=100, encode_s=0.1)
+@pytest.mark.parametrize(("upload_right", "expected"), [("1" * 100, [2, 3]), ("1" * 95 + "0" * 5, [3])])
+def test_a_mixture_of_keepers_outdoes_what_lies_above_it(upload_right: str, expected: list[int]) -> None:
+    picture = upload(0, num_bytes=100, encode_s=0.0)
     picture.correct = np.array([c == "1" for c in upload_right])
+    whole = device(1, head_s=1.0)
+    whole.correct = np.ones(100, dtype=bool)
     drafts = [
         picture,
-        split(1, num_bytes=200, head_s=0.5),
-        split(2, num_bytes=50, head_s=0.5),
-        split(3, num_bytes=200, head_s=0.05),
+        whole,
+        split(2, num_bytes=55, head_s=0.5, tail_s=0.5),  # the mixture at its device time sends 50
+        split(3, num_bytes=10, head_s=1.1, tail_s=0.0),  # the device alone takes less
+        split(4, num_bytes=45, head_s=0.5, tail_s=0.5),
     ]
     answers = Answers(np.zeros(100, dtype=np.int64), np.ones(100, dtype=bool), {})
     assert drop_outdone(drafts, answers, 1.0, 1.0) == len(expected)
     assert dropped(drafts) == expected
+
+
+def test_a_mixture_is_never_slower_than_what_it_outdoes() -> None:
+    rng = np.random.default_rng(0)
+    wholes: list[Draft] = []
+    for number in range(6):
+        cost = rng.uniform(0, 1, 2)
+        made = upload(number, num_bytes=cost[0], encode_s=cost[1])
+        made.correct = np.ones(10, dtype=bool)
+        wholes.append(made)
+    splits = [split(6 + n, num_bytes=rng.uniform(), head_s=rng.uniform(), tail_s=rng.uniform(0, 2)) for n in range(80)]
+    answers = Answers(np.zeros(10, dtype=np.int64), np.ones(10, dtype=bool), {})
+    assert 0 < drop_outdone([*wholes, *splits], answers, 1.0, 1.0) < 80
+
+    def latency(draft: Draft, slowdown: float, per_byte: float) -> float:
+        device_s = draft.head_s + draft.encode_s
+        return slowdown * device_s + per_byte * draft.payload_bytes + draft.decode_s + draft.tail_s
+
+    for slowdown in (1.0, 3.0, 30.0):
+        for per_byte in (0.0, 0.1, 1.0, 10.0):
+            best = min(latency(w, slowdown, per_byte) for w in wholes)
+            for made in (s for s in splits if s.dropped is not None):
+                assert latency(made, slowdown, per_byte) * TIME_SLACK >= best - 1e-9
 
 
 def test_loss_is_of_paired_differences() -> None:
