@@ -180,6 +180,7 @@ class Evidence(Value, frozen=True, kw_only=True):
     loss_ci_points: float | None
     payload_bytes: float
     payload_bytes_p95: float
+    payload_bytes_p50: float | None = None
     reply_bytes: float
     head_s: float
     encode_s: float

@@ -31,7 +31,8 @@ RESOURCES: tuple[Resource, ...] = ("device", "uplink", "edge", "downlink")
 class Work(NamedTuple):
     """The measured amounts of one plan (floats) or of a table of plans (arrays of one length).
 
-    Times in seconds, unslowed; bytes are whole payloads and reply bodies; the last two are booleans.
+    Times in seconds, unslowed; bytes are whole payloads (their mean) and reply bodies.  `typical_bytes` is the
+    payloads' median where it is known: what one request waits for; a stream waits for the mean.
     """
 
     head_s: Number
@@ -42,6 +43,7 @@ class Work(NamedTuple):
     reply_bytes: Number
     is_int8: bool | NDArray[np.bool_]
     is_remote: bool | NDArray[np.bool_]
+    typical_bytes: Number | None = None
 
 
 class Stage(NamedTuple):
@@ -69,20 +71,29 @@ def work_of(candidates: list[Candidate]) -> Work:
     """
     columns = np.array(
         [
-            (e.head_s, e.encode_s, e.decode_s, e.tail_s, e.payload_bytes, e.reply_bytes)
+            (
+                *(e.head_s, e.encode_s, e.decode_s, e.tail_s, e.payload_bytes, e.reply_bytes),
+                e.payload_bytes if e.payload_bytes_p50 is None else e.payload_bytes_p50,
+            )
             for e in (c.evidence for c in candidates)
         ],
         dtype=np.float64,
     ).T
-    head_s, encode_s, decode_s, tail_s, payload_bytes, reply_bytes = columns
+    head_s, encode_s, decode_s, tail_s, payload_bytes, reply_bytes, typical_bytes = columns
     is_int8 = np.array([c.plan.precision == "int8" for c in candidates])
     is_remote = np.array([c.plan.kind != "device" for c in candidates])
-    return Work(head_s, encode_s, decode_s, tail_s, payload_bytes, reply_bytes, is_int8, is_remote)
+    return Work(head_s, encode_s, decode_s, tail_s, payload_bytes, reply_bytes, is_int8, is_remote, typical_bytes)
 
 
-def stages(work: Work) -> tuple[Stage, ...]:
-    """The stages of a plan in order; a stage that a plan does not have costs nothing."""
-    up = np.where(work.is_remote, wire_bytes(work.payload_bytes, masked=True), 0.0)
+def stages(work: Work, *, is_typical: bool = False) -> tuple[Stage, ...]:
+    """The stages of a plan in order; a stage that a plan does not have costs nothing.
+
+    With `is_typical` the payload is the median one, else the mean.
+    """
+    payload_bytes = work.payload_bytes
+    if is_typical and work.typical_bytes is not None:
+        payload_bytes = work.typical_bytes
+    up = np.where(work.is_remote, wire_bytes(payload_bytes, masked=True), 0.0)
     down = np.where(work.is_remote, wire_bytes(work.reply_bytes, masked=False), 0.0)
     return (
         Stage("head", "device", work.head_s, 0.0, work.is_int8),
@@ -110,7 +121,7 @@ def cost(stage: Stage, conditions: Conditions) -> Cost:
 
 
 class Price(NamedTuple):
-    """Latency of one request and period of a stream, per plan; busy seconds per resource; device energy."""
+    """Latency of a typical request and period of a stream, per plan; busy seconds per resource; device energy."""
 
     latency_s: NDArray[np.float64]
     period_s: NDArray[np.float64]
@@ -127,10 +138,11 @@ def price(work: Work, conditions: Conditions) -> Price:
     shape = np.shape(work.head_s)
     latency_s = np.zeros(shape)
     busy_s: dict[Resource, NDArray[np.float64]] = {name: np.zeros(shape) for name in RESOURCES}
-    for stage in stages(work):
+    for stage in stages(work, is_typical=True):
         stage_cost = cost(stage, conditions)
         latency_s = latency_s + stage_cost.busy_s + stage_cost.delay_s
-        busy_s[stage.resource] = busy_s[stage.resource] + stage_cost.busy_s
+    for stage in stages(work):
+        busy_s[stage.resource] = busy_s[stage.resource] + cost(stage, conditions).busy_s
     latency_s = latency_s + np.where(work.is_remote, conditions.exchange_s, 0.0)
     period_s = np.maximum.reduce([busy_s[name] for name in RESOURCES])
     energy_j = np.full(shape, np.nan)

@@ -98,3 +98,11 @@ def test_a_table_reads_every_amount_from_the_evidence(trio):
             assert getattr(work, name)[k] == getattr(evidence, name)
     assert work.is_remote.tolist() == [False, True, True]
     assert work.is_int8.tolist() == [False, False, False]
+
+
+def test_latency_waits_for_the_median_payload_and_a_stream_for_the_mean() -> None:
+    conditions = Conditions(link=Link(rate_bps=8e3))
+    plain = price(SPLIT, conditions)
+    skewed = price(SPLIT._replace(typical_bytes=SPLIT.payload_bytes - 50), conditions)
+    assert float(plain.latency_s - skewed.latency_s) == pytest.approx(50e-3)
+    assert skewed.busy_s["uplink"] == plain.busy_s["uplink"]

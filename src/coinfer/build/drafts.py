@@ -30,6 +30,7 @@ class Draft:
     plan: Plan
     group: Group
     payload_bytes: float = 0.0
+    payload_bytes_p50: float | None = None
     payload_bytes_p95: float = 0.0
     bytes_how: str = "measured"
     head_s: float = 0.0

@@ -124,6 +124,7 @@ def evidence_of(
         loss_ci_points=loss_ci,
         payload_bytes=float(np.mean(payload_bytes)),
         payload_bytes_p95=float(np.percentile(payload_bytes, 95)),
+        payload_bytes_p50=float(np.median(payload_bytes)),
         reply_bytes=known.reply_bytes,
         head_s=known.head_s,
         encode_s=known.encode_s,

@@ -153,6 +153,7 @@ def _candidate(workshop: Workshop, draft: Draft, reference: NDArray[np.bool_]) -
         loss_ci_points=loss_ci,
         payload_bytes=draft.payload_bytes,
         payload_bytes_p95=draft.payload_bytes_p95,
+        payload_bytes_p50=draft.payload_bytes_p50,
         reply_bytes=0.0 if draft.plan.kind == "device" else reply_bytes(draft.plan, workshop.outputs),
         head_s=draft.head_s,
         encode_s=draft.encode_s,

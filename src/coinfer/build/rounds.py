@@ -251,7 +251,7 @@ def _weighed(draft: Draft, tables: Tables, values: Sequence[NDArray[np.generic]]
     """What the tail gets of these values; the draft's bytes are from now on those of these pictures."""
     restored, num_bytes = codec_of(draft.plan, tables).roundtrip(values)
     draft.payload_bytes = float(np.mean(num_bytes))
-    draft.payload_bytes_p95 = float(np.percentile(num_bytes, 95))
+    draft.payload_bytes_p50, draft.payload_bytes_p95 = (float(b) for b in np.percentile(num_bytes, (50, 95)))
     return restored
 
 

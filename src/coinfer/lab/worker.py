@@ -157,7 +157,9 @@ def _obey(device: Device, pace: Any, pixels: NDArray[Any], line: bytes) -> None:
 
 def _singly(device: Device, pixels: NDArray[Any], command: Command) -> Iterator[Request]:
     for image in command.images:
+        # As a device that has one plan, and not as one that has just run another: awake, and with warm caches.
         wait_awake(now_s() + AWAKE_S)
+        device.warm_up(pixels[image], plan=command.plan)
         try:
             yield _line(image, device.infer(pixels[image], plan=command.plan))
         except CoinferError as error:

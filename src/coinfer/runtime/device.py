@@ -152,6 +152,19 @@ class Device:
             if plan.codec is not None:
                 self._segments.codec(plan)
 
+    def warm_up(self, x: ArrayLike, *, plan: int | None = None) -> None:
+        """Compute once, for nothing, what the device computes for a request: the next one finds warm caches.
+
+        Raises:
+            DataError: as `infer`.
+        """
+        chosen = self._chosen(plan)
+        crossing: Any = (self._checked(x),)
+        if chosen.head is not None:
+            crossing = self._segments.head(chosen).run(crossing)
+        if chosen.codec is not None:
+            self._segments.codec(chosen).encode(crossing)
+
     def infer(self, x: ArrayLike, *, plan: int | None = None) -> Answer:
         """The answer to one request, by `plan` or the device's own.
 

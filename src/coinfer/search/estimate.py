@@ -8,7 +8,7 @@ operations, so a search over 10,000 candidates takes about a millisecond.  All p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +55,8 @@ def as_table(candidates: Sequence[Candidate] | Table) -> Table:
 
 def row_of(work: Work, index: int) -> Work:
     """One row of a table of amounts, as scalars."""
-    return Work(*(np.asarray(column)[index] for column in work))
+    columns: list[Any] = [None if column is None else np.asarray(column)[index] for column in work]
+    return Work(*columns)
 
 
 class Estimate(Value, frozen=True, kw_only=True):
@@ -85,13 +86,13 @@ def estimate_row(work: Work, conditions: Conditions) -> Estimate:
     total = price(work, conditions)
     stages_s: dict[str, float] = {}
     wire_bytes = 0.0
-    for stage in stages(work):
-        stage_cost = cost(stage, conditions)
+    for typical, mean in zip(stages(work, is_typical=True), stages(work), strict=True):
+        stage_cost = cost(typical, conditions)
         seconds = float(stage_cost.busy_s) + float(stage_cost.delay_s)
         if seconds > 0:
-            stages_s[stage.name] = seconds
-        if stage.name == "send":
-            wire_bytes = float(stage.num_bytes)
+            stages_s[typical.name] = seconds
+        if mean.name == "send":
+            wire_bytes = float(mean.num_bytes)
     if work.is_remote and conditions.exchange_s > 0:
         stages_s["exchange"] = conditions.exchange_s
     period_s, energy_j = float(total.period_s), float(total.energy_j)
