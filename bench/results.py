@@ -181,6 +181,32 @@ def device_rows(summary: Summary) -> Iterable[Row]:
         yield Row(name=name, value=value, unit=unit, how="measured", n=1, raw=raw)
 
 
+def stage_rows(net: str, summary: Summary) -> Iterable[Row]:
+    """Which stages an estimate is off by: the link, or what was computed at another moment than the calibration."""
+    parts = {
+        "link": ("exchange", ("send", "reply", "exchange")),
+        "device": ("head encode", ("head", "encode")),
+        "edge": ("decode tail", ("decode", "tail")),
+    }
+    for place, (measured, estimated) in parts.items():
+        errors = []
+        for plan in (p for p in summary.plans if p.latency_s.n and (place == "device" or p.kind != "device")):
+            took_s = sum(plan.stages_s[name] for name in measured.split())
+            expected_s = sum(plan.estimated_stages_s.get(name, 0.0) for name in estimated)
+            if expected_s > 0:
+                errors.append(abs(took_s / expected_s - 1))
+        yield Row(
+            name=f"stage_error@{net}/{place}",
+            value=statistics.median(errors),
+            unit="ratio - 1, median",
+            how="measured",
+            n=len(errors),
+            against="the estimate of these stages, over all plans and cells",
+            spread=spread(errors),
+            raw=f"{net}.cells.jsonl.gz",
+        )
+
+
 def bundle_estimate_row(net: str, summary: Summary) -> Row:
     """How far the estimates from the bundle's own times are off, as `coinfer plan` makes them, chosen plans only."""
     lines = read_raw(RAW / f"{net}.candidates.jsonl.gz")
@@ -393,7 +419,7 @@ def main() -> None:
         text += [f"## {TITLES[net]}", "", *(line for p in pictures(net, summary, regimes) for line in (p, ""))]
         text += [markdown(bench_table(bench_cells(net, summary), is_agreement=net == "mobilenetv2")), ""]
         text += [markdown(accuracy_table(net)), "", markdown(regime_table(regimes)), ""]
-        rows.append(bundle_estimate_row(net, summary))
+        rows += [*stage_rows(net, summary), bundle_estimate_row(net, summary)]
     cifar = [net for net in ("resnet56", "resnet20") if net in summaries]
     if exists("stream-edge.jsonl.gz"):
         rows += stream_rows()

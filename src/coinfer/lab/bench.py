@@ -8,7 +8,8 @@ For each emulated device and edge load the two processes are started once and ca
 runs a few times without a limit of rate, which gives the times that estimates are made of (as
 `coinfer profile` would on a real device).  Then comes one cell after another:
 
-    pick the plans by estimate -> warm up -> rounds: each round is one picture through every plan, in a random order
+    pick the plans by estimate -> time them once more, for their estimates in this cell -> warm up
+    -> rounds: each round is one picture through every plan, in a random order
     -> the chosen plan and its best rival once more -> a stream by the chosen plan
 
 Nothing is skipped: a request that fails is a line of the log.  The log is written anew, whole, after each cell.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import datetime
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from math import isfinite
@@ -27,6 +28,7 @@ from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -220,17 +222,7 @@ class _Bench:
             for request in self._round(worker, cell, name, "calibrate", number, going):
                 seen[request.plan].append(request)
         candidates = [calibrated(c, seen[c.plan.number], cell.slowdown, cell.load) for c in self.candidates]
-        beyond_s = [
-            median(beyond)
-            for c in self.candidates
-            if c.plan.kind != "device"
-            and (
-                beyond := [
-                    r.exchange_s - r.decode_s - r.tail_s - 2 * delay_s for r in seen[c.plan.number] if r.error is None
-                ]
-            )
-        ]
-        return candidates, max(0.0, median(beyond_s)) if beyond_s else 0.0
+        return candidates, _exchange_s(seen, delay_s)
 
     def _wants_more(self, requests: Sequence[Request]) -> bool:
         took_s = sum(request.latency_s for request in requests)
@@ -247,11 +239,21 @@ class _Bench:
     ) -> None:
         """All of one cell: estimates first, then requests."""
         conditions = Conditions(link=cell.link, device=cell.slowdown, edge_load=cell.load, exchange_s=exchange_s)
-        line = cell_line(cell, name, candidates, conditions, self.goal, self.pick)
+        effort = self.effort
+        picks = self.pick(candidates, conditions, self.goal)
+        plans, latest = list(picks), list(candidates)
+        if effort.again:
+            link.set(Link(rate_bps=NO_LIMIT.rate_bps, delay_s=cell.link.delay_s))
+            again: dict[int, list[Request]] = {plan: [] for plan in plans}
+            for number in range(effort.again):
+                for request in self._round(worker, cell, name, "calibrate", number, plans):
+                    again[request.plan].append(request)
+            latest = [calibrated(c, again.get(c.plan.number, []), cell.slowdown, cell.load) for c in candidates]
+            exchange_s = _exchange_s(again, cell.link.delay_s) or exchange_s
+            conditions = msgspec.structs.replace(conditions, exchange_s=exchange_s)
+        line = cell_line(cell, name, candidates, conditions, self.goal, picks, latest)
         self.lines.append(line)
         link.set(cell.link)
-        plans = [estimate.plan for estimate in line.estimates]
-        effort = self.effort
         rounds = effort.requests if cell.link.rate_bps >= SLOW_BPS else effort.slow_requests
         for number in range(effort.warmup):
             self._round(worker, cell, name, "warmup", number, plans)
@@ -266,7 +268,8 @@ class _Bench:
                 self._round(worker, cell, name, "final", number, finalists)
         if effort.stream:
             self._stream(worker, cell, name, line)
-        self.lines.append(MemoryLine(cell=name, rss_bytes=worker.rss_bytes))
+        busy_s = worker.busy_s if effort.stream else None
+        self.lines.append(MemoryLine(cell=name, rss_bytes=worker.rss_bytes, stream_busy_s=busy_s))
 
     def _round(
         self, worker: WorkerProcess, cell: Cell, name: str, phase: Phase, number: int, plans: Sequence[int]
@@ -284,8 +287,8 @@ class _Bench:
         """Many pictures through the chosen plan, overlapping."""
         expected = next(e for e in line.estimates if e.plan == line.chosen)
         period_s = max(expected.busy_s.values())
-        # Enough in flight for the slowest resource never to wait, with two to spare; the edge takes 32.
-        window = min(32, max(4, int(expected.latency_s / period_s) + 3)) if period_s > 0 else 8
+        # Twice what keeps the slowest resource from ever waiting, since answers come in bursts; the edge takes 32.
+        window = min(32, max(4, 2 * int(expected.latency_s / period_s) + 3)) if period_s > 0 else 8
         images = tuple(int(row) for row in self.chance.integers(len(self.pixels), size=self.effort.stream))
         command = Command(plan=line.chosen, images=images, slowdown=cell.slowdown, mode="stream", window=window)
         for number, request in enumerate(worker.run(command)):
@@ -295,6 +298,16 @@ class _Bench:
         """Keep one request's line."""
         truth = None if self.labels is None else int(self.labels[request.image])
         self.lines.append(RequestLine(cell=name, phase=phase, round=number, request=request, label=truth))
+
+
+def _exchange_s(seen: Mapping[int, Sequence[Request]], delay_s: float) -> float:
+    """Seconds of an exchange beyond decode, tail and the delays: the median over plans; 0 where none exchanges."""
+    beyond_s = [
+        median(r.exchange_s - r.decode_s - r.tail_s - 2 * delay_s for r in done)
+        for requests in seen.values()
+        if (done := [r for r in requests if r.error is None and r.answered == "edge"])
+    ]
+    return max(0.0, median(beyond_s)) if beyond_s else 0.0
 
 
 def _finalists(chosen: int, seen: dict[int, list[float]], candidates: Sequence[Candidate], goal: Goal) -> list[int]:

@@ -11,7 +11,7 @@ from ..search.estimate import estimate
 from ..search.goal import Goal
 from ..search.solve import baselines
 from ..stages import price, work_of
-from .choose import CHOSEN, Pick
+from .choose import CHOSEN, Picks
 from .record import CellLine, EstimateLine, MenuPlan
 from .slow import label
 
@@ -28,8 +28,10 @@ class Effort(Value, frozen=True, kw_only=True):
     """How much is measured.
 
     `requests` for each plan and cell, `slow_requests` below 100 kbit/s; `calibration` requests for each plan, fewer
-    (at least 5) where a plan would take longer than `calibration_s`; `stream` pictures through the chosen plan (0:
-    no stream); `finalists`: measure the chosen plan and its best rival once more.
+    (at least 5) where a plan would take longer than `calibration_s`; `again` requests of each plan of a cell right
+    before it, whose times its estimates are made of (0: those of the calibration), since a machine drifts;
+    `stream` pictures through the chosen plan (0: no stream); `finalists`: measure the chosen plan and its best rival
+    once more.
     """
 
     requests: int = 30
@@ -37,6 +39,7 @@ class Effort(Value, frozen=True, kw_only=True):
     warmup: int = 2
     calibration: int = 15
     calibration_s: float = 5.0
+    again: int = 5
     stream: int = 0
     finalists: bool = True
     seed: int = 0
@@ -65,11 +68,16 @@ def menu_plan(candidate: Candidate) -> MenuPlan:
 
 
 def cell_line(
-    cell: Cell, name: str, candidates: Sequence[Candidate], conditions: Conditions, goal: Goal, pick: Pick
+    cell: Cell,
+    name: str,
+    candidates: Sequence[Candidate],
+    conditions: Conditions,
+    goal: Goal,
+    picks: Picks,
+    latest: Sequence[Candidate],
 ) -> CellLine:
-    """What is known of a cell before it is measured."""
-    picks = pick(candidates, conditions, goal)
-    by_number = {candidate.plan.number: candidate for candidate in candidates}
+    """What is known of a cell before it is measured: choices by `candidates`, estimates by their `latest` times."""
+    by_number = {candidate.plan.number: candidate for candidate in latest}
     best = baselines(candidates, conditions, goal)
     estimates = []
     for number, roles in picks.items():

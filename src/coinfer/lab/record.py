@@ -4,7 +4,7 @@
     CalibrationLine  one for each emulated device and load: where the estimates' times come from
     CellLine         one for each cell: its conditions, who was to be measured, what was estimated beforehand
     RequestLine      one for each request, in the order in which they were sent
-    MemoryLine       one after each cell: what the device process holds in memory
+    MemoryLine       one after each cell: what the device process holds in memory, how long a stream kept it busy
 
 A log holds all that a table shows, so `summary.summarise` recomputes every figure from it alone.
 Written as gzipped JSON lines with neither time nor name in the gzip header: equal lines, equal bytes.
@@ -108,10 +108,12 @@ class RequestLine(Value, frozen=True, kw_only=True, tag="request", tag_field="li
 
 
 class MemoryLine(Value, frozen=True, kw_only=True, tag="memory", tag_field="line"):
-    """Resident memory of the device process when a cell was done."""
+    """Resident memory of the device process when a cell was done; `stream_busy_s`: how long its slowed core computed
+    for the stream (0 where it was not slowed, None where there was no stream)."""
 
     cell: str
     rss_bytes: int
+    stream_busy_s: float | None = None
 
 
 Line = Header | CalibrationLine | CellLine | RequestLine | MemoryLine

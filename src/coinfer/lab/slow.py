@@ -71,6 +71,7 @@ class SlowedDevice:
     on a device that has one core.  A call within a call is slowed once, by its own factor.  A factor of 1 leaves
     the machine as it is.  `slowdown` may be changed between calls.
 
+    `busy_s` is how long the slow core has been computing; it stays 0 where nothing is slowed.
     `counts` says what of a call is stretched: "wall" its duration; "cpu" what the calling thread computed, so that
     other processes of the machine do not seem to be work of the device (for calls that compute in their own thread).
 
@@ -81,6 +82,7 @@ class SlowedDevice:
     def __init__(self, slowdown: Slowdown, *, counts: Literal["wall", "cpu"] = "wall") -> None:
         self._counts_cpu = counts == "cpu"
         self._turns = _Turns()
+        self.busy_s = 0.0
         self._inner = threading.local()
         self.slowdown = slowdown
 
@@ -117,10 +119,12 @@ class SlowedDevice:
         with self._turns:
             self._inner.is_running = True
             self._inner.seconds = self._inner.cpu = 0.0
+            begun_s = now_s()
             try:
                 return self._stretched(factor, call, awake_s=min(AWAKE_S, (factor - 1) * LEAST_CALL_S))
             finally:
                 self._inner.is_running = False
+                self.busy_s += now_s() - begun_s
 
     def _stretched(self, factor: float, call: Callable[[], T], *, awake_s: float = 0.0) -> T:
         """The call's result after `factor` times its own time; calls within it have been stretched already.

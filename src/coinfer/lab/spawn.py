@@ -29,7 +29,7 @@ class WorkerProcess:
     """A device that runs plans of the bundle in `folder` on pictures of a .npy file, (N, H, W, C) uint8.
 
     `ready` is what it reported of itself when it began, `start_s` the seconds from starting the process until then,
-    `rss_bytes` its resident memory after the last command.
+    `rss_bytes` its resident memory after the last command, `busy_s` how long its slowed core computed for that.
 
     Raises:
         LinkError: it ends, or is not ready in a minute; the message quotes it.
@@ -70,6 +70,7 @@ class WorkerProcess:
                 self.close()
         self.start_s = time.monotonic() - started_s
         self.rss_bytes = self.ready.rss_bytes
+        self.busy_s = 0.0
 
     @property
     def pid(self) -> int:
@@ -98,7 +99,8 @@ class WorkerProcess:
         # Lines come when the whole command is done, so the silence grows with its length.
         silence_s = START_S + self._timeout_s * len(command.images)
         lines = [msgspec.json.decode(self._read_line(silence_s), type=Request) for _ in command.images]
-        self.rss_bytes = msgspec.json.decode(self._read_line(START_S), type=Done).rss_bytes
+        done = msgspec.json.decode(self._read_line(START_S), type=Done)
+        self.rss_bytes, self.busy_s = done.rss_bytes, done.busy_s
         return lines
 
     def close(self) -> None:

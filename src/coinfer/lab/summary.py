@@ -63,7 +63,8 @@ class PlanRow(Value, frozen=True, kw_only=True):
 class StreamRow(Value, frozen=True, kw_only=True):
     """A stream of `n` requests by one plan: answers a second over the whole of it, filling and draining included.
 
-    `bottleneck_hz` is what the critical resource alone could do: expected times, and the bytes that were sent.
+    `bottleneck_hz` is what the critical resource alone could do, were it never idle: by the times and bytes of this
+    stream, by expected times where nothing was measured (a device that is not slowed).
     """
 
     cell: str
@@ -152,7 +153,7 @@ def summarise(lines: Iterable[Line]) -> Summary:
     header: Header | None = None
     cells: list[CellLine] = []
     calibrations: list[CalibrationLine] = []
-    memory: dict[str, int] = {}
+    memory: dict[str, MemoryLine] = {}
     requests: dict[tuple[str, str, int], list[RequestLine]] = defaultdict(list)
     for line in lines:
         if isinstance(line, Header):
@@ -162,7 +163,7 @@ def summarise(lines: Iterable[Line]) -> Summary:
         elif isinstance(line, CalibrationLine):
             calibrations.append(line)
         elif isinstance(line, MemoryLine):
-            memory[line.cell] = line.rss_bytes
+            memory[line.cell] = line
         else:
             requests[line.cell, line.phase, line.request.plan].append(line)
     if header is None:
@@ -172,7 +173,7 @@ def summarise(lines: Iterable[Line]) -> Summary:
     for cell in cells:
         in_cell = [_plan_row(cell, menu[e.plan], e, requests[cell.cell, "main", e.plan]) for e in cell.estimates]
         in_streams = [
-            _stream_row(cell, estimate, seen)
+            _stream_row(cell, estimate, seen, memory.get(cell.cell))
             for estimate in cell.estimates
             if (seen := requests.get((cell.cell, "stream", estimate.plan)))
         ]
@@ -236,9 +237,16 @@ def _plan_row(cell: CellLine, plan: MenuPlan, estimate: EstimateLine, lines: Seq
     )
 
 
-def _stream_row(cell: CellLine, estimate: EstimateLine, lines: Sequence[RequestLine]) -> StreamRow:
+def _stream_row(
+    cell: CellLine, estimate: EstimateLine, lines: Sequence[RequestLine], memory: MemoryLine | None
+) -> StreamRow:
+    """Throughput beside the critical resource's rate, by what each resource did for a request of this very stream."""
     done = [line.request for line in lines if line.request.error is None]
     busy_s = dict(estimate.busy_s)
+    if done:
+        busy_s["edge"] = statistics.fmean(request.decode_s + request.tail_s for request in done)
+    if done and memory is not None and memory.stream_busy_s:
+        busy_s["device"] = memory.stream_busy_s / len(done)
     if done and cell.link.trace is None:
         down_bps = cell.link.rate_bps if cell.link.down_rate_bps is None else cell.link.down_rate_bps
         busy_s["uplink"] = statistics.fmean(request.wire_bytes for request in done) * 8 / cell.link.rate_bps
@@ -265,7 +273,7 @@ def _cell_row(
     finals: dict[int, list[float]],
     streams: Sequence[StreamRow],
     max_loss_points: float,
-    device_rss_bytes: int | None,
+    memory: MemoryLine | None,
 ) -> CellRow:
     by_number = {row.plan: row for row in plans}
     chosen = by_number[cell.chosen]
@@ -299,7 +307,7 @@ def _cell_row(
         was_measured_again=was_measured_again,
         speedup=min(rivals) if rivals else None,
         stream=next((row for row in streams if row.plan == cell.chosen), None),
-        device_rss_bytes=device_rss_bytes,
+        device_rss_bytes=None if memory is None else memory.rss_bytes,
     )
 
 

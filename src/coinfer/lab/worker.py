@@ -82,9 +82,10 @@ class Request(Value, frozen=True, kw_only=True):
 
 
 class Done(Value, frozen=True, kw_only=True):
-    """All requests of a command are answered; resident memory now."""
+    """All requests of a command are answered; resident memory now, and how long the slowed core computed for them."""
 
     rss_bytes: int
+    busy_s: float = 0.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -147,12 +148,13 @@ def _obey(device: Device, pace: Any, pixels: NDArray[Any], line: bytes) -> None:
     if command.images and not 0 <= min(command.images) <= max(command.images) < len(pixels):
         raise DataError(f"images must be 0 to {len(pixels) - 1}, got {command.images} (benchmark worker)")
     pace.slowdown = command.slowdown
+    before_s = pace.busy_s
     # Sessions are loaded before the clock runs; answers are written after it stopped.
     device.prepare(command.plan)
     lines = list(_streamed(device, pixels, command) if command.mode == "stream" else _singly(device, pixels, command))
     for request in lines:
         _write(request)
-    _write(Done(rss_bytes=resident_bytes()))
+    _write(Done(rss_bytes=resident_bytes(), busy_s=pace.busy_s - before_s))
 
 
 def _singly(device: Device, pixels: NDArray[Any], command: Command) -> Iterator[Request]:

@@ -1,7 +1,7 @@
 """The edge as a process: carries the app of `runtime.app` on a port, until a signal ends it.
 
-It binds to loopback unless told otherwise, compresses nothing, caps the size of a message, leaves the
-heartbeat to the protocol, and refuses to start on a port that is in use.
+It binds to loopback unless told otherwise, compresses nothing, caps the size of a message, leaves the heartbeat to
+the protocol, and refuses to start on a port that is in use.  Its event loop is uvloop's where that is installed.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def serve(
         app = make_app(bundle, workers=workers, threads=threads, load=load, pace=pace, limits=limits, timeline=timeline)
         config = uvicorn.Config(
             app,
-            loop="asyncio",
+            loop="auto",
             http="h11",
             ws="websockets-sansio",
             ws_max_size=app.state.edge.limits.max_message_bytes,
