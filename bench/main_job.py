@@ -1,7 +1,7 @@
 """The main job's tables: build, measure over a shaped link, report on images that no choice has seen.
 
     python -m bench.main_job build NAME     a bundle and its workshop under out/
-    python -m bench.main_job measure NAME   cells, streams, overhead; raw logs under docs/results/raw/main-job/
+    python -m bench.main_job measure NAME   cells, reported accuracy; raw logs under docs/results/raw/main-job/
     python -m bench.main_job streams NAME   streams and overhead of a network that was measured
     python -m bench.main_job all            every NAME; then `python -m bench.results` makes the tables
 
@@ -111,7 +111,7 @@ def contenders(name: str, workshop: Workshop) -> list[int]:
 
 
 def measure(name: str) -> None:
-    """Time the survivors on the quiet machine, then cells, streams, overhead and reported accuracy."""
+    """Time the survivors on the quiet machine, then cells and reported accuracy."""
     workshop = workshop_of(name)
     samples = pictures_of(name).pixels[:4]
     candidates, profile = timed(

@@ -52,6 +52,20 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return float(np.percentile(values, 5)), float(np.percentile(values, 95))
 
 
+def row_of(name: str, value: float, unit: str, values: Sequence[float], *, raw: str, against: str | None = None) -> Row:
+    """A row whose value stands for several that were measured, with their number and spread."""
+    return Row(
+        name=name,
+        value=value,
+        unit=unit,
+        how="measured",
+        n=len(values),
+        against=against,
+        spread=spread(values),
+        raw=raw,
+    )
+
+
 def exactness_rows() -> Iterable[Row]:
     """How many cuts were tried and how many were not exact."""
     lines = read_raw(RAW / "exactness.jsonl.gz")
@@ -72,25 +86,21 @@ def part_rows() -> Iterable[Row]:
     codec = [line for line in lines if line["kind"] == "codec"]
     long = [line["code_bytes"] / line["cost_bytes"] for line in codec if line["symbols"] >= 1000]
     excess = [line["code_bytes"] - 1.01 * line["cost_bytes"] for line in codec]
-    yield Row(
-        name="codec_over_entropy",
-        value=max(long),
-        unit="ratio",
-        how="measured",
-        n=len(long),
+    yield row_of(
+        "codec_over_entropy",
+        max(long),
+        "ratio",
+        long,
+        raw=raw,
         against="cost under the static tables, worst payload of 1,000 symbols and more",
-        spread=spread(long),
-        raw=raw,
     )
-    yield Row(
-        name="codec_excess_bytes",
-        value=max(excess),
-        unit="B",
-        how="measured",
-        n=len(excess),
-        against="1.01 x cost under the static tables, worst payload of 16 symbols and more",
-        spread=spread(excess),
+    yield row_of(
+        "codec_excess_bytes",
+        max(excess),
+        "B",
+        excess,
         raw=raw,
+        against="1.01 x cost under the static tables, worst payload of 16 symbols and more",
     )
     large = max(line["symbols"] for line in lines if line["kind"] == "speed")
     for name, coder in (("encode_MBps", "range"), ("encode_MBps_rans", "rans")):
@@ -100,25 +110,21 @@ def part_rows() -> Iterable[Row]:
                 by_codec.setdefault(line["codec"], []).append(line["symbols"] / line["encode_s"] / 1e6)
         slowest = min(by_codec, key=lambda codec: statistics.median(by_codec[codec]))
         took = by_codec[slowest]
-        yield Row(
-            name=name,
-            value=statistics.median(took),
-            unit="MB/s of symbols",
-            how="measured",
-            n=len(took),
-            against=f"{large} symbols; the slowest of 2, 4 and 8 bits ({slowest})",
-            spread=spread(took),
+        yield row_of(
+            name,
+            statistics.median(took),
+            "MB/s of symbols",
+            took,
             raw=raw,
+            against=f"{large} symbols; the slowest of 2, 4 and 8 bits ({slowest})",
         )
     for name, key in (("search_10k_ms", "from_list_s"), ("search_10k_again_ms", "from_table_s")):
         took = [1e3 * line[key] for line in lines if line["kind"] == "search"]
-        yield Row(
-            name=name,
-            value=statistics.median(took),
-            unit="ms",
-            how="measured",
-            n=len(took),
-            spread=spread(took),
+        yield row_of(
+            name,
+            statistics.median(took),
+            "ms",
+            took,
             raw=raw,
         )
 
@@ -142,28 +148,24 @@ def net_rows(net: str, summary: Summary) -> Iterable[Row]:
             raw=raw,
         )
     regrets = [cell.regret for cell in summary.cells]
-    yield Row(
-        name=f"regret_max@{net}",
-        value=max(regrets),
-        unit="ratio",
-        how="measured",
-        n=len(regrets),
-        against="the best plan measured in the cell",
-        spread=spread(regrets),
+    yield row_of(
+        f"regret_max@{net}",
+        max(regrets),
+        "ratio",
+        regrets,
         raw=raw,
+        against="the best plan measured in the cell",
     )
     chosen = [abs(cell.chosen.estimate_error) for cell in summary.cells]
     every = [abs(plan.estimate_error) for plan in summary.plans if plan.latency_s.n]
     for name, errors in ((f"estimate_error_max@{net}", chosen), (f"estimate_error_max_any_plan@{net}", every)):
-        yield Row(
-            name=name,
-            value=max(errors),
-            unit="ratio - 1",
-            how="measured",
-            n=len(errors),
-            against="the estimate made before measuring",
-            spread=spread(errors),
+        yield row_of(
+            name,
+            max(errors),
+            "ratio - 1",
+            errors,
             raw=raw,
+            against="the estimate made before measuring",
         )
 
 
@@ -195,15 +197,13 @@ def stage_rows(net: str, summary: Summary) -> Iterable[Row]:
             expected_s = sum(plan.estimated_stages_s.get(name, 0.0) for name in estimated)
             if expected_s > 0:
                 errors.append(abs(took_s / expected_s - 1))
-        yield Row(
-            name=f"stage_error@{net}/{place}",
-            value=statistics.median(errors),
-            unit="ratio - 1, median",
-            how="measured",
-            n=len(errors),
-            against="the estimate of these stages, over all plans and cells",
-            spread=spread(errors),
+        yield row_of(
+            f"stage_error@{net}/{place}",
+            statistics.median(errors),
+            "ratio - 1, median",
+            errors,
             raw=f"{net}.cells.jsonl.gz",
+            against="the estimate of these stages, over all plans and cells",
         )
 
 
@@ -212,22 +212,20 @@ def bundle_estimate_row(net: str, summary: Summary) -> Row:
     lines = read_raw(RAW / f"{net}.candidates.jsonl.gz")
     known = {c.plan.number: c for c in (msgspec.convert(line, Candidate) for line in lines)}
     exchange_s = overhead().seconds.p50 if exists("overhead.jsonl.gz") else 0.0
-    errors = []
+    errors, ratio = [], _int8_ratio(net)
     for cell in summary.cells:
         link = Link(rate_bps=cell.rate_bps, delay_s=cell.delay_s)
-        device = Slowdown(fp32=cell.slowdown, int8=cell.slowdown * _int8_ratio(net))
+        device = Slowdown(fp32=cell.slowdown, int8=cell.slowdown * ratio)
         conditions = Conditions(link=link, device=device, edge_load=cell.load, exchange_s=exchange_s)
         expected_s = estimate(known[cell.chosen.plan], conditions).latency_s
         errors.append(abs(cell.chosen.latency_s.p50 / expected_s - 1))
-    return Row(
-        name=f"estimate_error_max_uncalibrated@{net}",
-        value=max(errors),
-        unit="ratio - 1",
-        how="measured",
-        n=len(errors),
-        against="the estimate from single stages' times, without the calibration over the link",
-        spread=spread(errors),
+    return row_of(
+        f"estimate_error_max_uncalibrated@{net}",
+        max(errors),
+        "ratio - 1",
+        errors,
         raw=f"{net}.candidates.jsonl.gz",
+        against="the estimate from single stages' times, without the calibration over the link",
     )
 
 
@@ -265,10 +263,15 @@ def bench_cells(net: str, summary: Summary) -> list[BenchCell]:
     return result
 
 
+def is_agreement(net: str) -> bool:
+    """Whether a network's accuracy is agreement with the unmodified network's own answers."""
+    return bool(read_raw(RAW / f"{net}.accuracy.jsonl.gz")[0]["is_agreement"])
+
+
 def accuracy_table(net: str) -> TextTable:
     """Accuracy of every plan that a cell chose or held as a baseline, on images that no choice has seen."""
     lines = read_raw(RAW / f"{net}.accuracy.jsonl.gz")
-    word = "agreement" if lines[0]["is_agreement"] else "top-1"
+    word = "agreement" if is_agreement(net) else "top-1"
     return TextTable(
         columns=("plan", f"{word} %", "loss, points", "payload B (mean)", "p95", "images"),
         rows=tuple(
@@ -293,7 +296,7 @@ def map_of(net: str, summary: Summary) -> RegimeMap:
         DOCS / f"rate-accuracy-{net}.png",
         candidates,
         title=f"{TITLES[net]}: bytes and accuracy (images that choices are made on)",
-        is_agreement=net == "mobilenetv2",
+        is_agreement=is_agreement(net),
     )
     exchange_s = min(row.seconds.p50 for row in summary.overheads)
     base = Conditions(link=Link(rate_bps=1e6, delay_s=0.005), exchange_s=exchange_s)
@@ -417,7 +420,7 @@ def main() -> None:
         rows += net_rows(net, summary)
         regimes = map_of(net, summary)
         text += [f"## {TITLES[net]}", "", *(line for p in pictures(net, summary, regimes) for line in (p, ""))]
-        text += [markdown(bench_table(bench_cells(net, summary), is_agreement=net == "mobilenetv2")), ""]
+        text += [markdown(bench_table(bench_cells(net, summary), is_agreement=is_agreement(net))), ""]
         text += [markdown(accuracy_table(net)), "", markdown(regime_table(regimes)), ""]
         rows += [*stage_rows(net, summary), bundle_estimate_row(net, summary)]
     cifar = [net for net in ("resnet56", "resnet20") if net in summaries]

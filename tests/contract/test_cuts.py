@@ -17,7 +17,7 @@ from coinfer.model.zoo import ZOO, build_model
 
 @torch.no_grad()
 def wrong_cuts(name: str, *, samples: int | None = None) -> list[str]:
-    """Every `step`-th cut whose tail(*head(x)) differs from the network in any bit, at batch 1 and 2."""
+    """Those of about `samples` cuts (None: of all) whose tail(*head(x)) differs in any bit, at batch 1 and 2."""
     torch.manual_seed(0)
     loaded = build_model(name)
     assert loaded.input_shape is not None

@@ -52,7 +52,6 @@ EXTRAS = {
     "onnxscript": "build",
     "scipy": "build",
     "sklearn": "build",
-    "networkx": "build",
     "matplotlib": "build",
     "starlette": "edge",
     "uvicorn": "edge",

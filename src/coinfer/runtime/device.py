@@ -3,7 +3,7 @@
     with Device(bundle, edge="ws://127.0.0.1:8300", plan=3) as device:
         answer = device.infer(picture)                  # one request
         for answer in device.stream(pictures):          # a stream: computing, sending, receiving overlap
-            print(answer.label, answer.outcome.latency_s)
+            ...                                         # answer.label, answer.outcome.latency_s
 
 A request is a picture (H, W, C) uint8, or whatever `bundle.manifest.input` states, with or without a leading 1.
 All that the device computes goes through its `Pace`: segments with the plan's precision, coding and framing as
