@@ -132,7 +132,7 @@ def measure(name: str) -> None:
         Cell(link=Link(rate_bps=rate_bps, delay_s=DELAY_S), slowdown=Slowdown(fp32=slow, int8=slow * ratio))
         for rate_bps, slow in CELLS[name]
     ]
-    effort = Effort(calibration_s=2.0)
+    effort = Effort(calibration_s=2.0, timings=15)
     log = RAW / f"{name}.cells.jsonl.gz"
     run_cells(bundle, images.pixels, images.labels, cells, log, goal=goal, effort=effort, tell=show)
     report_accuracy(name, bundle, images)

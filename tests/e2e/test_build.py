@@ -8,7 +8,6 @@ import pytest
 from coinfer.build.evaluate import Deployed, evaluate_plan
 from coinfer.build.job import BuildJob, DataJob, Job, ModelJob
 from coinfer.build.make import assemble, build
-from coinfer.build.workshop import drawn
 from coinfer.bundle import Bundle
 from coinfer.data import load_source
 from coinfer.engine.onnx import Session
@@ -94,7 +93,7 @@ def test_the_reference_is_the_network_itself(built: Bundle) -> None:
 
 
 def test_reported_evidence_is_what_the_files_give(built: Bundle) -> None:
-    images = drawn(load_source("digits").images("test"), 200)
+    images = load_source("digits").drawn("test", 200)
     known = {c.plan.number: c for c in built.candidates()}
     for plan in built.manifest.menu:
         again = evaluate_plan(built, plan.number, images, threads=1)

@@ -17,6 +17,8 @@ from PIL import Image
 from coinfer.bundle import Bundle, load_bundle, write_manifest
 from coinfer.cli import main
 from coinfer.cli.app import COMMANDS
+from coinfer.cli.pictures import test_images as images_of
+from coinfer.errors import DataError
 from coinfer.plan import Candidate, Evidence
 from coinfer.profile import Machine, Profile, Timing
 from tiny_bundle import DEVICE, MENU, SPLIT16, SPLIT32, UPLOAD, UPLOAD_TOP, make_tiny_bundle, pictures
@@ -473,6 +475,23 @@ def test_evaluate_counts_losses_against_the_reference(run: Run, bundle: Bundle, 
     assert evidence["payload_bytes"] == 4 * 8 * 8 * 4 + 6
     text = run("evaluate", bundle.folder, "--plan", SPLIT32, "--data", tmp_path / "x.npy").out
     assert "on 6 pictures" in text and "1.03 kB" in text
+
+
+def test_evaluate_counts_classes_by_their_names(bundle: Bundle, tmp_path: Path):
+    # As in the bundle, but for one class, so that the folder's own numbers are others.
+    names = bundle.manifest.classes
+    height, width, _ = bundle.manifest.input.shape
+    for name in names[1:]:
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for number in range(20):
+            picture = Image.new("RGB", (width, height), (names.index(name), number, 0))
+            picture.save(tmp_path / "own" / name / f"{number}.png")
+    images = images_of(f"folder:{tmp_path / 'own'}", bundle, limit=None, data_dir=None)
+    assert images.labels is not None and len(images) > 3
+    assert images.labels.tolist() == images.pixels[:, 0, 0, 0].tolist()
+    (tmp_path / "own" / "zebra").mkdir()
+    with pytest.raises(DataError, match="zebra"):
+        images_of(f"folder:{tmp_path / 'own'}", bundle, limit=None, data_dir=None)
 
 
 def test_evaluate_knows_the_menu(run: Run, bundle: Bundle):

@@ -39,7 +39,7 @@ from .evaluate import Deployed, evidence_of, loss_of, proportion_ci
 from .job import Job, conditions_of
 from .measured import Tables, calibrate_and_weigh, store_tables, time_segments
 from .rounds import classify_splits, classify_wholes, drop_dominated, drop_hopeless, drop_outdone, keep_rivals
-from .workshop import Progress, Workshop, drawn, prepare, quiet
+from .workshop import Progress, Workshop, prepare, quiet
 
 
 def build(
@@ -78,7 +78,7 @@ def build(
     _save(work / "profile.json", profile)
     save_file({"pixels": samples}, work / "samples.safetensors")
     numbers = sorted({candidates[index].plan.number for index in chosen} | {main.plan.number})
-    images = drawn(workshop.source.images("test"), job.build.report_images)
+    images = workshop.source.drawn("test", job.build.report_images)
     return assemble(work, numbers, out, images=images, progress=progress)
 
 

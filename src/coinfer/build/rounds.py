@@ -19,10 +19,10 @@ Times carry noise, so equal within TIME_SLACK counts as no worse.  Every drop is
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations_with_replacement, product
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ from .evaluate import BATCH, spare_threads, top1
 from .measured import Tables, codec_of
 from .workshop import Progress, Workshop
 
+T = TypeVar("T", bound=np.generic)
 MARGIN = 0.002
 TIME_SLACK = 1.05
 HOPELESS_POINTS = 5.0
@@ -138,17 +139,19 @@ def classify_wholes(
     for done, draft in enumerate(devices):
         progress(stage, done, total, draft.plan.label)
         name = str(draft.plan.head)
-        own[name] = _answers(Session(workshop.folder / name, threads=spare_threads()), [images.pixels])
+        session = Session(workshop.folder / name, threads=spare_threads())
+        own[name] = _answers(session, ([batch] for batch in _batches(images.pixels)))
     reference = own[workshop.whole_name(workshop.main, "fp32")]
     truth = reference if images.labels is None else images.labels
     for draft in devices:
         draft.correct = own[str(draft.plan.head)] == truth
     for done, (group, members) in enumerate(uploads.items(), len(devices)):
         progress(stage, done, total, members[0].plan.label)
-        restored = [_weighed(draft, tables, [images.pixels]) for draft in members][0]
+        restored = _weighed(members, tables, [images.pixels])
         tail = str(members[0].plan.tail)
         if group[-1] == "exact" and tail in own:
             given = own[tail]
+            deque(restored, maxlen=0)
         else:
             given = _answers(Session(workshop.folder / tail, threads=spare_threads()), restored)
         for draft in members:
@@ -239,20 +242,31 @@ def _classified(
                 drafts = [draft for draft in drafts if draft.dropped is None]
                 if not drafts:
                     continue
-                restored = [_weighed(draft, tables, features) for draft in drafts][0]
-                right = _answers(tail, restored)
+                right = _answers(tail, _weighed(drafts, tables, features))
                 for draft in drafts:
                     draft.correct = right == truth
                 if own is not None and np.array_equal(right, own[: len(pixels)]):
                     perfect += drafts
 
 
-def _weighed(draft: Draft, tables: Tables, values: Sequence[NDArray[np.generic]]) -> Sequence[NDArray[np.generic]]:
-    """What the tail gets of these values; the draft's bytes are from now on those of these pictures."""
-    restored, num_bytes = codec_of(draft.plan, tables).roundtrip(values)
-    draft.payload_bytes = float(np.mean(num_bytes))
-    draft.payload_bytes_p50, draft.payload_bytes_p95 = (float(b) for b in np.percentile(num_bytes, (50, 95)))
-    return restored
+def _weighed(
+    drafts: list[Draft], tables: Tables, values: Sequence[NDArray[np.generic]]
+) -> Iterator[Sequence[NDArray[np.generic]]]:
+    """What the tail gets of these values, batch by batch; then the drafts' bytes are those of these pictures.
+
+    The drafts are of one group: what they restore is the same, what they send is not.
+    """
+    codecs = [codec_of(draft.plan, tables) for draft in drafts]
+    num_bytes: list[list[NDArray[np.float64]]] = [[] for _ in drafts]
+    for batch in zip(*map(_batches, values), strict=True):
+        results = [codec.roundtrip(batch) for codec in codecs]
+        for parts, (_, sent) in zip(num_bytes, results, strict=True):
+            parts.append(sent)
+        yield results[0][0]
+    for draft, parts in zip(drafts, num_bytes, strict=True):
+        sizes = np.concatenate(parts)
+        draft.payload_bytes = float(np.mean(sizes))
+        draft.payload_bytes_p50, draft.payload_bytes_p95 = (float(b) for b in np.percentile(sizes, (50, 95)))
 
 
 def _is_no_better(draft: Draft, other: Draft) -> bool:
@@ -266,9 +280,12 @@ def _is_no_better(draft: Draft, other: Draft) -> bool:
     )
 
 
-def _answers(session: Session, values: Sequence[NDArray[np.generic]]) -> NDArray[np.int64]:
-    count = len(values[0])
-    return np.concatenate([top1(session.run([v[i : i + BATCH] for v in values])) for i in range(0, count, BATCH)])
+def _answers(session: Session, batches: Iterable[Sequence[NDArray[np.generic]]]) -> NDArray[np.int64]:
+    return np.concatenate([top1(session.run(batch)) for batch in batches])
+
+
+def _batches(values: NDArray[T]) -> Iterator[NDArray[T]]:
+    return (values[i : i + BATCH] for i in range(0, len(values), BATCH))
 
 
 def _by_group(drafts: list[Draft]) -> dict[tuple[str, ...], list[Draft]]:

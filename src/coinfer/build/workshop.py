@@ -11,6 +11,7 @@ import difflib
 import fnmatch
 import hashlib
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -112,32 +113,44 @@ class Workshop:
     ) -> Iterator[tuple[DeployedCut, list[NDArray[np.generic]]]]:
         """What crosses at each of `cuts` for all pictures: arrays (N, *shape), one list a cut.
 
-        The network runs once for as many cuts as fit into memory together.
+        The network runs once for as many cuts as fit into memory together; what is larger alone lies in files.
         """
         whole = self.whole(network, precision)
         groups: list[list[DeployedCut]] = [[]]
         budget = 0
         for cut in cuts:
-            size = sum(spec.num_bytes for spec in cut.specs) * len(pixels)
+            size = _num_bytes(cut, len(pixels))
             if groups[-1] and budget + size > FEATURE_BYTES:
                 groups.append([])
                 budget = 0
             groups[-1].append(cut)
             budget += size
-        for group in groups:
-            if not group:
-                continue
+        for group in filter(None, groups):
             specs = {spec.name: spec for cut in group for spec in cut.specs}
             tapped = self.folder / f"tapped.{network}.{precision}.onnx"
             tap_onnx(whole, list(specs.values()), tapped)
             session = Session(tapped, threads=spare_threads())
-            parts = [session.run([pixels[i : i + BATCH]]) for i in range(0, len(pixels), BATCH)]
+            is_in_files = len(group) == 1 and _num_bytes(group[0], len(pixels)) > FEATURE_BYTES
+            values = {name: self._room(spec, len(pixels), is_in_files) for name, spec in specs.items()}
+            for i in range(0, len(pixels), BATCH):
+                for name, part in zip(specs, session.run([pixels[i : i + BATCH]]), strict=True):
+                    values[name][i : i + len(part)] = part
             del session
-            values = {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(specs)}
-            del parts
+            tapped.unlink()
             for cut in group:
                 yield cut, [values[spec.name] for spec in cut.specs]
-            tapped.unlink()
+
+    def _room(self, spec: TensorSpec, count: int, is_in_file: bool) -> NDArray[np.generic]:
+        shape, dtype = (count, *spec.shape), np.dtype(spec.dtype)
+        if not is_in_file:
+            return np.empty(shape, dtype)
+        # The file has no name: it goes when the array goes, however the build ends.
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            return np.memmap(file, dtype=dtype, mode="w+", shape=shape)
+
+
+def _num_bytes(cut: DeployedCut, pictures: int) -> int:
+    return pictures * sum(spec.num_bytes for spec in cut.specs)
 
 
 def cut_file_name(cut: str) -> str:
@@ -176,24 +189,19 @@ def prepare(job: Job, folder: Path, *, progress: Progress = quiet, data_dir: Pat
         data.source, data_dir=data_dir, size=size, channels=channels, holdout=data.holdout, labels=data.labels
     )
     _check_channels(job, source, preprocess)
-    calibration = drawn(source.images("train"), job.build.calibration_images).pixels
+    calibration = source.drawn("train", job.build.calibration_images).pixels
     networks = {}
     for done, (name, model) in enumerate(loaded.items()):
         progress("networks", done, len(names), name)
         safe = safe_name(name)
         networks[safe] = _export(safe, model.module, source, preprocess, calibration, folder, job)
     progress("networks", len(names), len(names), "")
-    validation = drawn(source.images("validation"), job.build.rounds[-1])
+    validation = source.drawn("validation", job.build.rounds[-1])
     if len(validation) == 0:
         raise DataError(f'no validation images to choose on (data "{source.name}")')
     main_name = safe_name(job.model.source)
     _check_cuts(job, networks[main_name])
     return Workshop(job, folder, source, preprocess, networks, main_name, calibration, validation)
-
-
-def drawn(images: Images, count: int) -> Images:
-    """`count` pictures in an order that is random but always the same (folders come sorted by class)."""
-    return images.pick(np.random.default_rng(0).permutation(len(images))[:count])
 
 
 def _check_cuts(job: Job, main: Network) -> None:

@@ -34,7 +34,7 @@ class Request(NamedTuple):
 
 
 def test_images(source: str, bundle: Bundle, *, limit: int | None, data_dir: Path | None) -> Images:
-    """The first `limit` pictures of the source's test part, their labels by the bundle's classes.
+    """`limit` pictures drawn from the source's test part (all by default), their labels by the bundle's classes.
 
     The bundle's own source has the parts that it was built with.
 
@@ -62,7 +62,7 @@ def test_images(source: str, bundle: Bundle, *, limit: int | None, data_dir: Pat
         holdout=manifest.holdout if is_own else None,
         labels=not (is_own and manifest.is_agreement),
     )
-    images = found.images("test").pick(slice(limit))
+    images = found.images("test") if limit is None else found.drawn("test", limit)
     if images.labels is None or found.classes == manifest.classes:
         return images
     unknown = [name for name in found.classes if name not in manifest.classes]
@@ -83,7 +83,7 @@ def requests(source: str, bundle: Bundle, *, limit: int | None, data_dir: Path |
     """
     if source.startswith("folder:"):
         return islice(_folder(Path(source.removeprefix("folder:")).expanduser(), bundle), limit)
-    images = test_images(source, bundle, limit=limit, data_dir=data_dir)
+    images = test_images(source, bundle, limit=None, data_dir=data_dir).pick(slice(limit))
     labels = [None] * len(images) if images.labels is None else images.labels.tolist()
     rows = zip(images.pixels, labels, strict=True)
     return (Request(pixels, f"{source}#{row}", label) for row, (pixels, label) in enumerate(rows))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import DataError
-from .images import Images, Part, Source, hold_out
+from .images import PARTS, Images, Part, Source, drawn_rows
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
 _MODES = {1: "L", 3: "RGB"}
@@ -75,35 +75,43 @@ def folder(path: Path, *, size: tuple[int, int] | None = None, channels: int = 3
     """
     if not path.is_dir():
         raise DataError(f'no folder {path} (data "folder:{path}")')
-    parts = {
+    roots = {
         part: path / name for name, part in _PART_FOLDERS.items() if (path / name).is_dir() and "train" in _names(path)
     }
-    roots = list(parts.values()) or [path]
-    classes = sorted({entry for root in roots for entry in _names(root)})
-    listed = {root: _files(root, classes) for root in roots}
-    if not any(listed.values()):
+    classes = sorted({entry for root in (roots.values() or [path]) for entry in _names(root)})
+    files = _files_of_parts(path, roots, classes)
+    if not any(files.values()):
         raise DataError(f'no pictures in {path} (data "folder:{path}")')
-    first = next(file for files in listed.values() for file in files)
     if channels not in _MODES:
         raise DataError(f'pictures of a folder have 1 or 3 channels, not {channels} (data "folder:{path}")')
-    shape = (*size, channels) if size is not None else read_picture(first, channels=channels).shape
+    first = next(file for members in files.values() for file in members)
+    height, width = size or read_picture(first, channels=channels).shape[:2]
+    shape = (height, width, channels)
 
-    def read(part: Part) -> Images:
-        if parts:
-            files = listed[parts[part]] if part in parts else []
-        else:
-            files = [file for file in listed[path] if part_of(file.relative_to(path).as_posix()) == part]
-        if not files:
+    def read(part: Part, count: int | None = None) -> Images:
+        members = files[part]
+        if not members:
             raise DataError(f'no pictures for the {part} part in {path} (data "folder:{path}")')
-        pixels = np.stack([_of_shape(file, size, shape) for file in files])
+        if count is not None:
+            members = [members[row] for row in drawn_rows(len(members), count)]
+        pixels = np.stack([_of_shape(file, size, shape) for file in members])
         if not classes:
             return Images(pixels, None)
-        return Images(pixels, np.array([classes.index(file.parent.name) for file in files], dtype=np.int64))
+        return Images(pixels, np.array([classes.index(file.parent.name) for file in members], dtype=np.int64))
 
-    source = Source(f"folder:{path}", tuple(classes), (shape[0], shape[1], channels), read)
-    if parts and "test" not in parts and "validation" in parts:
-        parts["test"] = parts.pop("validation")
-    return hold_out(source, "test-fifth") if parts and "validation" not in parts else source
+    return Source(f"folder:{path}", tuple(classes), shape, read, read)
+
+
+def _files_of_parts(path: Path, roots: dict[Part, Path], classes: list[str]) -> dict[Part, list[Path]]:
+    """The pictures of each part; where one is missing beside train, every fifth of the other stands in."""
+    if not roots:
+        listed = _files(path, classes)
+        return {part: [f for f in listed if part_of(f.relative_to(path).as_posix()) == part] for part in PARTS}
+    files = {part: _files(root, classes) for part, root in roots.items()}
+    if "validation" not in files or "test" not in files:
+        both = files.pop("validation", []) + files.pop("test", [])
+        files["validation"], files["test"] = both[::5], [f for row, f in enumerate(both) if row % 5]
+    return files
 
 
 def _names(path: Path) -> list[str]:

@@ -42,7 +42,8 @@ class Images:
 class Source:
     """Where pictures come from: a name, class names, the shape (H, W, C) of every picture, and three parts.
 
-    `read` is called once for each part, when it is first asked for; `images` remembers the answer.
+    `read` is called once for each part, when it is first asked for; `images` remembers the answer.  A source whose
+    parts may be larger than memory gives `read_some` as well: so many pictures of a part, the same ones every time.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class Source:
         classes: tuple[str, ...],
         shape: tuple[int, int, int],
         read: Callable[[Part], Images],
+        read_some: Callable[[Part, int], Images] | None = None,
     ) -> None:
         self.name = name
         self.classes = classes
         self.shape = shape
         self._read = read
+        self._read_some = read_some
         self._parts: dict[str, Images] = {}
 
     def images(self, part: str) -> Images:
@@ -65,13 +68,25 @@ class Source:
             DataError: no such part, or it cannot be read, or it is empty or of another shape or class.
         """
         if part not in self._parts:
-            for known in PARTS:
-                if known == part:
-                    self._parts[part] = self._checked(part, self._read(known))
-                    break
-            else:
-                raise DataError(f'part must be {", ".join(PARTS)}, got "{part}" (data "{self.name}")')
+            self._parts[part] = self._checked(part, self._read(self._known(part)))
         return self._parts[part]
+
+    def drawn(self, part: str, count: int) -> Images:
+        """`count` pictures of a part (all, where it has fewer), in an order that is random but always the same.
+
+        Raises:
+            DataError: as `images`.
+        """
+        if self._read_some is not None and part not in self._parts:
+            return self._checked(part, self._read_some(self._known(part), count))
+        images = self.images(part)
+        return images.pick(drawn_rows(len(images), count))
+
+    def _known(self, part: str) -> Part:
+        for known in PARTS:
+            if known == part:
+                return known
+        raise DataError(f'part must be {", ".join(PARTS)}, got "{part}" (data "{self.name}")')
 
     def _checked(self, part: str, images: Images) -> Images:
         where = f'({part} part of data "{self.name}")'
@@ -89,6 +104,11 @@ class Source:
                 got = f"{labels.min()} to {labels.max()}"
                 raise DataError(f"labels must be 0 to {len(self.classes) - 1}, got {got} {where}")
         return images
+
+
+def drawn_rows(length: int, count: int) -> NDArray[np.int64]:
+    """The first `count` of a random order of 0 to `length` - 1 that is always the same."""
+    return np.random.default_rng(0).permutation(length)[:count]
 
 
 def hold_out(source: Source, how: str) -> Source:

@@ -63,7 +63,13 @@ def load_source(
 
 
 def _without_labels(source: Source) -> Source:
-    return Source(source.name, source.classes, source.shape, lambda part: Images(source.images(part).pixels, None))
+    return Source(
+        source.name,
+        source.classes,
+        source.shape,
+        lambda part: Images(source.images(part).pixels, None),
+        lambda part, count: Images(source.drawn(part, count).pixels, None),
+    )
 
 
 def _named(source: str, data_dir: Path | None, size: tuple[int, int] | None, channels: int) -> Source:

@@ -8,8 +8,9 @@ For each emulated device and edge load the two processes are started once and ca
 runs a few times without a limit of rate, which gives the times that estimates are made of (as
 `coinfer profile` would on a real device).  Then comes one cell after another:
 
-    pick the plans by estimate -> time them once more, for their estimates in this cell -> warm up
-    -> rounds: each round is one picture through every plan, in a random order
+    pick the plans by estimate -> warm up
+    -> rounds: each round is one picture through every plan, in a random order; between the rounds, rounds without
+       a limit of rate, whose times the cell's estimates are made of: a machine drifts from one minute to the next
     -> the chosen plan and its best rival once more -> a stream by the chosen plan
 
 Nothing is skipped: a request that fails is a line of the log.  The log is written anew, whole, after each cell.
@@ -28,7 +29,6 @@ from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -237,31 +237,30 @@ class _Bench:
         candidates: Sequence[Candidate],
         exchange_s: float,
     ) -> None:
-        """All of one cell: estimates first, then requests."""
+        """All of one cell: who is measured, their requests with their timing in between, the finalists, a stream."""
         conditions = Conditions(link=cell.link, device=cell.slowdown, edge_load=cell.load, exchange_s=exchange_s)
         effort = self.effort
         picks = self.pick(candidates, conditions, self.goal)
-        plans, latest = list(picks), list(candidates)
-        if effort.again:
-            link.set(Link(rate_bps=NO_LIMIT.rate_bps, delay_s=cell.link.delay_s))
-            again: dict[int, list[Request]] = {plan: [] for plan in plans}
-            for number in range(effort.again):
-                for request in self._round(worker, cell, name, "calibrate", number, plans):
-                    again[request.plan].append(request)
-            latest = [calibrated(c, again.get(c.plan.number, []), cell.slowdown, cell.load) for c in candidates]
-            exchange_s = _exchange_s(again, cell.link.delay_s) or exchange_s
-            conditions = msgspec.structs.replace(conditions, exchange_s=exchange_s)
-        line = cell_line(cell, name, candidates, conditions, self.goal, picks, latest)
-        self.lines.append(line)
-        link.set(cell.link)
+        plans = list(picks)
         rounds = effort.requests if cell.link.rate_bps >= SLOW_BPS else effort.slow_requests
+        link.set(cell.link)
         for number in range(effort.warmup):
             self._round(worker, cell, name, "warmup", number, plans)
+        timings: dict[int, list[Request]] = {plan: [] for plan in plans}
         seen: dict[int, list[float]] = {plan: [] for plan in plans}
         for number in range(rounds):
+            if number * effort.timings // rounds < (number + 1) * effort.timings // rounds:
+                link.set(Link(rate_bps=NO_LIMIT.rate_bps, delay_s=cell.link.delay_s))
+                for request in self._round(worker, cell, name, "calibrate", number, plans):
+                    timings[request.plan].append(request)
+                link.set(cell.link)
             for request in self._round(worker, cell, name, "main", number, plans):
                 if request.error is None:
                     seen[request.plan].append(request.latency_s)
+        latest = [calibrated(c, timings.get(c.plan.number, []), cell.slowdown, cell.load) for c in candidates]
+        exchange_s = _exchange_s(timings, cell.link.delay_s) or exchange_s
+        line = cell_line(cell, name, candidates, conditions, self.goal, picks, latest, exchange_s)
+        self.lines.append(line)
         finalists = _finalists(line.chosen, seen, candidates, self.goal)
         if effort.finalists and len(finalists) > 1:
             for number in range(rounds):

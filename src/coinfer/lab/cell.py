@@ -1,8 +1,10 @@
-"""What is measured: the conditions of a cell, how much effort, and what is known of a cell beforehand."""
+"""What is measured: the conditions of a cell, how much effort, and what is chosen and estimated for a cell."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import msgspec
 
 from ..engine.measure import allowed_cores
 from ..plan import Candidate, Value
@@ -28,8 +30,8 @@ class Effort(Value, frozen=True, kw_only=True):
     """How much is measured.
 
     `requests` for each plan and cell, `slow_requests` below 100 kbit/s; `calibration` requests for each plan, fewer
-    (at least 5) where a plan would take longer than `calibration_s`; `again` requests of each plan of a cell right
-    before it, whose times its estimates are made of (0: those of the calibration), since a machine drifts;
+    (at least 5) where a plan would take longer than `calibration_s`; `timings` requests of each plan without a limit
+    of rate, spread between those of a cell, whose times its estimates are made of (0: those of the calibration);
     `stream` pictures through the chosen plan (0: no stream); `finalists`: measure the chosen plan and its best rival
     once more.
     """
@@ -39,7 +41,7 @@ class Effort(Value, frozen=True, kw_only=True):
     warmup: int = 2
     calibration: int = 15
     calibration_s: float = 5.0
-    again: int = 5
+    timings: int = 10
     stream: int = 0
     finalists: bool = True
     seed: int = 0
@@ -75,10 +77,12 @@ def cell_line(
     goal: Goal,
     picks: Picks,
     latest: Sequence[Candidate],
+    latest_exchange_s: float,
 ) -> CellLine:
-    """What is known of a cell before it is measured: choices by `candidates`, estimates by their `latest` times."""
+    """Choices by `candidates` and `conditions`, made before; estimates by the `latest` times and exchange."""
     by_number = {candidate.plan.number: candidate for candidate in latest}
     best = baselines(candidates, conditions, goal)
+    conditions = msgspec.structs.replace(conditions, exchange_s=latest_exchange_s)
     estimates = []
     for number, roles in picks.items():
         expected = estimate(by_number[number], conditions)

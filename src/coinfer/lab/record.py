@@ -2,7 +2,7 @@
 
     Header           once: what ran, on what machine
     CalibrationLine  one for each emulated device and load: where the estimates' times come from
-    CellLine         one for each cell: its conditions, who was to be measured, what was estimated beforehand
+    CellLine         one for each cell: its conditions, who was to be measured, what was estimated
     RequestLine      one for each request, in the order in which they were sent
     MemoryLine       one after each cell: what the device process holds in memory, how long a stream kept it busy
 
@@ -74,7 +74,7 @@ class CalibrationLine(Value, frozen=True, kw_only=True, tag="calibration", tag_f
 
 
 class EstimateLine(Value, frozen=True, kw_only=True):
-    """What was expected of one plan in a cell, before it was measured there."""
+    """What is expected of one plan in a cell, from times measured between its requests but without a limit of rate."""
 
     plan: int
     roles: tuple[str, ...]

@@ -149,11 +149,6 @@ class SlowedDevice:
         return result
 
 
-def slowed_edge(load: float) -> SlowedDevice:
-    """A pace for an edge that shares its processor: everything takes `load` times as long."""
-    return SlowedDevice(Slowdown(fp32=load, int8=load))
-
-
 class CpuQuota:
     """Holds the process `pid` to `share` (0 to 1) of one core while entered.
 

@@ -169,31 +169,6 @@ def _loss(loss_points: float | None) -> str:
     return "-" if loss_points is None else f"{loss_points:.2f}"
 
 
-def candidates_table(candidates: Sequence[Candidate], *, title: str = "", limit: int = 40) -> TextTable:
-    """Candidates in the order given, with what was measured of each."""
-    rows = tuple(
-        (
-            *_plan_cells(candidate),
-            "-" if evidence.accuracy is None else f"{evidence.accuracy:.2f} %",
-            _loss(evidence.loss_points),
-            "-" if evidence.loss_ci_points is None else f"{evidence.loss_ci_points:.2f}",
-            str(evidence.num_images),
-            format_duration(evidence.head_s),
-            format_duration(evidence.tail_s),
-            candidate.dropped or "",
-        )
-        for candidate, evidence in ((candidate, candidate.evidence) for candidate in candidates[:limit])
-    )
-    measured = ("accuracy", "loss", "+-", "images", "head", "tail")
-    return TextTable(
-        title=title,
-        columns=("plan", "kind", "network", "cut", "codec", "bytes", *measured, "dropped"),
-        right=("plan", "bytes", *measured),
-        rows=rows,
-        note=f"{len(rows)} of {len(candidates)} candidates." if len(rows) < len(candidates) else "",
-    )
-
-
 def bench_table(
     cells: Sequence[BenchCell], *, title: str = "", note: str = "", is_agreement: bool = False
 ) -> TextTable:

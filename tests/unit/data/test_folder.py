@@ -69,6 +69,26 @@ def test_part_folders_are_taken_as_they_are(tmp_path, folders, expected):
     assert set(source.images("train").pixels[:, 0, 0, 0].tolist()) == {0}
 
 
+def test_a_few_of_many_pictures_are_read_alone_and_are_always_the_same(tmp_path):
+    for index in range(60):
+        write(tmp_path / "train" / "ab"[index % 2] / f"{index}.png", colour=(index, 0, 0))
+        write(tmp_path / "test" / "ab"[index % 2] / f"{index}.png", colour=(index, 0, 0))
+    source = load_source(f"folder:{tmp_path}")
+    few = source.drawn("train", 20)
+    whole = load_source(f"folder:{tmp_path}")
+    assert len(whole.images("train")) == 60
+    drawn = whole.drawn("train", 20)
+    assert np.array_equal(few.pixels, drawn.pixels) and np.array_equal(few.labels, drawn.labels)
+    assert len(set(few.pixels[:, 0, 0, 0].tolist())) == 20 and set(few.labels.tolist()) == {0, 1}
+    # A damaged picture that is not drawn is not missed.
+    left = set(range(60)) - set(few.pixels[:, 0, 0, 0].tolist())
+    number = max(left)
+    (tmp_path / "train" / "ab"[number % 2] / f"{number}.png").write_bytes(b"damaged")
+    assert np.array_equal(load_source(f"folder:{tmp_path}").drawn("train", 20).pixels, few.pixels)
+    with pytest.raises(DataError, match=f"{number}.png"):
+        load_source(f"folder:{tmp_path}").images("train")
+
+
 def test_size_scales_to_cover_and_keeps_the_middle():
     picture = np.zeros((40, 80, 3), np.uint8)
     picture[:, 20:60] = 255  # the middle square is white

@@ -10,7 +10,7 @@ import pytest
 
 from coinfer.errors import PlanError
 from coinfer.lab import slow
-from coinfer.lab.slow import CpuQuota, SlowedDevice, label, slowed_edge
+from coinfer.lab.slow import CpuQuota, SlowedDevice, label
 from coinfer.profile import Slowdown
 
 
@@ -108,7 +108,6 @@ def test_one_core_serves_threads_in_turn() -> None:
 
 def test_labels_say_emulated() -> None:
     assert SlowedDevice(Slowdown(fp32=30, int8=60)).label == "emulated: x86 core slowed 30x (fp32), 60x (int8)"
-    assert slowed_edge(2.5).label == "emulated: x86 core slowed 2.5x (fp32), 2.5x (int8)"
     assert label(Slowdown()) == "x86 core, not slowed"
 
 

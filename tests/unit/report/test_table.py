@@ -9,7 +9,6 @@ from coinfer.report import (
     BenchCell,
     TextTable,
     bench_table,
-    candidates_table,
     markdown,
     plain_text,
     ranking_table,
@@ -69,19 +68,6 @@ def test_energy_has_a_column_only_where_it_is_known(trio):
     assert "energy" in table.columns
     assert all(len(row) == len(table.columns) for row in table.rows)
     assert table.rows[0][table.columns.index("energy")] == "0.02 J"
-
-
-def test_candidates_show_what_was_measured_and_why_they_were_dropped(make_candidate):
-    candidates = [
-        make_candidate(0, "device"),
-        make_candidate(1, "split", loss_points=None, dropped="round 1"),
-        make_candidate(2, "upload"),
-    ]
-    table = candidates_table(candidates, title="All", limit=2)
-    assert len(table.rows) == 2 and table.note == "2 of 3 candidates."
-    assert all(len(row) == len(table.columns) for row in table.rows)
-    assert table.rows[0][6:8] == ("90.00 %", "0.00")
-    assert table.rows[1][6:8] == ("-", "-") and table.rows[1][-1] == "round 1"
 
 
 def test_bench_cells_show_ratios_over_every_baseline():
