@@ -84,11 +84,11 @@ def pictures_of(name: str) -> Images:
     return load_source(data.source, size=data.size, holdout=data.holdout, labels=data.labels).images("test")
 
 
-def show(stage: str, done: int, total: int, detail: str, *, last: list[str] = [""]) -> None:  # noqa: B006
-    """Progress on one line per stage."""
-    if stage != last[0] or done == total:
+def show(stage: str, done: int, total: int, detail: str, *, last: list[Any] = ["", 0.0]) -> None:  # noqa: B006
+    """Progress: a line for each stage, and one every quarter of a minute."""
+    if stage != last[0] or done == total or time.monotonic() > last[1] + 15:
         print(f"{time.strftime('%H:%M:%S')} {stage} {done}/{total} {detail}", flush=True)
-        last[0] = stage
+        last[:] = stage, time.monotonic()
 
 
 def conditions_of(manifest: Manifest, rate_bps: float, slowdown: float) -> Conditions:
