@@ -85,6 +85,19 @@ def test_every_kind_is_on_the_menu_and_every_candidate_is_accounted_for(built: B
     assert not list(built.folder.parent.glob(".bundle*"))
 
 
+def test_what_was_dropped_untried_has_a_hopeless_neighbour_that_sends_more(built: Bundle) -> None:
+    by_label = {c.plan.label: c for c in built.candidates()}
+    untried = [c for c in by_label.values() if c.dropped is not None and "is hopeless" in c.dropped]
+    assert untried
+    for candidate in untried:
+        neighbour = by_label[str(candidate.dropped).split(": ", 1)[1].split(" sends more")[0]]
+        assert candidate.evidence.num_images == 0 and candidate.plan.cut == neighbour.plan.cut
+        assert neighbour.dropped is not None and "loses more than" in neighbour.dropped
+        assert neighbour.evidence.payload_bytes >= candidate.evidence.payload_bytes
+        assert neighbour.plan.codec is not None and candidate.plan.codec is not None
+        assert neighbour.plan.codec.transform == candidate.plan.codec.transform
+
+
 def test_the_reference_is_the_network_itself(built: Bundle) -> None:
     reference = next(c for c in built.candidates() if c.plan.number == built.manifest.reference_plan)
     assert (reference.plan.kind, reference.plan.precision) == ("device", "fp32")

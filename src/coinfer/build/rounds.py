@@ -12,8 +12,9 @@ confidence bound no worse in accuracy:
 
 A draft that is exact by construction (fp32, nothing lost on the way) is beaten by exact ones alone.
 
-Within one cut, codecs are tried from few bytes to many; once one gives the whole network's own
-answer on every image, what sends and takes no less, at this cut or a later one, is dropped unclassified.
+Within one cut, codecs of one kind are tried from the middle of their rates outwards.  Once one gives the whole
+network's own answer on every image, what sends and takes no less, at this cut or a later one, is dropped
+unclassified; once one is hopeless, so are those of its kind that send less.
 Times carry noise, so equal within TIME_SLACK counts as no worse.  Every drop is logged with its reason.
 """
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import combinations_with_replacement, product
+from itertools import chain, combinations_with_replacement, product
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -31,7 +32,7 @@ from ..data import Images
 from ..engine.onnx import Session
 from ..search.menu import BASE, RIVAL_RATES_BPS, RIVAL_SLOWDOWNS, at
 from ..stages import Work, price
-from .drafts import Draft
+from .drafts import LOSSLESS_CODERS, Draft
 from .evaluate import BATCH, spare_threads, top1
 from .measured import Tables, codec_of
 from .workshop import Progress, Workshop
@@ -114,14 +115,23 @@ def _is_exact(draft: Draft) -> bool:
 
 def drop_hopeless(drafts: list[Draft], reference: NDArray[np.bool_], max_loss_points: float) -> int:
     """Mark drafts whose loss is beyond any use even at the confidence bound.  How many."""
-    limit, count = max(HOPELESS_POINTS, 3 * max_loss_points), 0
+    count = 0
     for draft in (d for d in drafts if d.dropped is None and d.plan.kind != "device"):
-        difference = reference.astype(np.float64) - draft.correct[: len(reference)]
-        lost = 100 * (difference.mean() - 2 * difference.std() / np.sqrt(len(difference)))
-        if lost > limit:
+        if _is_hopeless(draft.correct[: len(reference)], reference, max_loss_points):
+            limit = _hopeless_points(max_loss_points)
             draft.dropped = f"after {len(reference)} images: loses more than {limit:g} points at the 95 % bound"
             count += 1
     return count
+
+
+def _hopeless_points(max_loss_points: float) -> float:
+    return max(HOPELESS_POINTS, 3 * max_loss_points)
+
+
+def _is_hopeless(correct: NDArray[np.bool_], reference: NDArray[np.bool_], max_loss_points: float) -> bool:
+    difference = reference.astype(np.float64) - correct
+    lost = 100 * (difference.mean() - 2 * difference.std() / np.sqrt(len(difference)))
+    return bool(lost > _hopeless_points(max_loss_points))
 
 
 def classify_wholes(
@@ -206,7 +216,13 @@ def _costs(drafts: list[Draft], int8_ratio: float) -> NDArray[np.float64]:
 
 
 def classify_splits(
-    workshop: Workshop, drafts: list[Draft], tables: Tables, images: Images, answers: Answers, *, progress: Progress
+    workshop: Workshop,
+    drafts: list[Draft],
+    tables: Tables,
+    images: Images,
+    answers: Answers,
+    *,
+    progress: Progress,
 ) -> None:
     """Set `correct` and the bytes of every living split on these images, the first of those of `answers`."""
     stage = f"accuracy on {len(images)}"
@@ -221,7 +237,8 @@ def _classified(
     workshop: Workshop, alive: list[Draft], tables: Tables, pixels: NDArray[np.uint8], answers: Answers
 ) -> Iterator[str]:
     """Classify group by group, each announced by its label."""
-    truth = answers.truth[: len(pixels)]
+    count, limit = len(pixels), workshop.job.goal.max_loss
+    truth, reference = answers.truth[:count], answers.is_right[:count]
     by_cut: dict[tuple[str, str], dict[str, list[Draft]]] = defaultdict(lambda: defaultdict(list))
     for draft in alive:
         by_cut[draft.plan.variant, draft.plan.precision][str(draft.plan.cut)].append(draft)
@@ -232,21 +249,58 @@ def _classified(
         for cut, features in workshop.features(network, precision, wanted, pixels):
             members = cuts[cut.name]
             tail = Session(workshop.folder / str(members[0].plan.tail), threads=spare_threads())
-            groups = _by_group(members)
-            for group in sorted(groups, key=lambda g: min(d.payload_bytes for d in groups[g])):
-                drafts = groups[group]
-                yield drafts[0].plan.label
-                beaten = [d for d in drafts if any(_is_no_better(d, other) for other in perfect) and not d.is_rival]
-                for draft in beaten:
-                    draft.dropped = f"after {len(pixels)} images: fewer bytes and less time already give every answer"
-                drafts = [draft for draft in drafts if draft.dropped is None]
-                if not drafts:
-                    continue
-                right = _answers(tail, _weighed(drafts, tables, features))
-                for draft in drafts:
-                    draft.correct = right == truth
-                if own is not None and np.array_equal(right, own[: len(pixels)]):
-                    perfect += drafts
+            for groups in _kinds(members):
+                pending = set(range(len(groups)))
+                for place in middle_first(len(groups)):
+                    pending.remove(place)
+                    drafts = groups[place]
+                    yield drafts[0].plan.label
+                    for draft in drafts:
+                        if any(_is_no_better(draft, other) for other in perfect) and not draft.is_rival:
+                            _drop(draft, f"after {count} images: fewer bytes and less time already give every answer")
+                    drafts = [draft for draft in drafts if draft.dropped is None]
+                    if not drafts:
+                        continue
+                    right = _answers(tail, _weighed(drafts, tables, features))
+                    for draft in drafts:
+                        draft.correct = right == truth
+                    if own is not None and np.array_equal(right, own[:count]):
+                        perfect += drafts
+                    if _is_hopeless(right == truth, reference, limit):
+                        label = drafts[0].plan.label
+                        for draft in chain.from_iterable(groups[k] for k in pending if k < place):
+                            _drop(draft, f"after {count} images: {label} sends more of the same kind and is hopeless")
+
+
+def _kinds(members: list[Draft]) -> list[list[list[Draft]]]:
+    """A cut's groups, those of one kind (transform, ranges, lossy coder) together, from few bytes to many."""
+    kinds: dict[tuple[str, bool, str], list[list[Draft]]] = defaultdict(list)
+    for drafts in sorted(_by_group(members).values(), key=lambda drafts: min(d.payload_bytes for d in drafts)):
+        codec = drafts[0].plan.codec
+        assert codec is not None
+        lossy = "" if codec.coder in LOSSLESS_CODERS else codec.coder
+        kinds[codec.transform, codec.per_channel, lossy].append(drafts)
+    return list(kinds.values())
+
+
+def middle_first(count: int) -> list[int]:
+    """0 to `count` - 1, the middle first, then the middles of what is left on both sides, and so on.
+
+    >>> middle_first(7)
+    [3, 1, 5, 0, 2, 4, 6]
+    """
+    order, spans = [], deque([(0, count)])
+    while spans:
+        low, high = spans.popleft()
+        if low < high:
+            middle = (low + high) // 2
+            order.append(middle)
+            spans += [(low, middle), (middle + 1, high)]
+    return order
+
+
+def _drop(draft: Draft, reason: str) -> None:
+    draft.dropped = draft.dropped or reason
 
 
 def _weighed(
