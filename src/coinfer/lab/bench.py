@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from .. import __version__
 from ..bundle import Bundle
-from ..engine.measure import describe_machine
+from ..engine.measure import describe_machine, pinned
 from ..errors import PlanError
 from ..plan import Candidate
 from ..profile import Conditions, Link, Slowdown
@@ -57,6 +57,7 @@ from .slow import label
 from .spawn import WorkerProcess
 from .summary import OverheadRow, Summary, summarise
 from .worker import Command, Request
+from .yardstick import measure_lengths
 
 # Stage of work, how much of it is done, of how much, and what is at hand: as in build.
 Progress = Callable[[str, int, int, str], None]
@@ -172,6 +173,8 @@ class _Bench:
         self.lines: list[Line] = []
         self.images = pick_images(pixels, max(effort.requests, effort.calibration, 1), seed=effort.seed)
         self.chance = np.random.default_rng(effort.seed)
+        with pinned(effort.places()[0]):
+            self.yardstick = measure_lengths()
 
     @contextmanager
     def machines(self, cell: Cell, *, is_direct: bool = False) -> Iterator[tuple[ShapedLink, WorkerProcess]]:
@@ -185,7 +188,12 @@ class _Bench:
                 with ShapedLink((at.hostname or "", at.port or 0), link=NO_LIMIT) as link:
                     url = edge.url if is_direct else f"ws://{link.host}:{link.port}"
                     with WorkerProcess(
-                        self.bundle.folder, pictures, edge=url, core=device_core, timeout_s=self.effort.timeout_s
+                        self.bundle.folder,
+                        pictures,
+                        edge=url,
+                        core=device_core,
+                        timeout_s=self.effort.timeout_s,
+                        yardstick=self.yardstick,
                     ) as worker:
                         if not self.lines:
                             self.lines.append(self._header(worker))
@@ -206,6 +214,7 @@ class _Bench:
             menu=tuple(menu_plan(candidate) for candidate in self.candidates),
             ready=worker.ready,
             start_s=worker.start_s,
+            yardstick=self.yardstick,
         )
 
     def calibrate(

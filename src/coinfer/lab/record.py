@@ -26,6 +26,7 @@ from ..errors import DataError
 from ..plan import Kind, Precision, Value
 from ..profile import Link, Machine, Slowdown
 from .worker import Ready, Request
+from .yardstick import Lengths
 
 Phase = Literal["warmup", "main", "final", "stream", "calibrate"]
 
@@ -44,7 +45,10 @@ class MenuPlan(Value, frozen=True, kw_only=True):
 
 
 class Header(Value, frozen=True, kw_only=True, tag="header", tag_field="line"):
-    """What ran: the bundle, the machine, the device process as it was when it was ready."""
+    """What ran: the bundle, the machine, the device process as it was when it was ready.
+
+    `yardstick`: the speed that the emulated device has (see `lab.yardstick`).
+    """
 
     coinfer: str
     bundle: str
@@ -58,6 +62,7 @@ class Header(Value, frozen=True, kw_only=True, tag="header", tag_field="line"):
     menu: tuple[MenuPlan, ...]
     ready: Ready
     start_s: float
+    yardstick: Lengths | None = None
 
 
 class CalibrationLine(Value, frozen=True, kw_only=True, tag="calibration", tag_field="line"):

@@ -2,8 +2,9 @@
 
 `SlowedDevice` runs a call, measures it, and waits for the rest of factor x its time: all of the
 device's work goes through it, segments of int8 by their own factor, everything else (fp32 segments,
-codecs, image encoding, serialisation) by the fp32 factor, so that encoding is never free.  A slowed x86
-core is not an ARM core; the label says so wherever a figure stands.
+codecs, image encoding, serialisation) by the fp32 factor, so that encoding is never free.  With a yardstick the
+device has a constant speed, though the core that stands for it has not (see `yardstick`).  A slowed x86 core is not
+an ARM core; the label says so wherever a figure stands.
 
 `CpuQuota` slows a whole process instead: by the kernel's quota (cgroup v2) where it may, else by stopping and
 continuing it at a duty cycle.
@@ -23,11 +24,13 @@ from typing import Literal, Self, TypeVar
 from ..errors import PlanError
 from ..profile import Slowdown
 from .clock import AWAKE_S, cpu_s, now_s, sharpen_sleep, wait_awake, wait_until
+from .yardstick import Work, Yardstick
 
 T = TypeVar("T")
 # Hardly a call of the device computes for less.
 LEAST_CALL_S = 30e-6
-Work = Literal["fp32", "int8"]
+# A look at the yardstick, and some.
+LOOK_S = 100e-6
 
 
 def label(slowdown: Slowdown, *, machine: str = "x86 core") -> str:
@@ -74,13 +77,18 @@ class SlowedDevice:
     `busy_s` is how long the slow core has been computing; it stays 0 where nothing is slowed.
     `counts` says what of a call is stretched: "wall" its duration; "cpu" what the calling thread computed, so that
     other processes of the machine do not seem to be work of the device (for calls that compute in their own thread).
+    With a `yardstick`, what is stretched is counted at its reference speed.
 
     Raises:
         PlanError: a factor is below 1; no wait makes a machine faster.
     """
 
-    def __init__(self, slowdown: Slowdown, *, counts: Literal["wall", "cpu"] = "wall") -> None:
+    def __init__(
+        self, slowdown: Slowdown, *, counts: Literal["wall", "cpu"] = "wall", yardstick: Yardstick | None = None
+    ) -> None:
         self._counts_cpu = counts == "cpu"
+        self._yardstick = yardstick
+        self._speeds: dict[Work, float] = {"fp32": 1.0, "int8": 1.0}
         self._turns = _Turns()
         self.busy_s = 0.0
         self._inner = threading.local()
@@ -115,18 +123,18 @@ class SlowedDevice:
         if not hasattr(self._inner, "is_running"):
             sharpen_sleep()
         elif self._inner.is_running:
-            return self._stretched(factor, call)
+            return self._stretched(work, factor, call)
         with self._turns:
             self._inner.is_running = True
             self._inner.seconds = self._inner.cpu = 0.0
             begun_s = now_s()
             try:
-                return self._stretched(factor, call, awake_s=min(AWAKE_S, (factor - 1) * LEAST_CALL_S))
+                return self._stretched(work, factor, call, awake_s=min(AWAKE_S, (factor - 1) * LEAST_CALL_S))
             finally:
                 self._inner.is_running = False
                 self.busy_s += now_s() - begun_s
 
-    def _stretched(self, factor: float, call: Callable[[], T], *, awake_s: float = 0.0) -> T:
+    def _stretched(self, work: Work, factor: float, call: Callable[[], T], *, awake_s: float = 0.0) -> T:
         """The call's result after `factor` times its own time; calls within it have been stretched already.
 
         The core of a device that takes so long is computing all the while.  Ours is kept awake, and woken for
@@ -142,11 +150,18 @@ class SlowedDevice:
             result = call()
             end_s = now_s()
             own_s = (cpu_s() - start_cpu_s - inner.cpu) if self._counts_cpu else (end_s - start_s - inner.seconds)
-            wait_awake(end_s + (factor - 1) * own_s - awake_s)
+            wait_awake(end_s + (factor * self._speed(work, (factor - 1) * own_s) - 1) * own_s - awake_s)
         finally:
             inner.seconds = outside[0] + now_s() - start_s
             inner.cpu = outside[1] + cpu_s() - start_cpu_s
         return result
+
+
+    def _speed(self, work: Work, spare_s: float) -> float:
+        """The core's speed for this work, as it is now where there is the time to look, else as it was last."""
+        if self._yardstick is not None and spare_s > LOOK_S:
+            self._speeds[work] = self._yardstick.speed(work)
+        return self._speeds[work]
 
 
 class CpuQuota:

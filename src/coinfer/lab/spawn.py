@@ -20,6 +20,7 @@ import msgspec
 
 from ..errors import LinkError
 from .worker import Command, Done, Ready, Request
+from .yardstick import Lengths
 
 START_S = 60.0
 STOP_S = 2.0
@@ -43,11 +44,13 @@ class WorkerProcess:
         edge: str | None = None,
         core: int | None = None,
         timeout_s: float = 120.0,
+        yardstick: Lengths | None = None,
     ) -> None:
         command = [sys.executable, "-m", "coinfer.lab.worker", str(folder), "--pixels", str(pixels)]
         command += ["--timeout", str(timeout_s)]
         command += [] if edge is None else ["--edge", edge]
         command += [] if core is None else ["--core", str(core)]
+        command += [] if yardstick is None else ["--yardstick", str(yardstick.fp32_s), str(yardstick.int8_s)]
         self._timeout_s = timeout_s
         self._rest = b""
         self._errors = tempfile.TemporaryFile()

@@ -97,6 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     from ..engine.measure import pin
     from ..runtime.device import Device
     from .slow import SlowedDevice
+    from .yardstick import Lengths, Yardstick
 
     import_s = time.perf_counter() - start_s
     rss_import_bytes = resident_bytes()
@@ -105,12 +106,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pixels", type=Path, required=True, help="pictures (N, H, W, C) uint8, .npy")
     parser.add_argument("--edge", help="ws://HOST:PORT; without it device plans only")
     parser.add_argument("--core", type=int, help="the one core to run on")
+    parser.add_argument("--yardstick", type=float, nargs=2, help="seconds of its two loops at the reference speed")
     parser.add_argument("--timeout", type=float, default=120.0, help="the longest silence of the link, in s")
     options = parser.parse_args(arguments)
     try:
         pin(options.core)
         pixels = np.load(options.pixels, allow_pickle=False, mmap_mode="r")
-        pace = SlowedDevice(Slowdown(), counts="cpu")
+        yardstick = None
+        if options.yardstick is not None:
+            yardstick = Yardstick(Lengths(fp32_s=options.yardstick[0], int8_s=options.yardstick[1]))
+        pace = SlowedDevice(Slowdown(), counts="cpu", yardstick=yardstick)
         bundle = load_bundle(options.bundle)
         with Device(bundle, edge=options.edge, pace=pace, timeout_s=options.timeout) as device:
             ready = Ready(

@@ -11,6 +11,7 @@ import pytest
 from coinfer.errors import PlanError
 from coinfer.lab import slow
 from coinfer.lab.slow import CpuQuota, SlowedDevice, label
+from coinfer.lab.yardstick import Lengths, Yardstick, measure_lengths
 from coinfer.profile import Slowdown
 
 
@@ -67,6 +68,30 @@ def test_a_call_within_a_call_is_slowed_once_by_its_own_factor(clock: Clock) -> 
 
     device.run("fp32", outer)
     assert clock.wall_s - 100 == pytest.approx(0.5 * 4 + 0.5 * 8)
+
+
+def test_a_core_that_is_slow_for_a_while_is_no_slower_device(clock: Clock) -> None:
+    class Half:
+        """An integer unit at half its speed."""
+
+        def speed(self, work: str) -> float:
+            return 0.5 if work == "int8" else 1.0
+
+    device = SlowedDevice(Slowdown(fp32=4, int8=8), yardstick=Half())  # type: ignore[arg-type]
+    device.run("fp32", lambda: clock.compute(0.5))
+    assert clock.wall_s == pytest.approx(102.0)
+    device.run("int8", lambda: clock.compute(0.5))
+    assert clock.wall_s == pytest.approx(104.0)
+    # Where a look would take longer than the wait, the speed is the last that was seen.
+    device.run("int8", lambda: clock.compute(1e-6))
+    assert clock.wall_s == pytest.approx(104.0 + 4e-6)
+
+
+def test_the_yardstick_is_its_own_reference() -> None:
+    lengths = measure_lengths(0.05)
+    assert 1e-6 < lengths.fp32_s < 1e-2 and 1e-6 < lengths.int8_s < 1e-2
+    twice = Yardstick(Lengths(fp32_s=lengths.fp32_s * 1e3, int8_s=lengths.int8_s * 1e-3))
+    assert twice.speed("fp32") > 10 > 0.1 > twice.speed("int8") > 0
 
 
 def test_what_others_compute_is_not_the_devices_work(clock: Clock) -> None:
