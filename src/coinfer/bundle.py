@@ -200,21 +200,6 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise
 
 
-def with_profile(bundle: Bundle, profile: Profile) -> Bundle:
-    """The bundle with another profile.json, written anew in its place.
-
-    Raises:
-        BundleError: its folder is gone.
-    """
-    with new_folder(bundle.folder) as folder:
-        for name in bundle.manifest.files:
-            (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(bundle.path(name), folder / name)
-        (folder / "profile.json").write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=1))
-        write_manifest(folder, bundle.manifest)
-    return load_bundle(bundle.folder)
-
-
 def _replace(target: Path, fresh: Path) -> None:
     """Put `fresh` in the place of `target`; the old folder comes back where that fails."""
     retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))

@@ -11,11 +11,17 @@ import importlib.util
 import inspect
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 from .errors import CoinferError
 
+# What may come out of a user's module or function.
+USER_ERRORS = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError),
+    *(OSError, RuntimeError, SyntaxError, TypeError, ValueError),
+)
 _PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -45,8 +51,8 @@ def import_object(source: str, *, error: type[CoinferError]) -> Any:
         raise error(
             f'no module "{missing.name}"{where}: looked in {here} and the environment ("{source}")'
         ) from missing
-    except (ImportError, SyntaxError) as broken:
-        raise error(f'module "{module_name}" cannot be imported: {broken} ("{source}")') from broken
+    except USER_ERRORS as broken:
+        raise error(f'module "{module_name}" cannot be imported: {_where(broken)} ("{source}")') from broken
     finally:
         sys.path.remove(here)
     if not hasattr(module, name):
@@ -58,8 +64,7 @@ def call_factory(source: str, *, error: type[CoinferError]) -> Any:
     """What the function that `package.module:name` names returns when called without arguments.
 
     Raises:
-        error: it cannot be imported, or cannot be called without arguments.  What the function itself
-            raises is the user's own and is let through.
+        error: it cannot be imported, cannot be called without arguments, or raises an error of its own.
     """
     made = import_object(source, error=error)
     if not callable(made):
@@ -70,4 +75,16 @@ def call_factory(source: str, *, error: type[CoinferError]) -> Any:
         raise error(f'"{source}" must be callable without arguments: {wrong}') from wrong
     except ValueError:  # a builtin without a readable signature: calling it is the only test
         pass
-    return made()
+    try:
+        return made()
+    except CoinferError:
+        raise
+    except USER_ERRORS as broken:
+        raise error(f'"{source}" failed: {_where(broken)}') from broken
+
+
+def _where(error: Exception) -> str:
+    """What went wrong in the user's code, on one line, and where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{'' if isinstance(error, SyntaxError) else place}"

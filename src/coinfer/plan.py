@@ -87,6 +87,7 @@ class CodecSpec(Value, frozen=True, kw_only=True):
     coder       none, zstd (after bit-packing), range / rans (static integer tables), or an
                 image format.  `quality` is for webp and jpeg, and for uniform with range / rans:
                 the percent of the 2^bits levels that are used.
+    rate        of a learned unit: which of its rates, finest first; its tables are the unit's own.
 
     `name` is the canonical short form, unique for each spec: `uniform4c-range`.
 
@@ -101,11 +102,14 @@ class CodecSpec(Value, frozen=True, kw_only=True):
     bits: int = 8
     per_channel: bool = False
     quality: int | None = None
+    # Unset rather than None: what says nothing of it has the bytes of before there were units.
+    rate: int | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def name(self) -> str:
         """Canonical short form."""
         quality = "" if self.quality is None else f"-q{self.quality}"
+        quality += f"-r{self.rate}" if isinstance(self.rate, int) else ""
         if self.transform == "image":
             return ("raw" if self.coder == "none" else self.coder) + quality
         if self.transform == "uniform":

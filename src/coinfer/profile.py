@@ -40,6 +40,7 @@ class Profile(Value, frozen=True, kw_only=True):
     `segments` maps a segment's file name to its Timing; `codecs` maps `PLAN_NUMBER` (as text) to the
     pair (encode, decode).  `exchange_s` is the machine pair's fixed cost of one request over an
     unshaped link beyond those stages (framing, system calls, wake-ups), as measured on loopback.
+    `power_w` is what the machine took meanwhile by `power_sensor`; None: not measured.
     """
 
     machine: Machine
@@ -49,6 +50,8 @@ class Profile(Value, frozen=True, kw_only=True):
     codecs: dict[str, tuple[Timing, Timing]]
     exchange_s: float = 0.0
     engine: str = "onnxruntime"
+    power_w: float | None = None
+    power_sensor: str | None = None
 
 
 class Trace(Value, frozen=True, kw_only=True):
@@ -96,11 +99,19 @@ class Link(Value, frozen=True, kw_only=True):
 
 
 class Radio(Value, frozen=True, kw_only=True):
-    """Power of sending, P = alpha x rate + beta, in W with alpha in W per bit/s (Huang et al., MobiSys 2012)."""
+    """Power of sending, P = alpha x rate + beta, in W with alpha in W per bit/s (Huang et al., MobiSys 2012).
+
+    `tail_j` is what a request costs beyond its sending where the radio stays awake for a while afterwards.
+    """
 
     name: str
     alpha_w_per_bps: float
     beta_w: float
+    tail_j: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.alpha_w_per_bps >= 0 and self.beta_w >= 0 and self.tail_j >= 0):
+            raise PlanError(f'powers and the tail energy must be at least 0 (radio "{self.name}")')
 
     def power_w(self, rate_bps: float) -> float:
         """Watts while sending at `rate_bps`."""

@@ -132,7 +132,7 @@ class Price(NamedTuple):
 def price(work: Work, conditions: Conditions) -> Price:
     """The whole price of one plan or of every row of a table, arrays of the table's length (or 0-d).
 
-    Energy is the device's: compute at `device_power_w`, sending at the radio's power; NaN where the
+    Energy is the device's: compute at `device_power_w`, sending at the radio's power and its tail; NaN where the
     conditions do not say both.
     """
     shape = np.shape(work.head_s)
@@ -149,4 +149,5 @@ def price(work: Work, conditions: Conditions) -> Price:
     if conditions.device_power_w is not None and conditions.radio is not None:
         sending_w = conditions.radio.power_w(conditions.link.rate_bps)
         energy_j = busy_s["device"] * conditions.device_power_w + busy_s["uplink"] * sending_w
+        energy_j = energy_j + np.where(work.is_remote, conditions.radio.tail_j, 0.0)
     return Price(latency_s, period_s, busy_s, energy_j)

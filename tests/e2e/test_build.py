@@ -17,51 +17,13 @@ from coinfer.profile import Conditions, Link, Slowdown
 from coinfer.runtime.device import Device
 from coinfer.search.goal import Goal
 from coinfer.search.solve import baselines, search
-
-MODULE = '''
-"""A small network whose classifier is fitted to the digits by least squares: random features, no training loop."""
-import numpy as np
-import torch
-from torch import nn
-from coinfer.data import load_source
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
-        self.norm = nn.BatchNorm2d(16)
-        self.conv2 = nn.Conv2d(16, 32, 3, padding=1, stride=2)
-        self.classifier = nn.Linear(32 * 16, 10)
-
-    def features(self, x):
-        x = torch.relu(self.norm(self.conv1(x)))
-        return torch.relu(self.conv2(x)).flatten(1)
-
-    def forward(self, x):
-        return self.classifier(self.features(x))
-
-
-def factory():
-    torch.manual_seed(0)
-    net = Net().eval()
-    train = load_source("digits").images("train")
-    x = torch.from_numpy(train.pixels).permute(0, 3, 1, 2).float() / 255
-    with torch.no_grad():
-        f = net.features(x).double()
-        a = torch.cat([f, torch.ones(len(f), 1)], 1)
-        target = torch.nn.functional.one_hot(torch.from_numpy(train.labels), 10).double()
-        solved = torch.linalg.solve(a.T @ a + 1e-1 * torch.eye(a.shape[1], dtype=torch.double), a.T @ target)
-        net.classifier.weight.copy_(solved[:-1].T)
-        net.classifier.bias.copy_(solved[-1])
-    return net
-'''
+from tiny_nets import OWN_DIGITS
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("build")
-    (folder / "own_digits.py").write_text(MODULE)
+    (folder / "own_digits.py").write_text(OWN_DIGITS)
     job = Job(
         model=ModelJob(source="own_digits:factory", mean=(0.0,), std=(1.0,)),
         data=DataJob(source="digits"),

@@ -18,6 +18,7 @@ from coinfer.bundle import Bundle, load_bundle, write_manifest
 from coinfer.cli import main
 from coinfer.cli.app import COMMANDS
 from coinfer.cli.pictures import test_images as images_of
+from coinfer.data import load_source
 from coinfer.errors import DataError
 from coinfer.plan import Candidate, Evidence
 from coinfer.profile import Machine, Profile, Timing
@@ -325,6 +326,13 @@ def test_plan_without_a_feasible_candidate_names_the_nearest_miss(
     assert_fails(run("plan", made.folder, "--max-loss", "0.1", "--rate", "1Mbit/s"), "0.1", "0.5")
 
 
+def test_plan_says_what_a_stricter_limit_may_miss(run: Run, bundle: Bundle):
+    limit = bundle.manifest.max_loss_points
+    stricter = run("plan", bundle.folder, "--max-loss", limit / 2)
+    assert stricter.code == 0 and f"at losses up to {limit:g} points" in stricter.err
+    assert run("plan", bundle.folder, "--max-loss", limit).err == ""
+
+
 def test_plan_takes_the_times_of_other_machines(run: Run, bundle: Bundle, tmp_path: Path):
     slow, partial = tmp_path / "slow.json", tmp_path / "partial.json"
     slow.write_bytes(msgspec.json.encode(profile_of(2.0)))
@@ -342,6 +350,16 @@ def test_plan_prices_energy_where_powers_are_given(run: Run, bundle: Bundle):
     by_plan = {row["plan"]: row for row in done.json["candidates"]}
     assert by_plan[DEVICE]["energy_j"] == pytest.approx(0.02)
     assert_fails(run("plan", bundle.folder, "--goal", "energy"), "power")
+    power = ("--device-power", "2", "--radio", "wifi")
+    tail = run("plan", bundle.folder, *power, "--radio-tail", "0.5", "--json").json["candidates"]
+    for row in tail:
+        before = by_plan[row["plan"]]["energy_j"]
+        assert row["energy_j"] == pytest.approx(before if row["kind"] == "device" else before + 0.5)
+    limited = run("plan", bundle.folder, *power, "--radio-tail", "0.5", "--max-energy", "100", "--json").json
+    assert limited["chosen"]["plan"] == DEVICE
+    assert all("energy" in row["rejected"] for row in limited["candidates"] if row["kind"] != "device")
+    assert_fails(run("plan", bundle.folder, "--max-energy", "1"), "--device-power", code=2)
+    assert_fails(run("plan", bundle.folder, "--radio-tail", "1"), "--radio", code=2)
 
 
 @pytest.mark.parametrize(
@@ -492,6 +510,25 @@ def test_evaluate_counts_classes_by_their_names(bundle: Bundle, tmp_path: Path):
     (tmp_path / "own" / "zebra").mkdir()
     with pytest.raises(DataError, match="zebra"):
         images_of(f"folder:{tmp_path / 'own'}", bundle, limit=None, data_dir=None)
+
+
+def test_a_folder_is_the_bundles_own_by_whatever_path(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    height, width, _ = bundle.manifest.input.shape
+    (tmp_path / "photos").mkdir()
+    for number in range(30):
+        Image.new("RGB", (width, height), (number, 0, 0)).save(tmp_path / "photos" / f"{number}.png")
+    own = msgspec.structs.replace(bundle.manifest, data=f"folder:{tmp_path / 'photos'}", holdout="test-fifth")
+    monkeypatch.chdir(tmp_path)
+    mine = Bundle(bundle.folder, own, bundle.digest)
+    kept = [
+        images_of(source, mine, limit=None, data_dir=None).pixels[:, 0, 0, 0].tolist()
+        for source in ("folder:photos", f"folder:{tmp_path / 'photos'}", "folder:./photos/")
+    ]
+    assert kept[0] == kept[1] == kept[2]
+    every = load_source(f"folder:{tmp_path / 'photos'}", size=(height, width)).images("test")
+    assert len(kept[0]) < len(every)
 
 
 def test_evaluate_knows_the_menu(run: Run, bundle: Bundle):

@@ -49,6 +49,8 @@ def test_module_in_the_current_folder_is_found_and_the_path_is_left_as_it_was(he
         ("import absent_needed\n", "own_things:make", 'no module "absent_needed" \\(needed by "own_things"\\)'),
         ("def make(:\n", "own_things:make", 'module "own_things" cannot be imported'),
         ("from os import no_such\n", "own_things:make", "cannot be imported.*no_such"),
+        ("x = undefined\n", "own_things:make", r"cannot be imported: NameError.*own_things.py:1"),
+        ("def make():\n    raise KeyError('mine')\n", "own_things:make", r"failed: KeyError: 'mine' .*own_things.py:2"),
         ("x = 1\n", "own_things:make", 'has no "make"'),
         ("make = 1\n", "own_things:make", "must be a function without arguments, got a int"),
         ("def make(depth):\n    pass\n", "own_things:make", "without arguments.*'depth'"),
@@ -61,12 +63,6 @@ def test_what_cannot_be_called_is_refused_in_one_line(here, text, source, messag
         call_factory(source, error=error)
     assert "\n" not in str(raised.value)
     assert source in str(raised.value)
-
-
-def test_what_the_function_raises_is_the_users_own(here):
-    (here / "own_things.py").write_text("def make():\n    raise KeyError('mine')\n")
-    with pytest.raises(KeyError, match="mine"):
-        call_factory("own_things:make", error=ModelError)
 
 
 def test_object_is_given_as_it_is(here):

@@ -10,8 +10,8 @@ from ..compress.train import Step
 from ..data import default_data_dir
 from ..errors import WeightsError
 from .job import BuildJob, DataJob, DeviceJob, Job, ModelJob
-from .make import build
-from .workshop import Progress, quiet
+from .make import Exchange, build
+from .progress import Progress, quiet
 
 ZOO = Path(__file__).resolve().parents[3] / "zoo"
 CIFAR_WEIGHTS = "weights/cifar10_resnet20.safetensors"
@@ -27,6 +27,7 @@ def demo(
     retrain: bool = False,
     data_dir: Path | None = None,
     progress: Progress = quiet,
+    exchange: Exchange | None = None,
 ) -> Bundle:
     """Build the demonstration's bundle at `out`.
 
@@ -36,6 +37,7 @@ def demo(
         retrain: train scene-resnet anew by its recipe (minutes) instead of taking zoo/'s weights.
         data_dir: where cifar10 and its weights lie.
         progress: is told how far it is.
+        exchange: as in `build`.
 
     Raises:
         WeightsError: the network's weights are not there.
@@ -58,7 +60,7 @@ def demo(
         device=DeviceJob(slowdown=SLOWDOWN),
         build=EFFORT,
     )
-    return build(job, out, progress=progress, data_dir=data_dir)
+    return build(job, out, progress=progress, data_dir=data_dir, exchange=exchange)
 
 
 def _scene_weights() -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..codec import Tables as CodecTables
 from ..plan import CodecSpec, Kind, Plan, Precision
 from ..search.space import feature_codecs, input_codecs
 from .workshop import Workshop
@@ -24,6 +25,7 @@ LOSSLESS_CODERS = ("none", "zstd", "range", "rans", "png", "webp-lossless")
 class Draft:
     """A plan and what has been measured of it: bytes, seconds (unslowed), and which images it got right.
 
+    `tables`: a learned unit's own; other codecs are calibrated later.
     `is_rival`: kept whatever beats it, unless it is hopeless, so that the best split always stands beside the rest.
     """
 
@@ -39,6 +41,7 @@ class Draft:
     tail_s: float = 0.0
     dropped: str | None = None
     is_rival: bool = False
+    tables: CodecTables | None = None
     correct: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
 
@@ -47,12 +50,15 @@ def restores_same(codec: CodecSpec) -> str:
     if codec.transform == "image":
         return "exact" if codec.coder in LOSSLESS_CODERS else f"{codec.coder.removesuffix('-bare')}{codec.quality}"
     if codec.coder in LOSSLESS_CODERS:
-        return f"{codec.transform}{codec.bits}{codec.per_channel}{codec.quality}"
+        return f"{codec.transform}{codec.bits}{codec.per_channel}{codec.quality}{codec.rate}"
     return codec.name
 
 
 def all_drafts(workshop: Workshop) -> list[Draft]:
-    """Device-only of every network, upload by every input codec, every cut by every codec; numbered in order."""
+    """Device-only of every network, upload by every input codec, every cut by every codec, every unit at every rate.
+
+    They are numbered in this order.
+    """
     drafts: list[Draft] = []
     wanted = workshop.job.build.precisions
 
@@ -69,7 +75,7 @@ def all_drafts(workshop: Workshop) -> list[Draft]:
         drafts.append(Draft(plan, (kind, network, precision, plan.cut or "", codec)))
 
     for network, entry in workshop.networks.items():
-        for precision in (p for p in wanted if p in entry.wholes):
+        for precision in (p for p in wanted if p in entry.wholes and entry.unit is None):
             add("device", network, precision, head=workshop.whole_name(network, precision))
     main = workshop.main
     for precision in (p for p in wanted if p in workshop.networks[main].wholes):
@@ -80,4 +86,12 @@ def all_drafts(workshop: Workshop) -> list[Draft]:
             head, tail = workshop.segments(main, precision, cut.name)
             for codec in feature_codecs(cut.specs):
                 add("split", main, precision, head=head, tail=tail, cut=cut.name, codec=codec, crossing=cut.specs)
+    for network, entry in workshop.networks.items():
+        for precision in (p for p in wanted if p in entry.wholes):
+            for rate in entry.rates(precision):
+                (cut,) = workshop.cuts(network, precision)
+                head, tail = workshop.segments(network, precision, cut.name)
+                segments = {"head": head, "tail": tail, "cut": cut.name, "crossing": cut.specs}
+                add("split", network, precision, codec=rate.codec, **segments)
+                drafts[-1].tables = rate.tables
     return drafts

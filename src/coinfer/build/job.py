@@ -102,6 +102,30 @@ class BuildJob(Value, frozen=True, kw_only=True):
     cuts: tuple[str, ...] = ("*",)
 
 
+class BottleneckJob(Value, frozen=True, kw_only=True):
+    """Units to train around cuts, and units that were trained before.
+
+    A unit is trained at each of `cuts` for each of `widths` and `strides`, with the network's own layers before it
+    where `light` is empty, else with a light head of each of these shares of the network's multiply-accumulates.
+    `prices` of 1,000 bits, in nats, give one rate each.  `epochs` are those of the two phases: the unit alone, the
+    unit and the tail, on at most `images` pictures, mirrored ones too where `mirror`.  `units` are files of units
+    that were trained before.
+    """
+
+    cuts: tuple[str, ...] = ()
+    widths: tuple[int, ...] = (8,)
+    strides: tuple[int, ...] = (1,)
+    light: tuple[float, ...] = ()
+    bits: int = 6
+    refine: int = 1
+    prices: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    epochs: tuple[int, int] = (4, 4)
+    images: int = 50_000
+    mirror: bool = True
+    seed: int = 0
+    units: tuple[str, ...] = ()
+
+
 class Job(Value, frozen=True, kw_only=True):
     """A whole job file."""
 
@@ -112,6 +136,7 @@ class Job(Value, frozen=True, kw_only=True):
     link: LinkJob = LinkJob()
     goal: GoalJob = GoalJob()
     build: BuildJob = BuildJob()
+    bottleneck: BottleneckJob = BottleneckJob()
 
     def __post_init__(self) -> None:
         rounds = self.build.rounds
@@ -121,12 +146,19 @@ class Job(Value, frozen=True, kw_only=True):
             raise JobError("[build] report_images and calibration_images must be at least 1")
         if not self.goal.max_loss >= 0:
             raise JobError(f"[goal] max_loss must be at least 0 points, got {self.goal.max_loss}")
-        if not (self.device.slowdown > 0 and self.edge.load > 0):
-            raise JobError("[device] slowdown and [edge] load must be above 0")
+        if not (self.device.slowdown > 0 and (self.device.int8_slowdown or 1.0) > 0 and self.edge.load > 0):
+            raise JobError("[device] slowdown and int8_slowdown and [edge] load must be above 0")
         if (self.model.mean is None) != (self.model.std is None):
             raise JobError("[model] mean and std must be given together")
         if self.model.top is not None and self.model.top < 1:
             raise JobError(f"[model] top must be at least 1, got {self.model.top}")
+        units = self.bottleneck
+        if not units.prices or min(units.prices) < 0 or list(units.prices) != sorted(set(units.prices)):
+            raise JobError(f"[bottleneck] prices must be 0 or more and rise, got {list(units.prices)}")
+        if min((*units.widths, *units.strides, *units.epochs), default=0) < 0 or not 1 <= units.bits <= 8:
+            raise JobError("[bottleneck] widths and strides must be at least 1, epochs 0 or more, bits 1 to 8")
+        if not all(0 < share <= 1 for share in units.light):
+            raise JobError(f"[bottleneck] light must be shares above 0 and up to 1, got {list(units.light)}")
         try:
             conditions_of(self, int8_ratio=1.0)
         except (UsageError, PlanError) as error:
@@ -159,7 +191,9 @@ def load_job(path: Path) -> Job:
     if data.source.startswith("folder:"):
         place = folder / Path(data.source.removeprefix("folder:")).expanduser()
         data = msgspec.structs.replace(data, source=f"folder:{place}")
-    return msgspec.structs.replace(job, model=model, data=data)
+    units = tuple(str(folder / unit) for unit in job.bottleneck.units)
+    bottleneck = msgspec.structs.replace(job.bottleneck, units=units)
+    return msgspec.structs.replace(job, model=model, data=data, bottleneck=bottleneck)
 
 
 def weights_of_smaller(job: Job, name: str) -> Path | None:

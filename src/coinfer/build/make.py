@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import datetime
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -38,14 +39,26 @@ from .drafts import Draft, all_drafts
 from .evaluate import Deployed, evidence_of, loss_of, proportion_ci
 from .job import Job, conditions_of
 from .measured import Tables, calibrate_and_weigh, store_tables, time_segments
+from .progress import Progress, quiet
 from .rounds import classify_splits, classify_wholes, drop_dominated, drop_hopeless, drop_outdone, keep_rivals
-from .workshop import Progress, Workshop, prepare, quiet
+from .workshop import Workshop, prepare
+
+# Seconds that an exchange over the link takes beyond its stages; `runtime.exchange` measures it.
+Exchange = Callable[[Bundle], float]
 
 
 def build(
-    job: Job, out: Path, *, work: Path | None = None, progress: Progress = quiet, data_dir: Path | None = None
+    job: Job,
+    out: Path,
+    *,
+    work: Path | None = None,
+    progress: Progress = quiet,
+    data_dir: Path | None = None,
+    exchange: Exchange | None = None,
 ) -> Bundle:
     """Build the job's bundle at `out`; the workshop lies at `work` (default: beside it, `out`.work).
+
+    `exchange` measures the finished bundle before it appears at `out`; without it an exchange costs nothing.
 
     Raises:
         CoinferError: the job, its model or its data do not fit; nothing is left at `out` then.
@@ -58,7 +71,9 @@ def build(
     tables = calibrate_and_weigh(workshop, drafts, progress=progress)
     int8_ratio = int8_ratio_of(workshop, drafts)
     keep_rivals(drafts, int8_ratio)
-    log = [f"{len(drafts)} candidates, {drop_dominated(drafts, 0, int8_ratio)} dropped before any image"]
+    is_stream = job.goal.minimise == "throughput"
+    early = drop_dominated(drafts, 0, int8_ratio, is_stream=is_stream)
+    log = [f"{len(drafts)} candidates, {early} dropped before any image"]
     reference = _rounds(workshop, drafts, tables, int8_ratio, log, progress)
     for draft in (d for d in drafts if d.dropped is None):
         store_tables(workshop, draft, tables)
@@ -79,7 +94,7 @@ def build(
     save_file({"pixels": samples}, work / "samples.safetensors")
     numbers = sorted({candidates[index].plan.number for index in chosen} | {main.plan.number})
     images = workshop.source.drawn("test", job.build.report_images)
-    return assemble(work, numbers, out, images=images, progress=progress)
+    return assemble(work, numbers, out, images=images, progress=progress, exchange=exchange)
 
 
 def _rounds(
@@ -98,7 +113,14 @@ def _rounds(
     for count in sorted({min(n, len(images)) for n in workshop.job.build.rounds}):
         classify_splits(workshop, drafts, tables, images.pick(slice(count)), answers, progress=progress)
         hopeless = drop_hopeless(drafts, answers.is_right[:count], limit)
-        beaten = drop_dominated(drafts, count, int8_ratio)
+        beaten = drop_dominated(
+            drafts,
+            count,
+            int8_ratio,
+            reference=answers.is_right,
+            max_loss_points=limit,
+            is_stream=workshop.job.goal.minimise == "throughput",
+        )
         left = sum(draft.dropped is None for draft in drafts)
         log.append(f"{count} images: {hopeless} hopeless, {beaten} beaten, {left} left")
     return answers.is_right
@@ -196,8 +218,11 @@ def assemble(
     *,
     images: Images | None = None,
     progress: Progress = quiet,
+    exchange: Exchange | None = None,
 ) -> Bundle:
     """A bundle at `out` with these plans of a finished workshop; with `images`, accuracy on them is reported.
+
+    `exchange`: as in `build`.
 
     Raises:
         BundleError: `work` is not a finished workshop.
@@ -222,6 +247,12 @@ def assemble(
         for name in ("profile.json", "samples.safetensors"):
             shutil.copyfile(work / name, folder / name)
         write_manifest(folder, msgspec.structs.replace(manifest, menu=plans))
+        if exchange is not None:
+            progress("exchange", 0, 1, "loopback")
+            bundle = load_bundle(folder)
+            _save(folder / "profile.json", msgspec.structs.replace(bundle.profile(), exchange_s=exchange(bundle)))
+            write_manifest(folder, bundle.manifest)
+            progress("exchange", 1, 1, "")
     return load_bundle(out)
 
 

@@ -19,7 +19,8 @@ from ..model.export import DeployedCut
 from ..plan import CodecSpec, Plan, TensorSpec
 from ..profile import Timing
 from .drafts import Draft
-from .workshop import Progress, Workshop, cut_file_name
+from .progress import Progress
+from .workshop import Workshop, cut_file_name
 
 Tables = dict[int, CodecTables]
 BYTES_PICTURES = 32
@@ -38,7 +39,8 @@ def calibrate_and_weigh(workshop: Workshop, drafts: list[Draft], *, progress: Pr
 
     Bytes are means over `BYTES_PICTURES` validation pictures, coding times medians on one picture.  At one cut
     and with one coder, more bits or a higher quality cost more bytes: once a lossless upload beats
-    one of them in bytes and device time, the rest are dropped without being tried.
+    one of them in bytes and device time, the rest are dropped without being tried (unless throughput is the goal:
+    then less work for the edge may be worth both).
     """
     tables: Tables = {}
     pictures = workshop.validation.pixels[:BYTES_PICTURES]
@@ -46,6 +48,8 @@ def calibrate_and_weigh(workshop: Workshop, drafts: list[Draft], *, progress: Pr
     for draft in uploads:
         _weigh(draft, codec_of(draft.plan, tables), [pictures])
     exact = [d for d in uploads if d.group[-1] == "exact" and d.plan.precision == "fp32"]
+    if workshop.job.goal.minimise == "throughput":
+        exact = []
     splits = [d for d in drafts if d.plan.kind == "split"]
     done = 0
     for network, precision in dict.fromkeys((d.plan.variant, d.plan.precision) for d in splits):
@@ -90,18 +94,23 @@ def _weigh_cut(
     grids: dict[tuple[str, int, bool, int | None], CodecTables] = {}
     for members in families.values():
         beaten: Draft | None = None
-        for codec, draft in sorted(members, key=lambda member: (member[0].bits, member[0].quality or 100)):
+        for codec, draft in sorted(members, key=lambda member: _rate_order(member[0])):
             if beaten is not None:
                 draft.payload_bytes, draft.bytes_how = beaten.payload_bytes, "estimated"
                 draft.payload_bytes_p95, draft.encode_s = beaten.payload_bytes_p95, beaten.encode_s
                 draft.decode_s = beaten.decode_s
                 draft.dropped = f"before any image: more bytes than {beaten.plan.label}, which a lossless upload beats"
                 continue
-            tables[draft.plan.number] = _calibrated(codec, draft, calibration, grids)
+            tables[draft.plan.number] = draft.tables or _calibrated(codec, draft, calibration, grids)
             _weigh(draft, codec_of(draft.plan, tables), values)
             took_s = draft.head_s + draft.encode_s
             if any(e.payload_bytes <= draft.payload_bytes and e.encode_s <= took_s for e in exact):
                 beaten = draft
+
+
+def _rate_order(codec: CodecSpec) -> tuple[int, int, int]:
+    """Codecs of one kind in this order send more and more."""
+    return codec.bits, codec.quality or 100, -codec.rate if isinstance(codec.rate, int) else 0
 
 
 def _calibrated(

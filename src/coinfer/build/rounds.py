@@ -2,11 +2,12 @@
 
 Round 0 classifies nothing: bytes and times of every draft are known from a few calibration pictures, and
 a lossless upload or the device alone already beats most early cuts.  Device and upload drafts are few: they are
-classified on all images at once, and beat the splits that send more than an upload that keeps the loss limit.
+classified on all images at once; where latency is the goal, mixtures of two of them that keep the loss limit beat the
+splits that are no better in bytes and in both times (`drop_outdone`).
 Then 250 images for all that is left, 1,000 for the survivors, all images for the last.  After each round a
-draft B is dropped where
-some draft A is no worse in bytes, in device time and in the sum of both machines' time, and at the
-confidence bound no worse in accuracy:
+draft B is dropped where some draft A is no worse in bytes, in device time and in the sum of both machines' time (for
+a stream, also in the edge's time alone), and at the confidence bound no worse in accuracy; where B keeps the loss
+limit on these images, A must keep it too:
 
     mean(right_A - right_B) - standard error  >=  -MARGIN        (paired, the same images)
 
@@ -20,6 +21,7 @@ Times carry noise, so equal within TIME_SLACK counts as no worse.  Every drop is
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, combinations_with_replacement, product
@@ -30,12 +32,14 @@ from numpy.typing import NDArray
 
 from ..data import Images
 from ..engine.onnx import Session
+from ..search.goal import LOSS_TOLERANCE
 from ..search.menu import BASE, RIVAL_RATES_BPS, RIVAL_SLOWDOWNS, at
 from ..stages import Work, price
 from .drafts import LOSSLESS_CODERS, Draft
 from .evaluate import BATCH, spare_threads, top1
 from .measured import Tables, codec_of
-from .workshop import Progress, Workshop
+from .progress import Progress
+from .workshop import Workshop
 
 T = TypeVar("T", bound=np.generic)
 MARGIN = 0.002
@@ -56,14 +60,29 @@ def device_s(draft: Draft, int8_ratio: float) -> float:
     return draft.head_s * (int8_ratio if draft.plan.precision == "int8" else 1.0) + draft.encode_s
 
 
-def drop_dominated(drafts: list[Draft], images: int, int8_ratio: float) -> int:
-    """Mark every draft that another beats (see above); `images` 0: only exact ones can beat.  How many."""
+def drop_dominated(
+    drafts: list[Draft],
+    images: int,
+    int8_ratio: float,
+    *,
+    reference: NDArray[np.bool_] | None = None,
+    max_loss_points: float = math.inf,
+    is_stream: bool = False,
+) -> int:
+    """Mark every draft that another beats (see above); `images` 0: only exact ones can beat.  How many.
+
+    `reference` says which of the images the unmodified network gets right; `is_stream`: throughput is the goal.
+    """
     alive = [d for d in drafts if d.dropped is None]
     num_bytes = np.array([d.payload_bytes for d in alive])
     device = np.array([device_s(d, int8_ratio) for d in alive])
-    total = device + np.array([d.decode_s + d.tail_s for d in alive])
+    edge = np.array([d.decode_s + d.tail_s for d in alive])
+    total = device + edge
     right = np.array([d.correct[:images] for d in alive], dtype=np.float32) if images else None
     is_exact = np.array([_is_exact(d) for d in alive])
+    keeps_limit = np.ones(len(alive), dtype=bool)
+    if right is not None and reference is not None:
+        keeps_limit = 100 * (reference[:images].mean() - right.mean(axis=1)) <= max_loss_points + LOSS_TOLERANCE
     dropped = np.zeros(len(alive), dtype=bool)
     count = 0
     for b in np.lexsort((-device, -num_bytes)):
@@ -73,6 +92,10 @@ def drop_dominated(drafts: list[Draft], images: int, int8_ratio: float) -> int:
         beats &= (total <= total[b] * TIME_SLACK) & ~dropped
         beats &= (num_bytes < num_bytes[b]) | (device < device[b] / TIME_SLACK)
         beats[b] = False
+        if is_stream:
+            beats &= edge <= edge[b] * TIME_SLACK
+        if keeps_limit[b]:
+            beats &= keeps_limit
         if right is None or is_exact[b]:
             beats &= is_exact
         rivals = np.flatnonzero(beats)
@@ -89,15 +112,15 @@ def drop_dominated(drafts: list[Draft], images: int, int8_ratio: float) -> int:
 
 
 def keep_rivals(drafts: list[Draft], int8_ratio: float) -> None:
-    """Mark, for a few conditions, the fastest split of each loss: at so many bits, at such a quality.
+    """Mark, for a few conditions, the fastest split of each loss: at so many bits, at such a quality or rate.
 
     Whatever wins, the best split is then still there to stand beside it.
     """
-    levels: dict[tuple[str, int, int | None], list[Draft]] = defaultdict(list)
+    levels: dict[tuple[object, ...], list[Draft]] = defaultdict(list)
     for draft in (d for d in drafts if d.dropped is None and d.plan.kind == "split"):
         assert draft.plan.codec is not None
         codec = draft.plan.codec
-        levels[codec.transform, codec.bits, codec.quality].append(draft)
+        levels[codec.transform, codec.bits, codec.quality, codec.rate].append(draft)
     for splits in levels.values():
         columns = np.array([(d.head_s, d.encode_s, d.decode_s, d.tail_s, d.payload_bytes) for d in splits]).T
         head_s, encode_s, decode_s, tail_s, payload_bytes = columns
@@ -238,6 +261,7 @@ def _classified(
 ) -> Iterator[str]:
     """Classify group by group, each announced by its label."""
     count, limit = len(pixels), workshop.job.goal.max_loss
+    is_stream = workshop.job.goal.minimise == "throughput"
     truth, reference = answers.truth[:count], answers.is_right[:count]
     by_cut: dict[tuple[str, str], dict[str, list[Draft]]] = defaultdict(lambda: defaultdict(list))
     for draft in alive:
@@ -256,7 +280,8 @@ def _classified(
                     drafts = groups[place]
                     yield drafts[0].plan.label
                     for draft in drafts:
-                        if any(_is_no_better(draft, other) for other in perfect) and not draft.is_rival:
+                        is_beaten = any(_is_no_better(draft, other, is_stream=is_stream) for other in perfect)
+                        if is_beaten and not draft.is_rival:
                             _drop(draft, f"after {count} images: fewer bytes and less time already give every answer")
                     drafts = [draft for draft in drafts if draft.dropped is None]
                     if not drafts:
@@ -323,7 +348,7 @@ def _weighed(
         draft.payload_bytes_p50, draft.payload_bytes_p95 = (float(b) for b in np.percentile(sizes, (50, 95)))
 
 
-def _is_no_better(draft: Draft, other: Draft) -> bool:
+def _is_no_better(draft: Draft, other: Draft, *, is_stream: bool) -> bool:
     """Whether `draft` sends no less and takes no less time than `other`, of the same network and precision."""
     before_s, after_s = draft.head_s + draft.encode_s, draft.decode_s + draft.tail_s
     other_before_s, other_after_s = other.head_s + other.encode_s, other.decode_s + other.tail_s
@@ -331,6 +356,7 @@ def _is_no_better(draft: Draft, other: Draft) -> bool:
         draft.payload_bytes >= other.payload_bytes
         and before_s * TIME_SLACK >= other_before_s
         and (before_s + after_s) * TIME_SLACK >= other_before_s + other_after_s
+        and (not is_stream or after_s * TIME_SLACK >= other_after_s)
     )
 
 

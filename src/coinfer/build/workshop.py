@@ -12,46 +12,59 @@ import fnmatch
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from .. import __version__
 from ..compress.batches import as_inputs
+from ..compress.bottleneck import Unit
+from ..compress.divided import BEHIND_REDUCTION, Deployable, Rate, codecs_of
 from ..compress.int8 import quantize_onnx
+from ..compress.unit_file import Trained
 from ..data import Images, Source, load_source
 from ..engine.onnx import Session
 from ..errors import DataError, JobError
 from ..model.export import DeployedCut, Whole, cut_onnx, export_onnx, load_whole
 from ..model.graph import TOLERANCE, capture, tensors_in
 from ..model.tap import tap_onnx
-from ..model.zoo import build_model
+from ..model.zoo import IMAGENET, build_model
 from ..plan import Preprocess, TensorSpec
+from .bottlenecks import units_of
 from .evaluate import BATCH, spare_threads
 from .job import Job, weights_of_smaller
+from .progress import Progress, quiet
 
-Progress = Callable[[str, int, int, str], None]
 FEATURE_BYTES = 500_000_000
 INT8_PICTURES = 128
-IMAGENET = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-
-
-def quiet(stage: str, done: int, total: int, detail: str) -> None:
-    """A Progress that shows nothing."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """One network of the job: its whole segments by precision, and its weights' hash."""
+    """One network of the job: its whole segments by precision, and its weights' hash.
+
+    A network with a unit in it (`unit`) is the main one, cut behind the unit's reduction and nowhere else.
+    """
 
     name: str
     wholes: dict[str, Whole]
     weights_sha256: str
+    unit: Unit | None = None
+
+    def rates(self, precision: str) -> list[Rate]:
+        """The codec and tables of each rate of the unit, finest first; none without one."""
+        if self.unit is None:
+            return []
+        (cut,) = self.wholes[precision].cuts
+        if not cut.scales:
+            return codecs_of(self.unit, cut.specs[0])
+        return codecs_of(self.unit, cut.specs[0], scale=cut.scales[0], zero_point=cut.zero_points[0])
 
 
 @dataclass
@@ -85,6 +98,8 @@ class Workshop:
         """The deployable cuts that the job's patterns admit, in order."""
         patterns = self.job.build.cuts
         cuts = self.whole(network, precision).cuts
+        if self.networks[network].unit is not None:
+            return list(cuts)
         return [cut for cut in cuts if any(fnmatch.fnmatchcase(cut.name, p) for p in patterns)]
 
     def segments(self, network: str, precision: str, cut: str) -> tuple[str, str]:
@@ -196,10 +211,19 @@ def prepare(job: Job, folder: Path, *, progress: Progress = quiet, data_dir: Pat
         safe = safe_name(name)
         networks[safe] = _export(safe, model.module, source, preprocess, calibration, folder, job)
     progress("networks", len(names), len(names), "")
+    main_name = safe_name(job.model.source)
+    if job.bottleneck.cuts or job.bottleneck.units:
+        graph = capture(main.module, torch.zeros((2, channels, *source.shape[:2])))
+        network = networks[main_name].weights_sha256
+        units = units_of(job, graph, network, source, preprocess, folder, progress=progress).units
+        for done, unit in enumerate(units):
+            progress("units", done, len(units), unit.cut.name)
+            extended = _with_unit(main_name, unit, networks, source, preprocess, calibration, folder, job)
+            networks[extended.name] = extended
+        progress("units", len(units), len(units), "")
     validation = source.drawn("validation", job.build.rounds[-1])
     if len(validation) == 0:
         raise DataError(f'no validation images to choose on (data "{source.name}")')
-    main_name = safe_name(job.model.source)
     _check_cuts(job, networks[main_name])
     return Workshop(job, folder, source, preprocess, networks, main_name, calibration, validation)
 
@@ -207,7 +231,8 @@ def prepare(job: Job, folder: Path, *, progress: Progress = quiet, data_dir: Pat
 def _check_cuts(job: Job, main: Network) -> None:
     names = [cut.name for whole in main.wholes.values() for cut in whole.cuts]
     for pattern in job.build.cuts:
-        if not fnmatch.filter(names, pattern):
+        # A network that can be cut nowhere may still run on either machine.
+        if pattern != "*" and not fnmatch.filter(names, pattern):
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
             raise JobError(
                 f'[build] cuts "{pattern}" is no deployable cut of "{main.name}"; near are {", ".join(near)}'
@@ -233,11 +258,7 @@ def _export(
     job: Job,
 ) -> Network:
     height, width, channels = source.shape
-    digest = hashlib.sha256()
-    for key, tensor in sorted(module.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
-    weights_sha256 = digest.hexdigest()
+    weights_sha256 = weights_digest(module)
     pictures = hashlib.sha256(np.ascontiguousarray(calibration).tobytes()).hexdigest()
     versions = [__version__, *(f"{name} {metadata.version(name)}" for name in ("torch", "onnx", "onnxruntime"))]
     recipe = f"{weights_sha256} {source.name} {source.shape} {preprocess} {pictures} {type(module)} {versions}"
@@ -260,6 +281,37 @@ def _export(
         wholes["int8"] = quantize_onnx(wholes["fp32"], calibration[:INT8_PICTURES], int8)
     key_file.write_text(key)
     return Network(name, wholes, weights_sha256)
+
+
+def weights_digest(module: torch.nn.Module) -> str:
+    """Hex sha256 over the names and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def _with_unit(
+    main: str,
+    unit: Trained,
+    networks: dict[str, Network],
+    source: Source,
+    preprocess: Preprocess,
+    calibration: NDArray[np.uint8],
+    folder: Path,
+    job: Job,
+) -> Network:
+    """The main network with a unit in it; its one cut has the name of the cut where the unit is."""
+    spec = unit.divided.unit.spec
+    same = sum(network.name.split("-")[0] == f"{main}.{spec.name}" for network in networks.values())
+    name = f"{main}.{spec.name}" + (f"-{same + 1}" if same else "")
+    made = _export(name, Deployable(unit.divided), source, preprocess, calibration, folder, job)
+    wholes = {}
+    for precision, whole in made.wholes.items():
+        cut = msgspec.structs.replace(whole.cut(BEHIND_REDUCTION), name=unit.cut.name)
+        wholes[precision] = msgspec.structs.replace(whole, cuts=(cut,))
+    return Network(name, wholes, made.weights_sha256, unit.divided.unit)
 
 
 def _is_same(module: torch.nn.Module, exported: Path, preprocess: Preprocess, pictures: NDArray[np.uint8]) -> bool:

@@ -112,7 +112,7 @@ def bench(
     if json:
         print_json({"header": summary.header, "cells": summary.cells, "plans": summary.plans})
     else:
-        print_table(table_of(summary, is_agreement=images.labels is None))
+        print_table(table_of(summary, is_agreement=loaded.manifest.is_agreement))
 
 
 def table_of(summary: Summary, *, is_agreement: bool = False) -> TextTable:

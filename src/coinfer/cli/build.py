@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
-from ..bundle import check_target, with_profile
+from ..bundle import check_target
 from .options import DataFolder, Json
 from .output import note, print_json, progress_on_stderr
 
@@ -45,11 +44,9 @@ def build(
     # Said before the measuring, not after it; writing the bundle looks again.
     check_target(out)
     with progress_on_stderr() as progress:
-        bundle = build_bundle(load_job(job), out, work=work, progress=progress, data_dir=data_dir)
-        progress("exchange", 0, 1, "loopback")
-        exchange_s = measure_exchange(bundle)
-        bundle = with_profile(bundle, msgspec.structs.replace(bundle.profile(), exchange_s=exchange_s))
-        progress("exchange", 1, 1, "")
+        bundle = build_bundle(
+            load_job(job), out, work=work, progress=progress, data_dir=data_dir, exchange=measure_exchange
+        )
     candidates = bundle.candidates()
     dropped = sum(candidate.dropped is not None for candidate in candidates)
     if json:

@@ -30,6 +30,7 @@ class Options(NamedTuple):
     edge_load: float = 1.0
     device_power: float | None = None
     radio: str | None = None
+    radio_tail: float = 0.0
 
 
 def slowdown_of(bundle: Bundle, fp32: float | None, int8: float | None) -> Slowdown | None:
@@ -60,6 +61,11 @@ def conditions_of(bundle: Bundle, options: Options) -> Conditions:
         raise UsageError(f"--edge-load must be above 0, got {options.edge_load:g}")
     if options.radio is not None and options.radio not in RADIOS:
         raise UsageError(f'--radio must be one of {", ".join(RADIOS)}, got "{options.radio}"')
+    if options.radio_tail and options.radio is None:
+        raise UsageError("--radio-tail needs --radio beside it")
+    if not options.radio_tail >= 0:
+        raise UsageError(f"--radio-tail must be at least 0 J, got {options.radio_tail:g}")
+    radio = None if options.radio is None else msgspec.structs.replace(RADIOS[options.radio], tail_j=options.radio_tail)
     link = Link(rate_bps=parse_rate_bps(options.rate), delay_s=parse_duration_s(options.rtt) / 2)
     return Conditions(
         link=link,
@@ -67,7 +73,7 @@ def conditions_of(bundle: Bundle, options: Options) -> Conditions:
         edge_load=options.edge_load,
         exchange_s=bundle.profile().exchange_s,
         device_power_w=options.device_power,
-        radio=None if options.radio is None else RADIOS[options.radio],
+        radio=radio,
     )
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 SOURCES = ("scene-digits", "cifar10")
 RATES_BPS = (100e3, 300e3, 1e6, 3e6, 10e6)
-SLOWDOWN = 30.0
 DELAY_S = 0.005
 REQUESTS = 10
 STREAM = 60
@@ -48,19 +47,28 @@ def demo(
     if retrain and data != "scene-digits":
         raise UsageError(f"--retrain is for scene-digits; the weights for {data} are given")
     from ..build.demo import demo as build_demo
+    from ..runtime.exchange import measure_exchange
 
     with progress_on_stderr() as progress:
-        bundle = build_demo(data=data, out=out / "bundle", retrain=retrain, data_dir=data_dir, progress=progress)
+        bundle = build_demo(
+            data=data,
+            out=out / "bundle",
+            retrain=retrain,
+            data_dir=data_dir,
+            progress=progress,
+            exchange=measure_exchange,
+        )
         summary = _measure(bundle, data, out, data_dir, progress)
     draw(out / "latency.png", summary)
     if json:
         print_json({"bundle": str(bundle.folder), "header": summary.header, "cells": summary.cells})
         return
-    print_table(table_of(summary))
+    print_table(table_of(summary, is_agreement=bundle.manifest.is_agreement))
     note(f"the bundle is {out / 'bundle'}, the picture {out / 'latency.png'}, the raw log {out / 'bench.jsonl.gz'}")
 
 
 def _measure(bundle: Bundle, data: str, out: Path, data_dir: Path | None, progress: Progress) -> Summary:
+    from ..build.demo import SLOWDOWN
     from ..lab.bench import run_cells
     from ..lab.cell import Cell, Effort
     from ..lab.choose import pick_plans

@@ -22,8 +22,6 @@ from ..plan import TensorSpec
 if TYPE_CHECKING:
     from ..data import Images
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
-
 
 class Request(NamedTuple):
     """One picture (H, W, C), where it comes from, and its class where that is known."""
@@ -53,7 +51,7 @@ def test_images(source: str, bundle: Bundle, *, limit: int | None, data_dir: Pat
             f'this bundle takes {wanted.dtype} {_text(wanted.shape)}, not pictures: give a .npy file, got "{source}"'
         )
     height, width, channels = wanted.shape
-    is_own = source == manifest.data
+    is_own = _absolute(source) == _absolute(manifest.data)
     found = load_source(
         source,
         data_dir=data_dir,
@@ -70,6 +68,13 @@ def test_images(source: str, bundle: Bundle, *, limit: int | None, data_dir: Pat
         raise DataError(f'classes {", ".join(unknown[:5])} of data "{source}" are none of the bundle\'s')
     places = np.array([manifest.classes.index(name) for name in found.classes], dtype=np.int64)
     return Images(images.pixels, places[images.labels])
+
+
+def _absolute(source: str) -> str:
+    """A folder by its absolute path, as a build keeps it; other sources as they are."""
+    if not source.startswith("folder:"):
+        return source
+    return f"folder:{Path(source.removeprefix('folder:')).expanduser().resolve()}"
 
 
 def requests(source: str, bundle: Bundle, *, limit: int | None, data_dir: Path | None) -> Iterator[Request]:
@@ -90,7 +95,7 @@ def requests(source: str, bundle: Bundle, *, limit: int | None, data_dir: Path |
 
 
 def _folder(path: Path, bundle: Bundle) -> Iterator[Request]:
-    from ..data.folder import read_picture
+    from ..data.folder import SUFFIXES, read_picture
 
     wanted, classes = bundle.manifest.input, bundle.manifest.classes
     if wanted.dtype != "uint8" or len(wanted.shape) != 3:

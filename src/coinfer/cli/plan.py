@@ -28,7 +28,7 @@ from .options import (
     RoundTrip,
     Slowdown,
 )
-from .output import print_json, print_table
+from .output import note, print_json, print_table
 
 if TYPE_CHECKING:
     from ..search.solve import Goal, Ranking
@@ -69,6 +69,14 @@ def plan(
         str | None,
         typer.Option("--radio", help=f"Power of sending: {', '.join(RADIOS)}.", show_default=False),
     ] = None,
+    radio_tail: Annotated[
+        float,
+        typer.Option("--radio-tail", help="Joules that the radio takes after a request, until it sleeps again."),
+    ] = 0.0,
+    max_energy: Annotated[
+        float | None,
+        typer.Option("--max-energy", metavar="MJ", help="Most millijoules of a request.", show_default=False),
+    ] = None,
     top_n: Annotated[int, typer.Option("--top-n", min=1, help="Rows of the table.")] = 10,
     json: Json = False,
 ) -> None:
@@ -84,11 +92,16 @@ def plan(
     from ..search.solve import search
 
     loaded = load_bundle(bundle)
-    options = Options(rate, rtt, slowdown, int8_slowdown, edge_load, device_power, radio)
+    of_device = None if device_profile is None else load_profile(device_profile)
+    if device_power is None and of_device is not None:
+        device_power = of_device.power_w
+    if max_energy is not None and (device_power is None or radio is None):
+        raise UsageError("--max-energy needs --device-power (or a device profile with a measured power) and --radio")
+    options = Options(rate, rtt, slowdown, int8_slowdown, edge_load, device_power, radio, radio_tail)
     conditions = conditions_of(loaded, options)
     candidates = with_profiles(
         loaded.candidates(),
-        device=None if device_profile is None else load_profile(device_profile),
+        device=of_device,
         edge=None if edge_profile is None else load_profile(edge_profile),
     )
     wanted = msgspec.structs.replace(
@@ -96,8 +109,16 @@ def plan(
         max_latency_s=None if max_latency is None else parse_duration_s(max_latency),
         min_throughput_hz=min_rate,
         max_bytes=max_bytes,
+        max_energy_j=None if max_energy is None else max_energy / 1e3,
     )
     ranking = search(candidates, conditions, wanted)
+    built = loaded.manifest
+    is_other_stream = built.goal != "throughput" and (wanted.minimise == "throughput" or min_rate is not None)
+    if wanted.max_loss_points < built.max_loss_points or is_other_stream:
+        note(
+            f"the bundle was built for {built.goal} at losses up to {built.max_loss_points:g} points: what is better "
+            "for another goal or a stricter limit may have been dropped; build with these in [goal] to have it all"
+        )
     on_menu = {entry.number for entry in loaded.manifest.menu}
     if json:
         print_json(_as_json(ranking, candidates, on_menu))

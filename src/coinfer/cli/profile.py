@@ -60,7 +60,9 @@ def _table(measured: Profile) -> TextTable:
     timings = dict(measured.segments)
     for number, (encode, decode) in measured.codecs.items():
         timings |= {f"encode, plan {number}": encode, f"decode, plan {number}": decode}
+    power = "not measured" if measured.power_w is None else f"{measured.power_w:.3g} W ({measured.power_sensor})"
     return TextTable(
+        note=f"Power while computing: {power}.",
         title=f"{machine.name}: {machine.processor}, {threads} thread{'s' * (threads > 1)}, {measured.date}",
         columns=("", "median", "5 %", "95 %", "repeats"),
         right=("median", "5 %", "95 %", "repeats"),

@@ -12,7 +12,7 @@ import typer
 
 from ..bundle import Bundle, load_bundle
 from ..errors import UsageError
-from ..units import format_bytes, format_duration
+from ..units import format_bytes, format_duration, parse_duration_s
 from .conditions import Options, conditions_of, slowdown_of
 from .options import BundleFolder, DataFolder, DataSource, Int8Slowdown, Json, RoundTrip, Slowdown
 from .output import note, print_json
@@ -45,15 +45,18 @@ def run(
     slowdown: Slowdown = None,
     int8_slowdown: Int8Slowdown = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of one segment.")] = 1,
+    timeout: Annotated[
+        str, typer.Option("--timeout", help="Longest silence of the edge before a request fails; sending counts.")
+    ] = "30s",
     data_dir: DataFolder = None,
     json: Json = False,
 ) -> None:
     """Run a bundle: the device.
 
     Answers pictures by one plan, alone or with an edge; it needs no torch. Each answer is one JSON line on
-    stdout as it comes; a summary follows on stderr. With --json, one object with all answers and the
-    summary is printed at the end. A folder's pictures are taken in the order of their paths and scaled to
-    the bundle's size; their classes are the names of their folders.
+    stdout as it comes; a summary follows on stderr, also where the link broke in between. With --json, one object
+    with all answers and the summary is printed at the end. A folder's pictures are taken in the order of their
+    paths and scaled to the bundle's size; their classes are the names of their folders.
     """
     loaded = load_bundle(bundle)
     conditions = Options(rate or "1 Mbit/s", rtt, slowdown, int8_slowdown)
@@ -67,21 +70,28 @@ def run(
     pace = None if factors is None else SlowedDevice(factors)
     tally = Tally()
     answers: list[dict[str, Any]] = []
-    with Device(loaded, edge=edge, plan=number, pace=pace, threads=threads) as device:
-        start_s = perf_counter()
-        for request, answer in _answered(device, pending, is_stream=stream):
-            entry = _entry(loaded, request, answer)
-            tally.add(entry)
+    start_s = perf_counter()
+    try:
+        with Device(
+            loaded, edge=edge, plan=number, pace=pace, threads=threads, timeout_s=parse_duration_s(timeout)
+        ) as device:
+            start_s = perf_counter()
+            for request, answer in _answered(device, pending, is_stream=stream):
+                entry = _entry(loaded, request, answer)
+                tally.add(entry)
+                if json:
+                    answers.append(entry)
+                else:
+                    _print_line(entry)
+    finally:
+        # Also where the link broke: what was answered until then was answered.
+        if tally.latencies_s:
+            name = "this machine, not slowed" if pace is None else pace.label
+            summary = tally.summary(loaded, number, name, perf_counter() - start_s)
             if json:
-                answers.append(entry)
+                print_json({"answers": answers, "summary": summary})
             else:
-                _print_line(entry)
-        elapsed_s = perf_counter() - start_s
-    summary = tally.summary(loaded, number, "this machine, not slowed" if pace is None else pace.label, elapsed_s)
-    if json:
-        print_json({"answers": answers, "summary": summary})
-    else:
-        note(_summary_text(summary))
+                note(_summary_text(summary))
 
 
 def _plan_number(bundle: Bundle, plan: str, *, has_edge: bool, has_rate: bool, options: Options) -> int:

@@ -28,7 +28,7 @@ from .image import ImageCodec, available_formats
 from .payload import HEADER_BYTES
 from .picture import PictureCodec
 from .tables import Tables, TensorTables, load_tables, save_tables
-from .uniform import UniformCodec, calibrate_tensor
+from .uniform import UniformCodec, calibrate_tensor, learned_tensor
 
 __all__ = [
     "HEADER_BYTES",
@@ -37,6 +37,7 @@ __all__ = [
     "TensorTables",
     "available_coders",
     "calibrate",
+    "learned_tensor",
     "load_tables",
     "make_codec",
     "save_tables",

@@ -14,8 +14,6 @@ K the number of values that a block of symbols can have.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +26,7 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from ..errors import CodecError
+from ..files import write_atomically
 
 PRIOR_BITS = 16
 PRIOR_SUM = 1 << PRIOR_BITS
@@ -77,18 +76,8 @@ class Tables:
 
 
 def save_tables(tables: Tables, path: Path) -> None:
-    """Write `tables` to `path` (safetensors): to a temporary name, synced, then renamed."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(save_safetensors(_arrays(tables)))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write `tables` to `path` (safetensors), whole or not at all."""
+    write_atomically(path, save_safetensors(_arrays(tables)))
 
 
 def load_tables(path: Path) -> Tables:

@@ -27,6 +27,8 @@ CODERS_WITH_PRIOR = ("range", "rans")
 # Values that calibration looks at, for each tensor: enough for a table of 256 in each of many channels.
 _CALIBRATION_VALUES = 1 << 21
 _VALUES_AT_A_TIME = 1 << 18
+# As if so many symbols of each channel had been seen.
+_LEARNED_COUNTS = 1e9
 
 
 class Quantiser:
@@ -178,12 +180,49 @@ def calibrate_tensor(spec: CodecSpec, tensor: TensorSpec, features: NDArray[Any]
     num_levels = 2**spec.bits
     fill = 1.0 if spec.transform == "picture" or spec.quality is None else spec.quality / 100
     low, step = grid(channels, spec.bits, per_channel=spec.per_channel, fill=fill)
-    levels = low[:, None] + step[:, None] * np.arange(num_levels, dtype=np.float32)
-    if tensor.dtype == "uint8":
-        levels = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    levels = _levels(tensor, low, step, num_levels)
     if spec.coder not in CODERS_WITH_PRIOR:
         return TensorTables(low, step, levels)
     quantiser, blocks = Quantiser(tensor, TensorTables(low, step, levels)), Blocks(tensor, spec.bits)
     counts = histogram(blocks.join(quantiser.symbols(features[::stride])), 2**blocks.block_bits)
     groups = group_channels(counts)
     return TensorTables(low, step, levels, frequencies(pool(counts, groups)), groups)
+
+
+def learned_tensor(
+    spec: CodecSpec,
+    tensor: TensorSpec,
+    low: NDArray[np.float32],
+    step: NDArray[np.float32],
+    shares: NDArray[np.float64] | None,
+) -> TensorTables:
+    """Grid and frequencies of one tensor from what a unit learned: `low` and `step` (C,), `shares` (C, L) of symbols.
+
+    Where the coder takes several neighbours at once, their shares are multiplied, as the unit's prior does.
+    `shares` is None for a coder with a model of its own.
+
+    Raises:
+        CodecError: ranges are not per channel, or shapes and coder do not fit the tensor.
+    """
+    channels, num_levels = num_channels(tensor), 2**spec.bits
+    if (shares is not None) != (spec.coder in CODERS_WITH_PRIOR) or not spec.per_channel:
+        raise CodecError(f'what was learned does not fit the codec "{spec.name}"')
+    have = (low.shape, step.shape, (channels, num_levels) if shares is None else shares.shape)
+    if have != ((channels,), (channels,), (channels, num_levels)):
+        raise CodecError(f'tensor "{tensor.name}" has {channels} channels of {num_levels} levels, got tables {have}')
+    levels = _levels(tensor, low, step, num_levels)
+    if shares is None:
+        return TensorTables(low, step, levels)
+    joint = shares
+    for _ in range(Blocks(tensor, spec.bits).block_bits // spec.bits - 1):
+        joint = (joint[:, :, None] * shares[:, None, :]).reshape(channels, -1)
+    counts = np.rint(joint * _LEARNED_COUNTS).astype(np.int64)
+    groups = group_channels(counts)
+    return TensorTables(low, step, levels, frequencies(pool(counts, groups)), groups)
+
+
+def _levels(
+    tensor: TensorSpec, low: NDArray[np.float32], step: NDArray[np.float32], num_levels: int
+) -> NDArray[Any]:
+    levels = low[:, None] + step[:, None] * np.arange(num_levels, dtype=np.float32)
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8) if tensor.dtype == "uint8" else levels

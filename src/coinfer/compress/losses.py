@@ -7,21 +7,41 @@ A loss sees what the model returned and the batch it was given:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import ModelError
+
 
 class Batch(NamedTuple):
-    """Inputs (N, C, H, W) as the network takes them, and classes (N,) int64."""
+    """What a step is made of.
+
+    `inputs` are what the model takes: pictures (N, C, H, W), or features at a cut.  `labels` are classes (N,)
+    int64, `teacher` the logits (N, K) of the unmodified network; each is None where nobody gives it.
+    """
 
     inputs: Tensor
-    labels: Tensor
+    labels: Tensor | None
+    teacher: Tensor | None = None
+
+
+class Coded(NamedTuple):
+    """What a network with a unit gives in training: logits (N, K), bits of each sample (N,), the rate they are of."""
+
+    logits: Tensor
+    bits: Tensor
+    rate: int
 
 
 Loss = Callable[[Any, Batch], Tensor]
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """The logits (N, K) float32 of what a model returned, a unit in it or not."""
+    return (outputs.logits if isinstance(outputs, Coded) else outputs).float()
 
 
 def cross_entropy(*, smoothing: float = 0.0) -> Loss:
@@ -31,6 +51,40 @@ def cross_entropy(*, smoothing: float = 0.0) -> Loss:
     """
 
     def loss(outputs: Any, batch: Batch) -> Tensor:
-        return F.cross_entropy(outputs.float(), batch.labels, label_smoothing=smoothing)
+        if batch.labels is None:
+            raise ModelError("cross-entropy needs labels, the batches have none: train by distillation")
+        return F.cross_entropy(logits_of(outputs), batch.labels, label_smoothing=smoothing)
+
+    return loss
+
+
+def distillation(*, temperature: float = 2.0, label_share: float = 0.0) -> Loss:
+    """T^2 KL(teacher || student) of logits over T, in nats; `label_share` of the loss is cross-entropy with labels.
+
+    Hinton et al., 2015 (arXiv:1503.02531).  Without a share no labels are needed.
+    """
+    labelled = cross_entropy()
+
+    def loss(outputs: Any, batch: Batch) -> Tensor:
+        if batch.teacher is None:
+            raise ModelError("distillation needs the unmodified network's logits, the batches have none")
+        student = F.log_softmax(logits_of(outputs) / temperature, dim=1)
+        teacher = F.log_softmax(batch.teacher.float() / temperature, dim=1)
+        error = temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+        return error if label_share == 0 else (1 - label_share) * error + label_share * labelled(outputs, batch)
+
+    return loss
+
+
+def rate_distortion(distortion: Loss, prices: Sequence[float]) -> Loss:
+    """`distortion` + prices[rate] x bits / 1000: what a thousand bits a sample may cost at each rate.
+
+    Balle et al., 2017 (arXiv:1611.01704): the Lagrangian of accuracy under a budget of bits.
+    """
+
+    def loss(outputs: Any, batch: Batch) -> Tensor:
+        if not isinstance(outputs, Coded):
+            raise ModelError("a rate-distortion loss needs a network with a unit in it")
+        return distortion(outputs, batch) + prices[outputs.rate] * outputs.bits.mean() / 1000
 
     return loss

@@ -23,7 +23,7 @@ from ..model.zoo import ZOO
 from ..plan import Preprocess
 from .batches import Augment, PictureBatches, as_inputs
 from .losses import cross_entropy
-from .train import Schedule, Step, fit, save_tensors
+from .train import Schedule, Step, fit, save_tensors, training_device
 
 CLOSE_UPS = Schedule(lr=0.1, epochs=12)
 SCENES = Schedule(lr=0.05, epochs=5)
@@ -50,7 +50,7 @@ def train_scene_resnet(
     """
     torch.manual_seed(seed)
     entry = ZOO["scene-resnet"]
-    model = entry.factory().to("cuda" if torch.cuda.is_available() else "cpu")
+    model = entry.factory().to(training_device())
     checkpoints = []
     for phase, size, schedule in (("close-ups", 32, close_ups), ("scenes", SCENE_SIZE, scenes)):
         train = compose_scenes("train", size=size)

@@ -1,8 +1,8 @@
 """Training: one loop, `fit`.  What is minimised is a loss, what is shown are batches; neither is known here.
 
-After every epoch the whole state (weights, momentum, epoch) may be written to a checkpoint; a `fit` that finds
-one goes on from there and ends with the same weights as one that was never stopped (on the same machine with the same
-number of threads).  Nothing random is carried over: every epoch draws from (seed, epoch).
+After every epoch the whole state (weights, the optimiser's own tensors, epoch) may be written to a checkpoint; a `fit`
+that finds one goes on from there and ends with the same weights as one that was never stopped (on the same machine with
+the same number of threads).  Nothing random is carried over: every epoch draws from (seed, epoch).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,16 +21,18 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, WeightsError
 from .batches import Batches
-from .losses import Batch, Loss
+from .losses import Batch, Coded, Loss, logits_of
 
-_MODEL, _MOMENTUM = "model.", "momentum."
+_MODEL, _OPTIMIZER = "model.", "optimizer."
 
 
 class Schedule(NamedTuple):
-    """How the optimiser moves: SGD with Nesterov momentum; the rate climbs to `lr`, then falls to a thousandth.
+    """How the optimiser moves; the rate climbs to `lr`, then falls to a thousandth.
 
-    `weight_decay` acts on weights of two and more dimensions only (no biases, no batch norms); `warmup` is the
-    share of all steps spent climbing, from a tenth of `lr`.
+    `optimizer`: "sgd" has Nesterov momentum; "adam" is AdamW (Loshchilov and Hutter, 2019), whose first moment decays
+    by `momentum`: for weights beside parameters of other scales, such as a unit's steps.  `weight_decay` acts on
+    weights of two and more dimensions only (no biases, no batch norms); `warmup` is the share of all steps spent
+    climbing, from a tenth of `lr`.
     """
 
     lr: float
@@ -38,16 +40,23 @@ class Schedule(NamedTuple):
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup: float = 0.25
+    optimizer: Literal["sgd", "adam"] = "sgd"
 
 
 class Step(NamedTuple):
-    """What `progress` is told after each step; `step` and `steps` count over the whole training."""
+    """What `progress` is told after each step; `step` and `steps` count over the whole training.
+
+    `accuracy` is the batch's share of right answers, 0 to 1, by its labels, else by its teacher; `num_bytes` is what
+    the unit in the network, if there is one, sends of a sample by its own estimate.
+    """
 
     step: int
     steps: int
     epoch: int
     loss: float
     lr: float
+    accuracy: float | None = None
+    num_bytes: float | None = None
 
 
 class Fitted(NamedTuple):
@@ -107,18 +116,24 @@ def fit(
             rate = one_cycle(step, steps, peak=schedule.lr, warmup=schedule.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            value = _step(model, _moved(batch, device), loss, optimizer, is_bfloat16=is_autocast)
+            batch = _moved(batch, device)
+            value, outputs = _step(model, batch, loss, optimizer, is_bfloat16=is_autocast)
             if not math.isfinite(value):
                 kept = "" if checkpoint is None else f"; {checkpoint} has the {epoch} epochs before"
                 raise ModelError(f"loss became {value} in epoch {epoch}, step {index}, rate {rate:.3g}{kept}")
             total += value
             if progress is not None:
-                progress(Step(step + 1, steps, epoch, value, rate))
+                progress(Step(step + 1, steps, epoch, value, rate, *_seen(outputs, batch)))
         losses.append(total / len(batches))
         if checkpoint is not None:
             _save(checkpoint, model, optimizer, schedule, epoch + 1)
     model.eval()
     return Fitted(tuple(losses), first)
+
+
+def training_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -130,12 +145,16 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
-    inputs = batch.inputs.to(device, memory_format=torch.channels_last, non_blocking=True)
-    return Batch(inputs, batch.labels.to(device, non_blocking=True))
+    inputs = batch.inputs
+    layout = torch.channels_last if inputs.ndim == 4 else torch.preserve_format
+    labels, teacher = (None if t is None else t.to(device, non_blocking=True) for t in (batch.labels, batch.teacher))
+    return Batch(inputs.to(device, memory_format=layout, non_blocking=True), labels, teacher)
 
 
-def _step(model: nn.Module, batch: Batch, loss: Loss, optimizer: torch.optim.SGD, *, is_bfloat16: bool) -> float:
-    """One step's loss; the weights are left alone where it is not finite."""
+def _step(
+    model: nn.Module, batch: Batch, loss: Loss, optimizer: torch.optim.Optimizer, *, is_bfloat16: bool
+) -> tuple[float, Any]:
+    """One step's loss, and what the model gave; the weights are left alone where the loss is not finite."""
     with torch.autocast(batch.inputs.device.type, dtype=torch.bfloat16, enabled=is_bfloat16):
         outputs = model(batch.inputs)
     error = loss(outputs, batch)
@@ -144,24 +163,35 @@ def _step(model: nn.Module, batch: Batch, loss: Loss, optimizer: torch.optim.SGD
         optimizer.zero_grad()
         error.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return value
+    return value, outputs
 
 
-def _optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.SGD:
+@torch.no_grad()
+def _seen(outputs: Any, batch: Batch) -> tuple[float | None, float | None]:
+    """A batch's share of right answers, and the bytes that its samples cost."""
+    truth = batch.teacher.argmax(1) if batch.labels is None and batch.teacher is not None else batch.labels
+    accuracy = None if truth is None else float((logits_of(outputs).argmax(1) == truth).float().mean())
+    return accuracy, float(outputs.bits.mean()) / 8 if isinstance(outputs, Coded) else None
+
+
+def _optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": schedule.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if schedule.optimizer == "adam":
+        return torch.optim.AdamW(groups, lr=schedule.lr, betas=(schedule.momentum, 0.999))
     return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=True)
 
 
-def _save(path: Path, model: nn.Module, optimizer: torch.optim.SGD, schedule: Schedule, epochs_done: int) -> None:
+def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, epochs_done: int) -> None:
     """Write the whole state under a temporary name, sync it, then rename it."""
     tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        if "momentum_buffer" in optimizer.state.get(parameter, {}):
-            tensors[_MOMENTUM + name] = optimizer.state[parameter]["momentum_buffer"]
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{_OPTIMIZER}{key}.{name}"] = value
     metadata = {"epochs_done": str(epochs_done), "schedule": json.dumps(schedule._asdict())}
     save_tensors(tensors, path, metadata=metadata)
 
@@ -179,7 +209,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, 
         temporary.unlink(missing_ok=True)
 
 
-def _resume(path: Path, model: nn.Module, optimizer: torch.optim.SGD, schedule: Schedule) -> int:
+def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule) -> int:
     """Fill model and optimiser from a checkpoint; how many epochs it has behind it."""
     try:
         with safe_open(path, "pt") as file:
@@ -193,8 +223,11 @@ def _resume(path: Path, model: nn.Module, optimizer: torch.optim.SGD, schedule: 
     if not is_same or metadata.get("schedule") != json.dumps(schedule._asdict()):
         raise WeightsError(f"checkpoint {path} is of another model or schedule: remove it to begin anew")
     model.load_state_dict(state)
-    for name, parameter in model.named_parameters():
-        if _MOMENTUM + name in tensors:
-            buffer = tensors[_MOMENTUM + name].to(parameter.device)
-            optimizer.state[parameter]["momentum_buffer"] = buffer
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        if name.startswith(_OPTIMIZER):
+            key, _, parameter = name.removeprefix(_OPTIMIZER).partition(".")
+            # Adam keeps its count of steps on the CPU, wherever the parameter is.
+            place = tensor if key == "step" else tensor.to(parameters[parameter].device)
+            optimizer.state[parameters[parameter]][key] = place
     return int(metadata["epochs_done"])

@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import DataError
 from .images import PARTS, Images, Part, Source, drawn_rows
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
 _MODES = {1: "L", 3: "RGB"}
 _PART_FOLDERS: dict[str, Part] = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
@@ -125,7 +125,7 @@ def _files(root: Path, classes: list[str]) -> list[Path]:
         file
         for place in places
         for file in sorted(place.iterdir())
-        if file.is_file() and file.suffix.lower() in _SUFFIXES
+        if file.is_file() and file.suffix.lower() in SUFFIXES
     ]
 
 

@@ -26,6 +26,7 @@ from ..profile import Profile, Timing
 from ..protocol import decode_result, encode_result
 from ..protocol.messages import MessageType, pack
 from .measure import describe_machine, pinned, timing
+from .power import PowerMeter, find_sensor
 from .segments import Segments
 
 # Plans done, plans in all, the plan at hand.
@@ -70,7 +71,7 @@ def time_plans(
     """
     segments: dict[str, list[float]] = defaultdict(list)
     codecs: dict[str, tuple[Timing, Timing]] = {}
-    with pinned(core):
+    with pinned(core), PowerMeter(find_sensor()) as meter:
         for done, plan in enumerate(plans):
             if progress is not None:
                 progress(done, len(plans), plan.label)
@@ -87,6 +88,8 @@ def time_plans(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         segments={name: timing(seconds) for name, seconds in segments.items()},
         codecs=codecs,
+        power_w=None if meter.power is None else meter.power.watts,
+        power_sensor=None if meter.power is None else meter.power.sensor,
     )
 
 

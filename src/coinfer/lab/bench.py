@@ -5,7 +5,7 @@
         ^-------------------------------------------------->     WorkerProcess (SlowedDevice)
 
 For each emulated device and edge load the two processes are started once and calibrated: every plan of the menu
-runs a few times without a limit of rate, which gives the times that estimates are made of (as
+runs a few times without a limit of rate, which gives the times that plans are chosen by (as
 `coinfer profile` would on a real device).  Then comes one cell after another:
 
     pick the plans by estimate -> warm up
@@ -57,7 +57,7 @@ from .slow import label
 from .spawn import WorkerProcess
 from .summary import OverheadRow, Summary, summarise
 from .worker import Command, Request
-from .yardstick import measure_lengths
+from .yardstick import measure_loops
 
 # Stage of work, how much of it is done, of how much, and what is at hand: as in build.
 Progress = Callable[[str, int, int, str], None]
@@ -174,7 +174,7 @@ class _Bench:
         self.images = pick_images(pixels, max(effort.requests, effort.calibration, 1), seed=effort.seed)
         self.chance = np.random.default_rng(effort.seed)
         with pinned(effort.places()[0]):
-            self.yardstick = measure_lengths()
+            self.yardstick = measure_loops()
 
     @contextmanager
     def machines(self, cell: Cell, *, is_direct: bool = False) -> Iterator[tuple[ShapedLink, WorkerProcess]]:
@@ -257,8 +257,10 @@ class _Bench:
             self._round(worker, cell, name, "warmup", number, plans)
         timings: dict[int, list[Request]] = {plan: [] for plan in plans}
         seen: dict[int, list[float]] = {plan: [] for plan in plans}
+        # A trace that is playing is not interrupted: its estimates are made of the calibration.
+        num_timings = 0 if cell.link.trace is not None else effort.timings
         for number in range(rounds):
-            if number * effort.timings // rounds < (number + 1) * effort.timings // rounds:
+            if number * num_timings // rounds < (number + 1) * num_timings // rounds:
                 link.set(Link(rate_bps=NO_LIMIT.rate_bps, delay_s=cell.link.delay_s))
                 for request in self._round(worker, cell, name, "calibrate", number, plans):
                     timings[request.plan].append(request)

@@ -31,9 +31,9 @@ class Effort(Value, frozen=True, kw_only=True):
 
     `requests` for each plan and cell, `slow_requests` below 100 kbit/s; `calibration` requests for each plan, fewer
     (at least 5) where a plan would take longer than `calibration_s`; `timings` requests of each plan without a limit
-    of rate, spread between those of a cell, whose times its estimates are made of (0: those of the calibration);
-    `stream` pictures through the chosen plan (0: no stream); `finalists`: measure the chosen plan and its best rival
-    once more.
+    of rate, spread between those of a cell, whose times its estimates are made of (0, or on a trace: those of the
+    calibration); `stream` pictures through the chosen plan (0: no stream); `finalists`: measure the chosen plan and
+    its best rival once more.
     """
 
     requests: int = 30

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -23,10 +21,11 @@ from typing import Literal
 import msgspec
 
 from ..errors import DataError
+from ..files import write_atomically
 from ..plan import Kind, Precision, Value
 from ..profile import Link, Machine, Slowdown
 from .worker import Ready, Request
-from .yardstick import Lengths
+from .yardstick import LoopTimes
 
 Phase = Literal["warmup", "main", "final", "stream", "calibrate"]
 
@@ -62,7 +61,7 @@ class Header(Value, frozen=True, kw_only=True, tag="header", tag_field="line"):
     menu: tuple[MenuPlan, ...]
     ready: Ready
     start_s: float
-    yardstick: Lengths | None = None
+    yardstick: LoopTimes | None = None
 
 
 class CalibrationLine(Value, frozen=True, kw_only=True, tag="calibration", tag_field="line"):
@@ -132,18 +131,7 @@ def write_log(path: Path, lines: Iterable[Line]) -> None:
         for line in lines:
             file.write(msgspec.json.encode(line) + b"\n")
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(buffer.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(path, buffer.getvalue())
 
 
 def read_log(path: Path) -> list[Line]:

@@ -20,7 +20,7 @@ import msgspec
 
 from ..errors import LinkError
 from .worker import Command, Done, Ready, Request
-from .yardstick import Lengths
+from .yardstick import LoopTimes
 
 START_S = 60.0
 STOP_S = 2.0
@@ -44,7 +44,7 @@ class WorkerProcess:
         edge: str | None = None,
         core: int | None = None,
         timeout_s: float = 120.0,
-        yardstick: Lengths | None = None,
+        yardstick: LoopTimes | None = None,
     ) -> None:
         command = [sys.executable, "-m", "coinfer.lab.worker", str(folder), "--pixels", str(pixels)]
         command += ["--timeout", str(timeout_s)]

@@ -180,7 +180,7 @@ def summarise(lines: Iterable[Line]) -> Summary:
         finals = {
             estimate.plan: _latencies(seen)
             for estimate in cell.estimates
-            if (seen := requests.get((cell.cell, "final", estimate.plan)))
+            if (seen := requests.get((cell.cell, "final", estimate.plan))) and _latencies(seen)
         }
         plans += in_cell
         streams += in_streams

@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     from ..engine.measure import pin
     from ..runtime.device import Device
     from .slow import SlowedDevice
-    from .yardstick import Lengths, Yardstick
+    from .yardstick import LoopTimes, Yardstick
 
     import_s = time.perf_counter() - start_s
     rss_import_bytes = resident_bytes()
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
         pixels = np.load(options.pixels, allow_pickle=False, mmap_mode="r")
         yardstick = None
         if options.yardstick is not None:
-            yardstick = Yardstick(Lengths(fp32_s=options.yardstick[0], int8_s=options.yardstick[1]))
+            yardstick = Yardstick(LoopTimes(fp32_s=options.yardstick[0], int8_s=options.yardstick[1]))
         pace = SlowedDevice(Slowdown(), counts="cpu", yardstick=yardstick)
         bundle = load_bundle(options.bundle)
         with Device(bundle, edge=options.edge, pace=pace, timeout_s=options.timeout) as device:

@@ -26,7 +26,7 @@ _SIDE, _PRODUCTS = 60, 8
 _ADDITIONS = 1500
 
 
-class Lengths(Value, frozen=True, kw_only=True):
+class LoopTimes(Value, frozen=True, kw_only=True):
     """Seconds that each loop takes: the reference that speeds are relative to."""
 
     fp32_s: float
@@ -36,7 +36,7 @@ class Lengths(Value, frozen=True, kw_only=True):
 class Yardstick:
     """Speeds of the core that the calling thread runs on, relative to `reference`."""
 
-    def __init__(self, reference: Lengths) -> None:
+    def __init__(self, reference: LoopTimes) -> None:
         self.reference = reference
         self._left, self._right = np.random.default_rng(0).random((2, _SIDE, _SIDE), dtype=np.float32)
         self._product = np.empty_like(self._left)
@@ -52,15 +52,15 @@ class Yardstick:
             np.dot(self._left, self._right, out=self._product)
 
 
-def measure_lengths(seconds: float = 2.0) -> Lengths:
+def measure_loops(seconds: float = 2.0) -> LoopTimes:
     """The medians of both loops over `seconds`, on the core that the calling thread runs on."""
-    yardstick = Yardstick(Lengths(fp32_s=1.0, int8_s=1.0))
-    lengths: dict[Work, list[float]] = {"fp32": [], "int8": []}
+    yardstick = Yardstick(LoopTimes(fp32_s=1.0, int8_s=1.0))
+    loops: dict[Work, list[float]] = {"fp32": [], "int8": []}
     end_s = now_s() + seconds
-    while now_s() < end_s or not lengths["int8"]:
-        for work, seen in lengths.items():
+    while now_s() < end_s or not loops["int8"]:
+        for work, seen in loops.items():
             seen.append(1 / yardstick.speed(work))
-    return Lengths(fp32_s=statistics.median(lengths["fp32"]), int8_s=statistics.median(lengths["int8"]))
+    return LoopTimes(fp32_s=statistics.median(loops["fp32"]), int8_s=statistics.median(loops["int8"]))
 
 
 def _add() -> int:

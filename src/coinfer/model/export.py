@@ -37,7 +37,7 @@ from .onnx_graph import (
     load,
     save_atomically,
     value_info,
-    write_atomically,
+    write_file,
 )
 from .onnx_shapes import pool_means, remove_unused, simplify_shapes
 from .trace import TRACE_ERRORS, first_line, quiet, share_call_specs
@@ -134,7 +134,7 @@ def save_record(whole: Whole) -> None:
     """Write the record of a network's cuts beside its ONNX file."""
     record = msgspec.structs.replace(whole, path=Path(whole.path.name))
     content = msgspec.json.format(msgspec.json.encode(record, enc_hook=str), indent=1)
-    write_atomically(content, whole.path.with_suffix(".json"))
+    write_file(content, whole.path.with_suffix(".json"))
 
 
 def load_whole(path: Path) -> Whole:

@@ -9,8 +9,6 @@ so that a segment which starts at other values asks the first of those instead.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper
 
 from ..errors import EngineError
+from ..files import write_atomically
 from ..plan import TensorSpec
 
 BATCH_VALUE = "batch_size"
@@ -137,30 +136,20 @@ def check_folder(path: Path) -> None:
 
 
 def save_atomically(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model under a temporary name, sync it, and rename it to `path`."""
-    write_atomically(model.SerializeToString(), path)
+    """Write a model, whole or not at all.  Raises as `write_file`."""
+    write_file(model.SerializeToString(), path)
 
 
-def write_atomically(content: bytes, path: Path) -> None:
-    """Write a file that is never seen half-written.
+def write_file(content: bytes, path: Path) -> None:
+    """Write a file, whole or not at all.
 
     Raises:
         EngineError: the folder is not there or cannot be written.
     """
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        write_atomically(path, content)
     except OSError as error:
         raise EngineError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def load(path: Path) -> onnx.ModelProto:

@@ -26,10 +26,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..files import write_atomically
 from ..plan import Candidate, Kind, Value
 from ..search.menu import Cell, RegimeMap
 from ..units import format_bytes, format_duration, format_rate
-from .results import write_atomically
 from .table import ratio_text
 
 ROLE_COLOURS = {"chosen": "#000000", "device": "#0072B2", "upload": "#E69F00", "split": "#009E73"}
@@ -359,4 +359,5 @@ def _save(figure: Figure, path: Path) -> None:
     """Write the PNG atomically, without the date or the version of the drawing library in it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())

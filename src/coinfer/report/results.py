@@ -10,8 +10,6 @@ from __future__ import annotations
 import gzip
 import io
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from ..errors import DataError
+from ..files import write_atomically
 from ..plan import Value
 from .table import TextTable, markdown
 
@@ -75,6 +74,7 @@ def write_results(path: Path, results: Results) -> None:
     head = msgspec.to_builtins(results)
     order = ("name", "value", "unit", "against", "how", "n", "spread", "raw")
     head["rows"] = [{key: row[key] for key in order} for row in fields]
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, msgspec.json.format(msgspec.json.encode(head), indent=1) + b"\n")
 
 
@@ -126,6 +126,7 @@ def write_raw(path: Path, lines: Iterable[Value | Mapping[str, Any]]) -> None:
     with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
         for line in lines:
             file.write(msgspec.json.encode(line) + b"\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())
 
 
@@ -142,20 +143,3 @@ def read_raw(path: Path) -> list[dict[str, Any]]:
         return [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
     except (OSError, EOFError, msgspec.MsgspecError) as error:
         raise DataError(f"{path} is not a raw log (gzipped JSON lines): {error}") from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside it, sync, rename; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -1,7 +1,8 @@
 """The edge as a process: carries the app of `runtime.app` on a port, until a signal ends it.
 
-It binds to loopback unless told otherwise, compresses nothing, caps the size of a message, leaves the heartbeat to
-the protocol, and refuses to start on a port that is in use.  Its event loop is uvloop's where that is installed.
+It binds to loopback unless told otherwise, compresses nothing, caps the size of a message, sends no heartbeat of its
+own (a device may ping), and refuses to start on a port that is in use.  Its event loop is uvloop's where that is
+installed.
 """
 
 from __future__ import annotations
@@ -91,8 +92,9 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # Nagle's algorithm is switched off by asyncio only where the protocol is named.
         listener = socket.socket(family, kind, socket.IPPROTO_TCP)
-    except OSError as error:
-        raise LinkError(f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}") from error
+    except (OSError, UnicodeError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise LinkError(f"cannot listen on {host}:{port}: {reason}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -126,8 +126,8 @@ class Link:
             return link
         except TimeoutError as error:
             raise LinkError(f"no edge answers at {self.url} within {self._timeout_s:g} s") from error
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
+        except (OSError, UnicodeError) as error:
+            reason = (getattr(error, "strerror", None) or str(error)).lower()
             raise LinkError(f"no edge at {self.url}: {reason}; `coinfer serve` starts one") from error
 
     def _upgrade(self) -> None:

@@ -62,13 +62,22 @@ class EdgeProcess:
         self.url = ""
         self._settled = threading.Event()
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Ctrl-C goes to the caller alone, which then ends its children in order.
+            process_group=0,
         )
         self._reader = threading.Thread(target=self._read, name="coinfer-edge-log", daemon=True)
         self._reader.start()
-        self._settled.wait(ready_s)
+        try:
+            self._settled.wait(ready_s)
+        finally:
+            if not self.url:
+                self.stop()
         if not self.url:
-            self.stop()
             last = self.log[-1] if self.log else "it said nothing"
             raise LinkError(f"the edge for {folder} did not start: {last}")
 

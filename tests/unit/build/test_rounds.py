@@ -62,6 +62,24 @@ def test_equal_answers_for_fewer_bytes_beat_and_better_answers_survive() -> None
     assert dropped(drafts) == [1]
 
 
+def test_what_breaks_the_limit_beats_nothing_that_keeps_it() -> None:
+    reference = np.ones(2000, dtype=bool)
+    exact = split(0, num_bytes=20, head_s=0.5, right="1" * 2000)
+    near = split(1, num_bytes=10, head_s=0.5, right="1" * 1998 + "00")
+    assert drop_dominated([exact, near], 2000, 1.0, reference=reference, max_loss_points=0.0) == 0
+    assert drop_dominated([exact, near], 2000, 1.0, reference=reference, max_loss_points=0.5) == 1
+    assert dropped([exact, near]) == [0]
+
+
+def test_for_a_stream_less_work_for_the_edge_survives() -> None:
+    def drafts() -> list[Draft]:
+        early = upload(0, num_bytes=10, encode_s=0.02)
+        return [early, split(1, num_bytes=20, head_s=0.5, tail_s=0.5)]
+
+    assert drop_dominated(drafts(), 0, 1.0) == 1
+    assert drop_dominated(drafts(), 0, 1.0, is_stream=True) == 0
+
+
 def test_less_device_time_survives_and_int8_is_priced_at_its_ratio() -> None:
     slow = split(0, num_bytes=10, head_s=1.0, right="1" * 100)
     fast = split(1, num_bytes=20, head_s=0.4, right="1" * 100, precision="int8")

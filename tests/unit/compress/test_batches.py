@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from coinfer.compress.batches import Augment, PictureBatches, as_inputs, augmented
+from coinfer.compress.batches import Augment, FeatureBatches, PictureBatches, as_inputs, augmented, seen_by
 from coinfer.errors import DataError
 from coinfer.plan import Preprocess
 
@@ -50,7 +50,7 @@ def test_inputs_are_normalised_channels_first():
 def test_augmented_pictures_are_windows_of_the_reflected_picture(is_mirrored):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (40, 6, 5, 3), dtype=np.uint8)
-    moved = augmented(pixels, Augment(shift=2, is_mirrored=is_mirrored), rng)
+    moved, flipped = augmented(pixels, Augment(shift=2, is_mirrored=is_mirrored), rng)
     mirrored = 0
     for picture, result in zip(pixels, moved, strict=True):
         padded = np.pad(picture, ((2, 2), (2, 2), (0, 0)), mode="reflect")
@@ -65,5 +65,40 @@ def test_augmented_pictures_are_windows_of_the_reflected_picture(is_mirrored):
 
 @pytest.mark.parametrize("labels", [None, np.arange(10)])
 def test_pictures_that_cannot_be_trained_on_are_refused(labels):
-    with pytest.raises(DataError, match="training needs labelled pictures, at least one batch"):
+    with pytest.raises(DataError, match="training needs at least one batch of pictures, got 10 for a batch of 11"):
         PictureBatches(numbered()[0], labels, PLAIN, batch_size=11)
+
+
+def test_features_come_with_the_answers_of_the_same_side():
+    features = torch.stack([torch.arange(10.0), -torch.arange(10.0)]).half()[:, :, None]
+    batches = FeatureBatches(features, np.arange(10), batch_size=3, seed=1, teacher=100 * features)
+    for batch in batches.epoch(0):
+        assert torch.equal(batch.teacher, 100 * batch.inputs)
+        assert batch.inputs.abs().flatten().tolist() == batch.labels.tolist()
+    seen = torch.cat([batch.inputs for number in range(4) for batch in batches.epoch(number)]).flatten()
+    assert (seen < 0).any() and (seen > 0).any() and len(seen) == 36
+    again = [batch.inputs.tolist() for batch in FeatureBatches(features, np.arange(10), batch_size=3, seed=1).epoch(2)]
+    assert again == [batch.inputs.tolist() for batch in batches.epoch(2)]
+
+
+def test_a_mirrored_picture_has_the_answers_of_its_mirror():
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), dtype=np.uint8)
+    first = torch.nn.Flatten()
+    first.register_parameter("where", torch.nn.Parameter(torch.zeros(1)))
+    teacher = seen_by(first, pixels, PLAIN3, is_mirrored=True)
+    assert torch.equal(teacher[1], teacher[0].view(12, 3, 4, 4).flip(3).flatten(1))
+    batches = PictureBatches(pixels, None, PLAIN3, batch_size=4, augment=Augment(shift=0), teacher=teacher)
+    for batch in batches.epoch(0):
+        assert batch.labels is None
+        assert torch.allclose(batch.inputs.flatten(1), batch.teacher, atol=0.1)
+
+
+PLAIN3 = Preprocess(mean=(0.0,) * 3, std=(1 / 255,) * 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 10, 2), (2, 9, 2)])
+def test_a_teacher_of_other_pictures_is_refused(shape):
+    with pytest.raises(DataError, match="must be of 2 x 10 pictures"):
+        FeatureBatches(torch.zeros(2, 10, 3), None, batch_size=5, teacher=torch.zeros(shape))
+    with pytest.raises(DataError, match="got neither"):
+        FeatureBatches(torch.zeros(2, 10, 3), None, batch_size=5)

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from coinfer.compress.bottleneck import Deployable, Quantiser, Unit, UnitSpec, insert_unit
+from coinfer.compress.bottleneck import Unit, UnitSpec
+from coinfer.compress.divided import Deployable, insert_unit
+from coinfer.compress.quantiser import Quantiser
 from coinfer.errors import CutError, ModelError
 from coinfer.model.graph import capture
 from coinfer.plan import TensorSpec
@@ -53,7 +55,7 @@ def test_tokens_are_reduced_by_a_linear_map() -> None:
 def test_bits_are_the_cost_of_the_symbols_under_the_prior() -> None:
     torch.manual_seed(0)
     values = torch.randn(10, 3, 5)
-    quantiser = Quantiser(3, UnitSpec(width=3, bits=3, gains=(1.0, 2.0)))
+    quantiser = Quantiser(3, 3, (1.0, 2.0))
     quantiser.start_from(values)
     for rate in (0, 1):
         _, bits = quantiser(values, rate)
@@ -66,7 +68,7 @@ def test_bits_are_the_cost_of_the_symbols_under_the_prior() -> None:
 
 def test_gradients_reach_features_grid_and_prior() -> None:
     values = torch.randn(4, 2, 6, requires_grad=True)
-    quantiser = Quantiser(2, UnitSpec(width=2, bits=4))
+    quantiser = Quantiser(2, 4)
     quantiser.start_from(values.detach())
     restored, bits = quantiser(values)
     (restored.square().sum() + bits.sum()).backward()

@@ -60,6 +60,34 @@ def test_training_separates_what_can_be_separated():
     assert fitted.first_epoch == 0
 
 
+@pytest.mark.parametrize("stop", [1, 3])
+def test_adam_is_stopped_and_resumed_like_any_other(tmp_path, stop):
+    schedule = Schedule(lr=0.01, epochs=4, optimizer="adam")
+    whole, parts, path = small_net(), small_net(), tmp_path / "c.safetensors"
+    fitted = run(whole, schedule=schedule)
+    assert fitted.losses[-1] < fitted.losses[0]
+
+    class Stopped(Exception):
+        pass
+
+    def progress(step):
+        if step.epoch == stop:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(parts, schedule=schedule, checkpoint=path, progress=progress)
+    other = small_net(seed=5)
+    assert run(other, schedule=schedule, checkpoint=path).first_epoch == stop
+    assert equal(other, whole)
+
+
+def test_a_step_tells_how_many_answers_are_right():
+    steps = []
+    run(small_net(), progress=steps.append)
+    assert all(step.num_bytes is None and 0 <= step.accuracy <= 1 for step in steps)
+    assert steps[-1].accuracy > 0.9
+
+
 def test_steps_are_those_of_nesterov_momentum_written_out():
     net, twin = nn.Linear(48, 2), nn.Linear(48, 2)
     twin.load_state_dict(net.state_dict())

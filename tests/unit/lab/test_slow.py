@@ -11,7 +11,7 @@ import pytest
 from coinfer.errors import PlanError
 from coinfer.lab import slow
 from coinfer.lab.slow import CpuQuota, SlowedDevice, label
-from coinfer.lab.yardstick import Lengths, Yardstick, measure_lengths
+from coinfer.lab.yardstick import LoopTimes, Yardstick, measure_loops
 from coinfer.profile import Slowdown
 
 
@@ -88,9 +88,9 @@ def test_a_core_that_is_slow_for_a_while_is_no_slower_device(clock: Clock) -> No
 
 
 def test_the_yardstick_is_its_own_reference() -> None:
-    lengths = measure_lengths(0.05)
-    assert 1e-6 < lengths.fp32_s < 1e-2 and 1e-6 < lengths.int8_s < 1e-2
-    twice = Yardstick(Lengths(fp32_s=lengths.fp32_s * 1e3, int8_s=lengths.int8_s * 1e-3))
+    loops = measure_loops(0.05)
+    assert 1e-6 < loops.fp32_s < 1e-2 and 1e-6 < loops.int8_s < 1e-2
+    twice = Yardstick(LoopTimes(fp32_s=loops.fp32_s * 1e3, int8_s=loops.int8_s * 1e-3))
     assert twice.speed("fp32") > 10 > 0.1 > twice.speed("int8") > 0
 
 

@@ -4,6 +4,7 @@ import gzip
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from coinfer.errors import DataError
@@ -157,6 +158,13 @@ def test_regret_is_the_ratio_to_the_best_and_the_second_measurement_counts() -> 
     again = [*slow, *asked(SPLIT, "final", 0.21, 0.21), *asked(DEVICE, "final", 0.20, 0.20)]
     row = summarise(again).cells[0]
     assert (row.best, row.regret, row.was_measured_again) == (DEVICE, pytest.approx(1.05), True)
+    failed = [
+        msgspec.structs.replace(line, request=msgspec.structs.replace(line.request, error="the edge is gone"))
+        for line in (*asked(SPLIT, "final", 0.21), *asked(DEVICE, "final", 0.20))
+        if isinstance(line, RequestLine)
+    ]
+    row = summarise([*slow, *failed]).cells[0]
+    assert (row.best, row.regret, row.was_measured_again) == (DEVICE, pytest.approx(1.1), False)
     won = [*slow, *asked(SPLIT, "final", 0.19), *asked(DEVICE, "final", 0.20)]
     assert (summarise(won).cells[0].best, summarise(won).regret_max) == (SPLIT, 1.0)
 

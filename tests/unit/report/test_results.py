@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from coinfer.errors import DataError
+from coinfer.files import write_atomically
 from coinfer.report import Results, Row, read_raw, read_results, results_markdown, write_raw, write_results
-from coinfer.report.results import write_atomically
 
 ROW = Row(name="regret_max", value=1.02, unit="ratio", how="measured", n=30, raw="main.jsonl.gz", spread=(1.0, 1.04))
 SPEEDUP = Row(name="speedup_best_baseline@resnet56/30/1M", value=2.5, unit="x", how="estimated", n=1, against="upload")

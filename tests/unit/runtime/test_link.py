@@ -125,6 +125,8 @@ def test_nobody_there_is_one_line() -> None:
 
 
 def test_an_unknown_host_is_one_line() -> None:
+    with pytest.raises(LinkError, match="no edge at ws://edge..local:1"):
+        connect("ws://edge..local:1")
     with pytest.raises(LinkError, match="no edge at ws://nowhere.invalid:1"):
         connect("ws://nowhere.invalid:1")
 

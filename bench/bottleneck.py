@@ -1,0 +1,152 @@
+"""Learned bottlenecks: units trained for ResNet-56 on CIFAR-10, kept in zoo/units.
+
+    python -m bench.bottleneck train NAME     a unit of UNITS, in the background: it goes on where it was stopped
+    python -m bench.bottleneck rates NAME     what a finished one sends and keeps at each rate, on validation images
+
+Training takes minutes (`last`) to an hour or two (`light`) on two cores; CUDA is used where there is one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+
+from coinfer.build.workshop import weights_digest
+from coinfer.compress.bottleneck import UnitSpec
+from coinfer.compress.divided import Divided
+from coinfer.compress.encoder import num_macs, width_for
+from coinfer.compress.train import Step
+from coinfer.compress.unit_file import load_unit, save_unit
+from coinfer.compress.units import UnitRecipe, UnitTraining, rates_of, teacher_of
+from coinfer.data import Source, load_source
+from coinfer.model.graph import Graph, capture
+from coinfer.model.zoo import LoadedModel, build_model
+
+UNITS_FOLDER = Path("zoo/units")
+CHECKPOINTS = Path("out/units")
+WEIGHTS = Path("../shared/data/weights/cifar10_resnet56.safetensors")
+LIGHT_SHARE = 0.1
+
+
+class Order(NamedTuple):
+    """A unit to train: where, of what shape (a light head's width is found from its share), how."""
+
+    cut: str
+    spec: UnitSpec
+    recipe: UnitRecipe
+    light_share: float = 0.0
+
+
+UNITS = {
+    "last": Order(
+        "layer3.8#0",
+        UnitSpec(width=16, stride=8, bits=5, gains=(1.0, 1.5, 2.2, 3.3), is_rectified=True),
+        UnitRecipe(alone=8, together=4, prices=(0.05, 0.15, 0.5, 1.5)),
+    ),
+    "middle": Order(
+        "layer2.8#0",
+        UnitSpec(width=16, stride=2, bits=5, gains=(1.0, 1.5, 2.2, 3.3), refine=1, is_rectified=True),
+        UnitRecipe(alone=5, together=5, prices=(0.01, 0.03, 0.1, 0.3)),
+    ),
+    "early": Order(
+        "layer1.8#0",
+        UnitSpec(width=16, stride=4, bits=5, gains=(1.0, 1.5, 2.2, 3.3), refine=1, is_rectified=True),
+        UnitRecipe(alone=4, together=6, prices=(0.003, 0.01, 0.03, 0.1)),
+    ),
+    "light": Order(
+        "layer2.8#0",
+        UnitSpec(width=16, stride=2, bits=5, gains=(1.0, 1.5, 2.2, 3.3), refine=1, is_rectified=True),
+        UnitRecipe(alone=10, together=20, prices=(0.005, 0.015, 0.05, 0.15), label_share=0.3),
+        light_share=LIGHT_SHARE,
+    ),
+}
+
+
+def path_of(name: str) -> Path:
+    """Where a finished unit lies."""
+    return UNITS_FOLDER / f"resnet56.{name}.safetensors"
+
+
+def network() -> tuple[LoadedModel, Graph]:
+    """The given ResNet-56, captured."""
+    model = build_model("resnet56", weights=WEIGHTS)
+    return model, capture(model.module, torch.zeros(2, 3, 32, 32))
+
+
+def train(name: str) -> None:
+    """Train one unit and keep it."""
+    order = UNITS[name]
+    model, graph = network()
+    source = load_source("cifar10")
+    images, cut, spec = source.images("train"), graph.cut(order.cut), order.spec
+    if order.light_share:
+        code = (cut.specs[0].shape[1] // spec.stride, cut.specs[0].shape[2] // spec.stride)
+        width = width_for((3, 32, 32), code, order.light_share * graph.num_macs)
+        share = num_macs((3, 32, 32), code, width) / graph.num_macs
+        print(f"light head of width {width}: {100 * share:.2f} % of the network's multiply-accumulates", flush=True)
+        spec = msgspec.structs.replace(spec, head_width=width)
+    _say(f"the network's own answers to {len(images)} pictures")
+    teacher = teacher_of(graph, images, model.preprocess, is_mirrored=order.recipe.is_mirrored)
+    training = UnitTraining(
+        graph, cut, spec, teacher, order.recipe, checkpoints=CHECKPOINTS / name, progress=Log()
+    )
+    training.alone()
+    _show(training.divided, source, model)
+    training.together()
+    network_sha = weights_digest(model.module)
+    save_unit(training.divided, graph, cut, path_of(name), network=network_sha, recipe=order.recipe)
+    _show(training.divided, source, model)
+
+
+def rates(name: str) -> None:
+    """What a finished unit sends and keeps."""
+    model, graph = network()
+    unit = load_unit(path_of(name), graph, network=weights_digest(model.module))
+    _show(unit.divided, load_source("cifar10"), model)
+
+
+class Log:
+    """A line for each epoch: mean loss, share of right answers, bytes, seconds."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, int] = ("", -1)
+        self._rows: list[tuple[float, float, float]] = []
+        self._since_s = time.monotonic()
+
+    def __call__(self, phase: str, step: Step) -> None:
+        self._rows.append((step.loss, step.accuracy or 0.0, step.num_bytes or 0.0))
+        is_last = step.step == step.steps
+        if (phase, step.epoch) != self._key or is_last:
+            if self._key[0] or is_last:
+                loss, accuracy, num_bytes = np.mean(self._rows, axis=0)
+                seen = f"loss {loss:.4f}, {100 * accuracy:.2f} %, {num_bytes:.1f} B"
+                _say(f"{self._key[0]} {self._key[1]}: {seen}, {time.monotonic() - self._since_s:.0f} s")
+            self._key, self._rows, self._since_s = (phase, step.epoch), [], time.monotonic()
+
+
+def _show(divided: Divided, source: Source, model: LoadedModel) -> None:
+    images = source.images("validation")
+    for point in rates_of(divided, images, model.preprocess):
+        _say(f"rate {point.rate}: {point.num_bytes:.1f} B, {point.accuracy:.2f} % of {point.num_images}")
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+def main(words: list[str]) -> None:
+    """Run one step."""
+    steps = {"train": train, "rates": rates}
+    if len(words) != 2 or words[0] not in steps or words[1] not in UNITS:
+        raise SystemExit(f"usage: python -m bench.bottleneck train|rates {'|'.join(UNITS)}")
+    steps[words[0]](words[1])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,268 @@
+"""The units of a job: trained where the job asks for it, read where it names files.
+
+The papers train every (cut, width, stride) to its end.  Here the cells of one cut share the features of its frozen
+head, begin from the next wider one that was trained, widest first, and run their first phase (the unit alone) only;
+what is then dominated at every rate by another cell of the cut is dropped, and the rest go on to the second phase.
+
+A finished unit lies in the workshop, keyed by all that its training depends on, so that a second build finds it; a
+build that was killed goes on from the last epoch.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import hashlib
+import shutil
+from collections.abc import Iterator
+from itertools import groupby, product
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..compress.batches import seen_by
+from ..compress.bottleneck import Unit, UnitSpec, check_unit
+from ..compress.divided import several_cross
+from ..compress.encoder import width_for
+from ..compress.train import Step, training_device
+from ..compress.unit_file import Trained, load_unit, save_unit
+from ..compress.units import Progress as StepProgress
+from ..compress.units import Teacher, UnitRecipe, UnitTraining, rates_of, teacher_of
+from ..data import Images, Source
+from ..errors import JobError
+from ..model.cut import Cut, split
+from ..model.graph import Graph
+from ..plan import Preprocess
+from .job import BottleneckJob, Job
+from .progress import Progress
+
+# Steps of neighbouring rates differ by this factor at first: a price four times as high.
+GAIN = 2.0
+# Validation pictures that a cell must win something on after its first phase.
+SELECTION_PICTURES = 1000
+
+
+class Wanted(NamedTuple):
+    """One unit that the job asks for."""
+
+    cut: Cut
+    spec: UnitSpec
+    recipe: UnitRecipe
+
+
+class Grid(NamedTuple):
+    """The units of a job, and what they took: second phases that the papers' grid would run, and that ran."""
+
+    units: list[Trained]
+    num_cells: int
+    num_finished: int
+
+
+def units_of(
+    job: Job, graph: Graph, network: str, source: Source, preprocess: Preprocess, folder: Path, *, progress: Progress
+) -> Grid:
+    """Every unit of the job, trained or read; `network` is the sha256 of the unmodified network's weights.
+
+    Raises:
+        CoinferError: a unit does not fit the network, or its training fails.
+    """
+    units = [load_unit(Path(file), graph, network=network) for file in job.bottleneck.units]
+    wanted = list(wanted_units(job.bottleneck, graph))
+    if not wanted:
+        return Grid(units, 0, 0)
+    images = source.drawn("train", job.bottleneck.images)
+    workbench = _Workbench(job, graph, network, preprocess, folder / "units", images, source, progress)
+    before = len(units)
+    for _, cells in groupby(wanted, key=lambda unit: (unit.cut.name, unit.spec.head_width > 0)):
+        units += workbench.finished(list(cells))
+    return Grid(units, len(wanted), len(units) - before)
+
+
+class _Workbench:
+    """Trains the cells of one cut after the other; what they share is computed when it is first needed."""
+
+    def __init__(
+        self,
+        job: Job,
+        graph: Graph,
+        network: str,
+        preprocess: Preprocess,
+        folder: Path,
+        images: Images,
+        source: Source,
+        progress: Progress,
+    ) -> None:
+        self._job, self._graph, self._network, self._folder = job, graph, network, folder
+        self._preprocess, self._images, self._source, self._progress = preprocess, images, source, progress
+        self._data = _digest(images)
+        self._teacher: Teacher | None = None
+
+    def finished(self, cells: list[Wanted]) -> list[Trained]:
+        """The units of one cut's cells that no other dominates, from their files or trained now."""
+        key = hashlib.sha256(msgspec.json.encode((self._network, self._data, [_named(cell) for cell in cells])))
+        done = self._folder / f"{key.hexdigest()[:12]}.json"
+        if done.is_file():
+            names = msgspec.json.decode(done.read_bytes(), type=list[str])
+            return [load_unit(self._folder / name, self._graph, network=self._network) for name in names]
+        if self._teacher is None:
+            self._progress("the network's own answers", 0, 1, f"{len(self._images)} pictures")
+            self._teacher = teacher_of(
+                self._graph, self._images, self._preprocess, is_mirrored=self._job.bottleneck.mirror
+            )
+            self._progress("the network's own answers", 1, 1, "")
+        trainings = self._begun(cells)
+        places = [place for place, is_kept in enumerate(self._kept(trainings)) if is_kept]
+        names = []
+        for place in places:
+            cell = cells[place]
+            trainings[place].together()
+            digest = hashlib.sha256(key.digest() + msgspec.json.encode(_named(cell))).hexdigest()
+            names.append(f"{cell.spec.name}.{digest[:12]}.safetensors")
+            save_unit(
+                trainings[place].divided, self._graph, cell.cut, self._folder / names[-1],
+                network=self._network, recipe=cell.recipe,
+            )  # fmt: skip
+        done.write_bytes(msgspec.json.encode(names))
+        for cell in cells:
+            shutil.rmtree(self._checkpoints(cell), ignore_errors=True)
+        return [load_unit(self._folder / name, self._graph, network=self._network) for name in names]
+
+    def _begun(self, cells: list[Wanted]) -> list[UnitTraining]:
+        """The first phase of every cell, the widest of each stride first."""
+        assert self._teacher is not None
+        features: Tensor | None = None
+        if not cells[0].spec.head_width:
+            self._progress(f"features at {cells[0].cut.name}", 0, 1, f"{len(self._images)} pictures")
+            head, _ = split(self._graph, cells[0].cut)
+            head = copy.deepcopy(head).to(training_device())
+            features = seen_by(
+                head, self._images.pixels, self._preprocess, is_mirrored=self._job.bottleneck.mirror
+            )
+            self._progress(f"features at {cells[0].cut.name}", 1, 1, "")
+        trainings: dict[int, UnitTraining] = {}
+        wider: dict[int, Unit] = {}
+        for place in sorted(range(len(cells)), key=lambda k: -cells[k].spec.width):
+            cell = cells[place]
+            training = UnitTraining(
+                self._graph, cell.cut, cell.spec, self._teacher, cell.recipe,
+                features=features,
+                wider=wider.get(cell.spec.stride) if features is not None else None,
+                checkpoints=self._checkpoints(cell),
+                progress=_shown(self._progress, f"unit {cell.cut.name} {cell.spec.name}"),
+            )  # fmt: skip
+            training.alone()
+            wider[cell.spec.stride] = training.divided.unit
+            trainings[place] = training
+        return [trainings[place] for place in range(len(cells))]
+
+    def _kept(self, trainings: list[UnitTraining]) -> list[bool]:
+        """Which cells have a rate that no other cell's rates beat in bytes and accuracy."""
+        if len(trainings) == 1:
+            return [True]
+        validation = self._source.drawn("validation", SELECTION_PICTURES)
+        if validation.labels is None:
+            logits = seen_by(self._graph.module, validation.pixels, self._preprocess, is_mirrored=False)[0]
+            validation = Images(validation.pixels, logits.argmax(1).numpy())
+        points = [rates_of(training.divided, validation, self._preprocess) for training in trainings]
+        return [
+            any(
+                not any(
+                    other.num_bytes <= mine.num_bytes and other.accuracy > mine.accuracy
+                    for k, others in enumerate(points)
+                    if k != place
+                    for other in others
+                )
+                for mine in own
+            )
+            for place, own in enumerate(points)
+        ]
+
+    def _checkpoints(self, cell: Wanted) -> Path:
+        digest = hashlib.sha256(msgspec.json.encode((self._network, self._data, _named(cell)))).hexdigest()
+        return self._folder / f"{cell.spec.name}.{digest[:12]}.training"
+
+
+def _named(cell: Wanted) -> tuple[str, UnitSpec, UnitRecipe]:
+    return cell.cut.name, cell.spec, cell.recipe
+
+
+def wanted_units(job: BottleneckJob, graph: Graph) -> Iterator[Wanted]:
+    """Cut by cut, width by width: what the job's section asks for.
+
+    Raises:
+        CutError: no such cut, one that several tensors cross, or one that the unit does not fit.
+        JobError: a pattern that fits no cut where one tensor crosses.
+    """
+    gains = tuple(GAIN**k for k in range(len(job.prices)))
+    for cut in _cuts(job, graph):
+        (crossing,) = cut.specs
+        is_rectified = _is_rectified(graph, cut)
+        for share in job.light or (0.0,):
+            for stride, width in product(job.strides, job.widths):
+                head_width = 0
+                if share:
+                    code = (crossing.shape[1] // stride, crossing.shape[2] // stride)
+                    head_width = width_for(graph.inputs[0].shape, code, share * graph.num_macs)
+                spec = UnitSpec(
+                    width=width,
+                    stride=stride,
+                    bits=job.bits,
+                    gains=gains,
+                    refine=job.refine,
+                    is_rectified=is_rectified,
+                    head_width=head_width,
+                )
+                check_unit(crossing, spec)
+                alone, together = job.epochs
+                recipe = UnitRecipe(
+                    alone=alone, together=together, prices=job.prices, is_mirrored=job.mirror, seed=job.seed
+                )
+                yield Wanted(cut, spec, recipe)
+
+
+def _is_rectified(graph: Graph, cut: Cut) -> bool:
+    """Whether nothing below 0 crosses, even of noise."""
+    head, _ = split(graph, cut)
+    with torch.no_grad():
+        (features,) = head(*graph.example)
+    return bool((features >= 0).all())
+
+
+def _cuts(job: BottleneckJob, graph: Graph) -> list[Cut]:
+    single = {cut.name: cut for cut in graph.cuts() if len(cut.specs) == 1}
+    found: dict[str, Cut] = {}
+    for pattern in job.cuts:
+        names = fnmatch.filter(single, pattern)
+        if names:
+            found |= {name: single[name] for name in names}
+        elif "*" in pattern or "?" in pattern:
+            raise JobError(f'[bottleneck] cuts "{pattern}" fits none of the {len(single)} cuts that one tensor crosses')
+        else:
+            # The name of a cut by another name, or of one that several tensors cross: that is refused with the nearest.
+            cut = graph.cut(pattern)
+            if len(cut.specs) != 1:
+                raise several_cross(graph, cut)
+            found[cut.name] = cut
+    return list(found.values())
+
+
+def _digest(images: Images) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(images.pixels).tobytes())
+    if images.labels is not None:
+        digest.update(images.labels.tobytes())
+    return digest.hexdigest()
+
+
+def _shown(progress: Progress, stage: str) -> StepProgress:
+    """Training's steps as a build's progress: a stage for each phase, loss, accuracy and bytes as its detail."""
+
+    def show(phase: str, step: Step) -> None:
+        accuracy = "" if step.accuracy is None else f", {100 * step.accuracy:.1f} % right"
+        num_bytes = "" if step.num_bytes is None else f", {step.num_bytes:.0f} B"
+        progress(f"{stage}: {phase}", step.step, step.steps, f"loss {step.loss:.3f}{accuracy}{num_bytes}")
+
+    return show

@@ -1,0 +1,82 @@
+"""A trained unit as one file: what training changed, and of which network, cut and shape it is.
+
+    NAME.safetensors    the unit's weights, those of the tail (or of a light head) that training moved
+                        metadata: format, sha256 of the unmodified network's weights, cut, spec, recipe
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..errors import ModelError, WeightsError
+from ..model.cut import Cut
+from ..model.graph import Graph
+from .bottleneck import UnitSpec
+from .divided import Divided, insert_unit
+from .train import save_tensors
+from .units import UnitRecipe
+
+FORMAT = "coinfer-unit-1"
+
+
+class Trained(NamedTuple):
+    """A unit with its head and tail, where it belongs, and the metadata of its file."""
+
+    divided: Divided
+    cut: Cut
+    metadata: dict[str, str]
+
+
+def save_unit(divided: Divided, graph: Graph, cut: Cut, path: Path, *, network: str, recipe: UnitRecipe) -> None:
+    """Write what training changed to `path`; `network` is the sha256 of the unmodified network's weights."""
+    spec = divided.unit.spec
+    before = insert_unit(graph, cut, spec).state_dict()
+    changed = {
+        name: tensor
+        for name, tensor in divided.state_dict().items()
+        if name.startswith("unit.") or not torch.equal(tensor.cpu(), before[name])
+    }
+    metadata = {
+        "format": FORMAT,
+        "network": network,
+        "cut": cut.name,
+        "spec": msgspec.json.encode(spec).decode(),
+        "recipe": msgspec.json.encode(recipe).decode(),
+    }
+    save_tensors(changed, path, metadata=metadata)
+
+
+def load_unit(path: Path, graph: Graph, *, network: str) -> Trained:
+    """The unit in a file that `save_unit` wrote.
+
+    Raises:
+        WeightsError: no such file, not a unit, or one of another network or version.
+        CutError: the graph has no such cut.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"unit {path} cannot be read: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise WeightsError(f"unit {path} must be of format {FORMAT}, got {metadata.get('format')}")
+    if metadata.get("network") != network:
+        have, want = (str(text)[:12] for text in (metadata.get("network"), network))
+        raise WeightsError(f"unit {path} was trained for another network: weights {have}, these are {want}")
+    try:
+        spec = msgspec.json.decode(metadata["spec"], type=UnitSpec)
+        cut = graph.cut(metadata["cut"])
+        divided = insert_unit(graph, cut, spec)
+        unknown = divided.load_state_dict(tensors, strict=False).unexpected_keys
+    except (KeyError, msgspec.MsgspecError, ModelError, RuntimeError) as error:
+        raise WeightsError(f"unit {path} does not fit: {error}") from error
+    missing = [name for name in divided.unit.state_dict() if f"unit.{name}" not in tensors]
+    if unknown or missing:
+        raise WeightsError(f"unit {path} does not fit: unknown {unknown[:3]}, missing {missing[:3]}")
+    return Trained(divided.eval(), cut, metadata)
