@@ -1,7 +1,7 @@
 """Learned bottlenecks: units trained for ResNet-56 on CIFAR-10, kept in zoo/units.
 
-    python -m bench.bottleneck train NAME     a unit of UNITS, in the background: it goes on where it was stopped
-    python -m bench.bottleneck rates NAME     what a finished one sends and keeps at each rate, on validation images
+    python -m bench.bottleneck train NAME...    units of UNITS, in the background: each goes on where it was stopped
+    python -m bench.bottleneck rates NAME...    what finished ones send and keep at each rate, on validation images
 
 Training takes minutes (`last`) to an hour or two (`light`) on two cores; CUDA is used where there is one.
 """
@@ -16,14 +16,15 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from coinfer.build.workshop import weights_digest
 from coinfer.compress.bottleneck import UnitSpec
 from coinfer.compress.divided import Divided
 from coinfer.compress.encoder import num_macs, width_for
-from coinfer.compress.train import Step
+from coinfer.compress.train import Step, save_tensors
 from coinfer.compress.unit_file import load_unit, save_unit
-from coinfer.compress.units import UnitRecipe, UnitTraining, rates_of, teacher_of
+from coinfer.compress.units import Teacher, UnitRecipe, UnitTraining, rates_of, teacher_of
 from coinfer.data import Source, load_source
 from coinfer.model.graph import Graph, capture
 from coinfer.model.zoo import LoadedModel, build_model
@@ -84,15 +85,14 @@ def train(name: str) -> None:
     order = UNITS[name]
     model, graph = network()
     source = load_source("cifar10")
-    images, cut, spec = source.images("train"), graph.cut(order.cut), order.spec
+    cut, spec = graph.cut(order.cut), order.spec
     if order.light_share:
         code = (cut.specs[0].shape[1] // spec.stride, cut.specs[0].shape[2] // spec.stride)
         width = width_for((3, 32, 32), code, order.light_share * graph.num_macs)
         share = num_macs((3, 32, 32), code, width) / graph.num_macs
         print(f"light head of width {width}: {100 * share:.2f} % of the network's multiply-accumulates", flush=True)
         spec = msgspec.structs.replace(spec, head_width=width)
-    _say(f"the network's own answers to {len(images)} pictures")
-    teacher = teacher_of(graph, images, model.preprocess, is_mirrored=order.recipe.is_mirrored)
+    teacher = taught(graph, source, model)
     training = UnitTraining(
         graph, cut, spec, teacher, order.recipe, checkpoints=CHECKPOINTS / name, progress=Log()
     )
@@ -102,6 +102,16 @@ def train(name: str) -> None:
     network_sha = weights_digest(model.module)
     save_unit(training.divided, graph, cut, path_of(name), network=network_sha, recipe=order.recipe)
     _show(training.divided, source, model)
+
+
+def taught(graph: Graph, source: Source, model: LoadedModel) -> Teacher:
+    """The network's own answers to the training pictures and their mirrors: minutes, so they are kept."""
+    images, kept = source.images("train"), CHECKPOINTS / "answers.safetensors"
+    if not kept.is_file():
+        _say(f"the network's own answers to {len(images)} pictures")
+        teacher = teacher_of(graph, images, model.preprocess, is_mirrored=True)
+        save_tensors({"logits": teacher.logits}, kept)
+    return Teacher(images, model.preprocess, load_file(kept)["logits"])
 
 
 def rates(name: str) -> None:
@@ -143,9 +153,10 @@ def _say(text: str) -> None:
 def main(words: list[str]) -> None:
     """Run one step."""
     steps = {"train": train, "rates": rates}
-    if len(words) != 2 or words[0] not in steps or words[1] not in UNITS:
-        raise SystemExit(f"usage: python -m bench.bottleneck train|rates {'|'.join(UNITS)}")
-    steps[words[0]](words[1])
+    if len(words) < 2 or words[0] not in steps or not set(words[1:]) <= set(UNITS):
+        raise SystemExit(f"usage: python -m bench.bottleneck train|rates {'|'.join(UNITS)}...")
+    for name in words[1:]:
+        steps[words[0]](name)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ class Profile(Value, frozen=True, kw_only=True):
     `segments` maps a segment's file name to its Timing; `codecs` maps `PLAN_NUMBER` (as text) to the
     pair (encode, decode).  `exchange_s` is the machine pair's fixed cost of one request over an
     unshaped link beyond those stages (framing, system calls, wake-ups), as measured on loopback.
-    `power_w` is what the machine took meanwhile by `power_sensor`; None: not measured.
+    `bundle` is the hash of the bundle that was timed, where it was timed as a whole.  `power_w` is what the machine
+    took meanwhile by `power_sensor`; None: not measured.
     """
 
     machine: Machine
@@ -50,6 +51,7 @@ class Profile(Value, frozen=True, kw_only=True):
     codecs: dict[str, tuple[Timing, Timing]]
     exchange_s: float = 0.0
     engine: str = "onnxruntime"
+    bundle: str | None = None
     power_w: float | None = None
     power_sensor: str | None = None
 

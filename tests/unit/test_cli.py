@@ -345,6 +345,17 @@ def test_plan_takes_the_times_of_other_machines(run: Run, bundle: Bundle, tmp_pa
     assert by_plan[DEVICE]["latency_s"] == 0.002 and "profile" in by_plan[SPLIT32]["rejected"]
 
 
+def test_a_profile_of_another_bundle_is_refused(run: Run, bundle: Bundle, tmp_path: Path):
+    file = tmp_path / "other.json"
+    other = msgspec.structs.replace(profile_of(0.001), bundle="ab" * 32)
+    file.write_bytes(msgspec.json.encode(other))
+    for option in ("--device-profile", "--edge-profile"):
+        assert_fails(run("plan", bundle.folder, option, file), "is of bundle abababababab", bundle.digest[:12])
+    assert_fails(run("profile", bundle.folder, "-o", tmp_path), "--out", str(tmp_path), code=2)
+    assert_fails(run("profile", bundle.folder, "-o", tmp_path / "none" / "x.json"), "none", code=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.json"]
+
+
 def test_plan_prices_energy_where_powers_are_given(run: Run, bundle: Bundle):
     done = run("plan", bundle.folder, "--goal", "energy", "--device-power", "2", "--radio", "wifi", "--json")
     by_plan = {row["plan"]: row for row in done.json["candidates"]}
@@ -360,6 +371,7 @@ def test_plan_prices_energy_where_powers_are_given(run: Run, bundle: Bundle):
     assert all("energy" in row["rejected"] for row in limited["candidates"] if row["kind"] != "device")
     assert_fails(run("plan", bundle.folder, "--max-energy", "1"), "--device-power", code=2)
     assert_fails(run("plan", bundle.folder, "--radio-tail", "1"), "--radio", code=2)
+    assert_fails(run("plan", bundle.folder, "--device-power", "-2"), "--device-power", "-2", code=2)
 
 
 @pytest.mark.parametrize(
@@ -400,7 +412,7 @@ def test_profile_times_everything_and_plan_reads_it(run: Run, bundle: Bundle, tm
     assert "segments/whole.onnx" in run("profile", made.folder, "--repeats", 2).out
     # An error of the system itself is one line as well.
     target = tmp_path / "nowhere" / "profile.json"
-    assert_fails(run("profile", made.folder, "--repeats", 1, "-o", target), "No such file", "nowhere")
+    assert_fails(run("profile", made.folder, "--repeats", 1, "-o", target), "nowhere", code=2)
 
 
 # run, with plans of the device alone; the edge is in tests/e2e/test_cli.py

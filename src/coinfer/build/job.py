@@ -14,6 +14,11 @@
     [goal]
     minimise = "latency"
     max_loss = 1.0
+    [bottleneck]                        # optional: units to train around a cut, see BottleneckJob
+    cuts = ["layer2.8#0"]
+    widths = [16]
+    strides = [2]
+    light = [0.1]
 
 Paths (weights, `folder:PATH`) are relative to the job file's folder; the module of a factory is looked for in
 the current folder and the environment.  Weights of a smaller network are looked for beside

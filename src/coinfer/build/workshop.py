@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from .. import __version__
-from ..compress.batches import as_inputs
+from ..compress.batches import as_planes
 from ..compress.bottleneck import Unit
 from ..compress.divided import BEHIND_REDUCTION, Deployable, Rate, codecs_of
 from ..compress.int8 import quantize_onnx
@@ -317,7 +317,7 @@ def _with_unit(
 def _is_same(module: torch.nn.Module, exported: Path, preprocess: Preprocess, pictures: NDArray[np.uint8]) -> bool:
     """Whether the exported network still answers as the module does: its code may have changed, not its weights."""
     with torch.no_grad():
-        given = module(as_inputs(pictures[:1], preprocess))
+        given = module(as_planes(pictures[:1], preprocess))
     wanted = next(tensors_in(given)).numpy()
     got = Session(exported).run([pictures[:1]])[0]
     return wanted.shape == got.shape and bool(np.abs(wanted - got).max() <= TOLERANCE * np.abs(wanted).max())

@@ -43,9 +43,10 @@ def build(
 
     # Said before the measuring, not after it; writing the bundle looks again.
     check_target(out)
+    wanted = load_job(job)
     with progress_on_stderr() as progress:
         bundle = build_bundle(
-            load_job(job), out, work=work, progress=progress, data_dir=data_dir, exchange=measure_exchange
+            wanted, out, work=work, progress=progress, data_dir=data_dir, exchange=measure_exchange
         )
     candidates = bundle.candidates()
     dropped = sum(candidate.dropped is not None for candidate in candidates)
@@ -62,4 +63,5 @@ def build(
         )
         return
     print(f"{out}: {len(bundle.manifest.menu)} plans of {len(candidates)} candidates ({dropped} dropped early)")
-    note(f"next: coinfer plan {out} --rate 1Mbit/s")
+    link, device = wanted.link, wanted.device
+    note(f'next: coinfer plan {out} --rate "{link.rate}" --slowdown {device.slowdown:g}')

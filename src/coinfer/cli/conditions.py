@@ -59,6 +59,8 @@ def conditions_of(bundle: Bundle, options: Options) -> Conditions:
     """
     if not options.edge_load > 0:
         raise UsageError(f"--edge-load must be above 0, got {options.edge_load:g}")
+    if options.device_power is not None and not options.device_power >= 0:
+        raise UsageError(f"--device-power must be at least 0 W, got {options.device_power:g}")
     if options.radio is not None and options.radio not in RADIOS:
         raise UsageError(f'--radio must be one of {", ".join(RADIOS)}, got "{options.radio}"')
     if options.radio_tail and options.radio is None:
@@ -77,14 +79,17 @@ def conditions_of(bundle: Bundle, options: Options) -> Conditions:
     )
 
 
-def load_profile(path: Path) -> Profile:
-    """The profile in a file that `coinfer profile -o` wrote.
+def load_profile(path: Path, bundle: Bundle) -> Profile:
+    """The profile of `bundle` in a file that `coinfer profile -o` wrote.
 
     Raises:
-        PlanError: the file cannot be read or is not a profile.
+        PlanError: the file cannot be read, is not a profile, or is of another bundle.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Profile)
+        profile = msgspec.json.decode(path.read_bytes(), type=Profile)
+        if profile.bundle not in (None, bundle.digest):
+            raise PlanError(f"profile {path} is of bundle {profile.bundle:.12}, this one is {bundle.digest:.12}")
+        return profile
     except OSError as error:
         raise PlanError(f"profile {path} cannot be read: {error.strerror}") from error
     except msgspec.MsgspecError as error:

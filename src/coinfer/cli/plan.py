@@ -92,7 +92,7 @@ def plan(
     from ..search.solve import search
 
     loaded = load_bundle(bundle)
-    of_device = None if device_profile is None else load_profile(device_profile)
+    of_device = None if device_profile is None else load_profile(device_profile, loaded)
     if device_power is None and of_device is not None:
         device_power = of_device.power_w
     if max_energy is not None and (device_power is None or radio is None):
@@ -102,7 +102,7 @@ def plan(
     candidates = with_profiles(
         loaded.candidates(),
         device=of_device,
-        edge=None if edge_profile is None else load_profile(edge_profile),
+        edge=None if edge_profile is None else load_profile(edge_profile, loaded),
     )
     wanted = msgspec.structs.replace(
         goal_of(loaded, goal, max_loss),

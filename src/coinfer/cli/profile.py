@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..bundle import load_bundle
+from ..errors import UsageError
+from ..files import write_atomically
 from ..units import format_duration
 from .options import BundleFolder, Json
 from .output import print_json, print_table
@@ -42,11 +44,11 @@ def profile(
 
     from ..engine.plans import profile_bundle
 
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise UsageError(f"--out must be a file in a folder that is there, got {out}")
     measured = profile_bundle(load_bundle(bundle), threads=threads, repeats=repeats, core=core)
     if out is not None:
-        temporary = out.with_name(f".{out.name}.new")
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(measured), indent=1))
-        temporary.replace(out)
+        write_atomically(out, msgspec.json.format(msgspec.json.encode(measured), indent=1))
     if json:
         print_json(measured)
         return

@@ -69,6 +69,11 @@ def as_inputs(pixels: NDArray[np.uint8], preprocess: Preprocess) -> Tensor:
     return scaled.permute(0, 3, 1, 2)
 
 
+def as_planes(pixels: NDArray[np.uint8], preprocess: Preprocess) -> Tensor:
+    """The same, one channel after the other in memory: for modules that view what their convolutions made."""
+    return as_inputs(pixels, preprocess).clone(memory_format=torch.contiguous_format)
+
+
 class PictureBatches:
     """Batches of pictures; the last, incomplete one of an epoch is left out.
 
@@ -170,7 +175,7 @@ def seen_by(
     for side in range(1 + is_mirrored):
         for first in range(0, len(pixels), batch_size):
             part = pixels[first : first + batch_size]
-            given = module(as_inputs(part[:, :, ::-1].copy() if side else part, preprocess).to(device))
+            given = module(as_planes(part[:, :, ::-1].copy() if side else part, preprocess).to(device))
             values = given[0] if isinstance(given, tuple) else given
             if not whole.numel():
                 whole = torch.empty((1 + is_mirrored, len(pixels), *values.shape[1:]), dtype=torch.float16)

@@ -94,8 +94,9 @@ def fit(
 ) -> Fitted:
     """Train `model` in place; it ends in evaluation mode, on the device where it was.
 
-    Forward passes run in channels_last memory and, with `is_bfloat16`, under bfloat16 autocast (None: where the
-    machine computes in it, see `has_bfloat16`); weights, momentum and batch norm statistics stay float32.
+    Forward passes run in channels_last memory (where the model takes it) and, with `is_bfloat16`, under bfloat16
+    autocast (None: where the machine computes in it, see `has_bfloat16`); weights, momentum and batch norm statistics
+    stay float32.
 
     Raises:
         ModelError: the loss became NaN or infinite; the checkpoint still has the last whole epoch.
@@ -105,7 +106,8 @@ def fit(
     is_autocast = has_bfloat16(device) if is_bfloat16 is None else is_bfloat16
     optimizer = _optimizer(model, schedule)
     first = 0 if checkpoint is None or not checkpoint.is_file() else _resume(checkpoint, model, optimizer, schedule)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout = _layout(model, next(batches.epoch(first)), device)
+    model.to(memory_format=layout)  # type: ignore[call-overload]
     steps, losses = schedule.epochs * len(batches), []
     model.train()
     for epoch in range(first, schedule.epochs):
@@ -116,7 +118,7 @@ def fit(
             rate = one_cycle(step, steps, peak=schedule.lr, warmup=schedule.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            batch = _moved(batch, device)
+            batch = _moved(batch, device, layout)
             value, outputs = _step(model, batch, loss, optimizer, is_bfloat16=is_autocast)
             if not math.isfinite(value):
                 kept = "" if checkpoint is None else f"; {checkpoint} has the {epoch} epochs before"
@@ -144,9 +146,23 @@ def has_bfloat16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("arm_bf16"))
 
 
-def _moved(batch: Batch, device: torch.device) -> Batch:
+def _layout(model: nn.Module, batch: Batch, device: torch.device) -> torch.memory_format:
+    """channels_last, unless the model views what its convolutions made, which takes the other layout alone."""
+    moved = _moved(batch, device, torch.channels_last)
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(moved.inputs[:2])
+    except RuntimeError:
+        return torch.contiguous_format
+    finally:
+        model.train(was_training)
+    return torch.channels_last
+
+
+def _moved(batch: Batch, device: torch.device, layout: torch.memory_format) -> Batch:
     inputs = batch.inputs
-    layout = torch.channels_last if inputs.ndim == 4 else torch.preserve_format
+    layout = layout if inputs.ndim == 4 else torch.preserve_format
     labels, teacher = (None if t is None else t.to(device, non_blocking=True) for t in (batch.labels, batch.teacher))
     return Batch(inputs.to(device, memory_format=layout, non_blocking=True), labels, teacher)
 
@@ -204,6 +220,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, 
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, temporary, metadata)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        temporary.chmod(0o644)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
@@ -48,7 +49,10 @@ def profile_bundle(bundle: Bundle, *, threads: int = 1, repeats: int = 30, core:
     """
     pixels = load_file(bundle.path("samples.safetensors"))["pixels"]
     manifest = bundle.manifest
-    return time_plans(bundle.path, manifest.menu, pixels, manifest.outputs, threads=threads, repeats=repeats, core=core)
+    measured = time_plans(
+        bundle.path, manifest.menu, pixels, manifest.outputs, threads=threads, repeats=repeats, core=core
+    )
+    return msgspec.structs.replace(measured, bundle=bundle.digest)
 
 
 def time_plans(

@@ -320,4 +320,6 @@ def _sample(
         return [x.numpy() for x in inputs], inputs
     pixels = np.random.default_rng(0).integers(0, 256, (len(inputs[0]), *whole.input.shape), dtype=np.uint8)
     scaled = (pixels / 255.0 - np.array(preprocess.mean)) / np.array(preprocess.std)
-    return [pixels], [torch.from_numpy(scaled.transpose(0, 3, 1, 2).astype(np.float32))]
+    # Contiguous: a network that views what a convolution made of it takes no other layout.
+    planes = torch.from_numpy(scaled.transpose(0, 3, 1, 2).astype(np.float32))
+    return [pixels], [planes.clone(memory_format=torch.contiguous_format)]

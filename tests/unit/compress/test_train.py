@@ -81,6 +81,22 @@ def test_adam_is_stopped_and_resumed_like_any_other(tmp_path, stop):
     assert equal(other, whole)
 
 
+def test_a_model_that_views_what_a_convolution_made_is_trained_like_any_other():
+    class Viewing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, 4, 3), nn.Linear(16, 2)
+
+        def forward(self, x):
+            return self.last(self.conv(x).view(x.size(0), -1))
+
+    torch.manual_seed(0)
+    with pytest.raises(RuntimeError, match="view size"):
+        Viewing()(torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last))
+    fitted = run(Viewing())
+    assert fitted.losses[-1] < fitted.losses[0]
+
+
 def test_a_step_tells_how_many_answers_are_right():
     steps = []
     run(small_net(), progress=steps.append)
