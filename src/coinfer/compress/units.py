@@ -182,26 +182,6 @@ class UnitTraining:
         divided.eval()
 
 
-def train_unit(
-    graph: Graph,
-    cut: Cut,
-    spec: UnitSpec,
-    teacher: Teacher,
-    recipe: UnitRecipe,
-    *,
-    features: Tensor | None = None,
-    checkpoints: Path | None = None,
-    progress: Progress | None = None,
-) -> Divided:
-    """Both phases of a `UnitTraining`: a trained unit with its head and tail.  Arguments and errors as there."""
-    training = UnitTraining(
-        graph, cut, spec, teacher, recipe, features=features, checkpoints=checkpoints, progress=progress
-    )
-    training.alone()
-    training.together()
-    return training.divided
-
-
 @torch.inference_mode()
 def rates_of(
     divided: Divided, images: Images, preprocess: Preprocess, *, batch_size: int = 250

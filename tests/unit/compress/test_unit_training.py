@@ -14,7 +14,7 @@ from coinfer.compress.divided import Deployable, codecs_of
 from coinfer.compress.encoder import LightHead, num_macs, width_for
 from coinfer.compress.train import Step
 from coinfer.compress.unit_file import load_unit, save_unit
-from coinfer.compress.units import UnitRecipe, rates_of, teacher_of, train_unit
+from coinfer.compress.units import UnitRecipe, UnitTraining, rates_of, teacher_of
 from coinfer.data import Images
 from coinfer.errors import DataError, ModelError, WeightsError
 from coinfer.model.graph import Graph, capture
@@ -55,7 +55,10 @@ def images() -> Images:
 
 def train(graph: Graph, images: Images, spec: UnitSpec = SPEC, recipe: UnitRecipe = RECIPE, **options):
     teacher = teacher_of(graph, images, PREPROCESS, is_mirrored=recipe.is_mirrored)
-    return train_unit(graph, graph.cut("/relu#0"), spec, teacher, recipe, **options)
+    training = UnitTraining(graph, graph.cut("/relu#0"), spec, teacher, recipe, **options)
+    training.alone()
+    training.together()
+    return training.divided
 
 
 def loss_after(graph: Graph, divided: nn.Module, images: Images) -> float:
