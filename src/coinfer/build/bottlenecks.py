@@ -10,7 +10,6 @@ build that was killed goes on from the last epoch.
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import hashlib
 import shutil
@@ -28,7 +27,7 @@ from ..compress.batches import seen_by
 from ..compress.bottleneck import Unit, UnitSpec, check_unit
 from ..compress.divided import several_cross
 from ..compress.encoder import width_for
-from ..compress.train import Step, training_device
+from ..compress.train import Step
 from ..compress.unit_file import Trained, load_unit, save_unit
 from ..compress.units import Progress as StepProgress
 from ..compress.units import Teacher, UnitRecipe, UnitTraining, rates_of, teacher_of
@@ -120,6 +119,7 @@ class _Workbench:
         for place in places:
             cell = cells[place]
             trainings[place].together()
+            trainings[place].whole()
             digest = hashlib.sha256(key.digest() + msgspec.json.encode(_named(cell))).hexdigest()
             names.append(f"{cell.spec.name}.{digest[:12]}.safetensors")
             save_unit(
@@ -135,10 +135,10 @@ class _Workbench:
         """The first phase of every cell, the widest of each stride first."""
         assert self._teacher is not None
         features: Tensor | None = None
-        if not cells[0].spec.head_width:
+        is_light = cells[0].spec.head_width > 0
+        if cells[0].recipe.alone or not is_light:
             self._progress(f"features at {cells[0].cut.name}", 0, 1, f"{len(self._images)} pictures")
             head, _ = split(self._graph, cells[0].cut)
-            head = copy.deepcopy(head).to(training_device())
             features = seen_by(
                 head, self._images.pixels, self._preprocess, is_mirrored=self._job.bottleneck.mirror
             )
@@ -150,7 +150,7 @@ class _Workbench:
             training = UnitTraining(
                 self._graph, cell.cut, cell.spec, self._teacher, cell.recipe,
                 features=features,
-                wider=wider.get(cell.spec.stride) if features is not None else None,
+                wider=None if is_light else wider.get(cell.spec.stride),
                 checkpoints=self._checkpoints(cell),
                 progress=_shown(self._progress, f"unit {cell.cut.name} {cell.spec.name}"),
             )  # fmt: skip
@@ -217,9 +217,14 @@ def wanted_units(job: BottleneckJob, graph: Graph) -> Iterator[Wanted]:
                     head_width=head_width,
                 )
                 check_unit(crossing, spec)
-                alone, together = job.epochs
+                alone, together, whole = job.epochs
                 recipe = UnitRecipe(
-                    alone=alone, together=together, prices=job.prices, is_mirrored=job.mirror, seed=job.seed
+                    alone=alone,
+                    together=together,
+                    whole=whole,
+                    prices=job.prices,
+                    is_mirrored=job.mirror,
+                    seed=job.seed,
                 )
                 yield Wanted(cut, spec, recipe)
 

@@ -112,9 +112,9 @@ class BottleneckJob(Value, frozen=True, kw_only=True):
 
     A unit is trained at each of `cuts` for each of `widths` and `strides`, with the network's own layers before it
     where `light` is empty, else with a light head of each of these shares of the network's multiply-accumulates.
-    `prices` of 1,000 bits, in nats, give one rate each.  `epochs` are those of the two phases: the unit alone, the
-    unit and the tail, on at most `images` pictures, mirrored ones too where `mirror`.  `units` are files of units
-    that were trained before.
+    `prices` of 1,000 bits, in nats, give one rate each.  `epochs` are those of the three phases: the unit alone, the
+    unit and the tail, the whole network; on at most `images` pictures, mirrored ones too where `mirror`.  `units` are
+    files of units that were trained before.
     """
 
     cuts: tuple[str, ...] = ()
@@ -124,7 +124,7 @@ class BottleneckJob(Value, frozen=True, kw_only=True):
     bits: int = 6
     refine: int = 1
     prices: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
-    epochs: tuple[int, int] = (4, 4)
+    epochs: tuple[int, int, int] = (4, 4, 0)
     images: int = 50_000
     mirror: bool = True
     seed: int = 0

@@ -10,6 +10,7 @@ that a training that was stopped goes on as if it had not been.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError
 from ..plan import Preprocess
+from .hardware import has_bfloat16, layout_of, training_device
 from .losses import Batch
 
 
@@ -85,6 +87,7 @@ class PictureBatches:
         augment: how they are moved.
         seed: of order and augmentation.
         teacher: (1 or 2, N, K) logits of the pictures as they are and, where `augment` mirrors, mirrored.
+        features: (1 or 2, N, C, H, W) what crosses a cut, likewise; for pictures that are not shifted.
 
     Raises:
         DataError: fewer pictures than a batch, neither labels nor a teacher, or a teacher of other pictures.
@@ -100,7 +103,10 @@ class PictureBatches:
         augment: Augment | None = None,
         seed: int = 0,
         teacher: Tensor | None = None,
+        features: Tensor | None = None,
     ) -> None:
+        if features is not None and augment is not None and augment.shift:
+            raise DataError(f"features are of pictures as they are, not shifted by up to {augment.shift} pixels")
         _check(len(pixels), labels, batch_size, teacher, 2 if augment is not None and augment.is_mirrored else 1)
         self._pixels = pixels
         self._labels = labels
@@ -108,7 +114,7 @@ class PictureBatches:
         self._batch_size = batch_size
         self._augment = augment
         self._seed = seed
-        self._teacher = teacher
+        self._teacher, self._features = teacher, features
 
     def __len__(self) -> int:
         return len(self._pixels) // self._batch_size
@@ -122,7 +128,8 @@ class PictureBatches:
             pixels, is_mirrored = self._pixels[chosen], np.zeros(len(chosen), np.int64)
             if self._augment is not None:
                 pixels, is_mirrored = augmented(pixels, self._augment, rng)
-            yield _batch(as_inputs(pixels, self._preprocess), self._labels, self._teacher, is_mirrored, chosen)
+            inputs = as_inputs(pixels, self._preprocess)
+            yield _batch(inputs, self._labels, self._teacher, is_mirrored, chosen, self._features)
 
 
 class FeatureBatches:
@@ -168,14 +175,20 @@ def seen_by(
 ) -> Tensor:
     """What `module` gives for every picture, (1 or 2, N, ...) float16: as they are and, with `is_mirrored`, mirrored.
 
-    `module` is in evaluation mode and gives a tensor, or a tuple of one.
+    `module` is in evaluation mode and gives a tensor, or a tuple of one.  A copy of it runs as in training: on the
+    training device, channels_last where it takes that, bfloat16 where the machine computes in it.
     """
-    device = next(module.parameters()).device
+    device = training_device()
+    module = copy.deepcopy(module).to(device)
+    layout = layout_of(module, as_planes(pixels[:2], preprocess).to(device))
+    module.to(memory_format=layout)  # type: ignore[call-overload]
     whole = torch.empty(0)
     for side in range(1 + is_mirrored):
         for first in range(0, len(pixels), batch_size):
             part = pixels[first : first + batch_size]
-            given = module(as_planes(part[:, :, ::-1].copy() if side else part, preprocess).to(device))
+            inputs = as_inputs(part[:, :, ::-1].copy() if side else part, preprocess).to(device, memory_format=layout)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device)):
+                given = module(inputs)
             values = given[0] if isinstance(given, tuple) else given
             if not whole.numel():
                 whole = torch.empty((1 + is_mirrored, len(pixels), *values.shape[1:]), dtype=torch.float16)
@@ -189,10 +202,12 @@ def _batch(
     teacher: Tensor | None,
     is_mirrored: NDArray[np.int64],
     chosen: NDArray[np.int64],
+    features: Tensor | None = None,
 ) -> Batch:
     known = None if labels is None else torch.from_numpy(labels[chosen])
-    taught = None if teacher is None else teacher[torch.from_numpy(is_mirrored), torch.from_numpy(chosen)].float()
-    return Batch(inputs, known, taught)
+    sides, places = torch.from_numpy(is_mirrored), torch.from_numpy(chosen)
+    taught, imitated = (None if seen is None else seen[sides, places].float() for seen in (teacher, features))
+    return Batch(inputs, known, taught, imitated)
 
 
 def _check(

@@ -1,8 +1,9 @@
 """A network with a unit at a cut: in training, and as it is exported.
 
-    Divided      head, unit, tail: what is trained; made by `insert_unit` on copies
-    Behind       unit and tail alone, for features that a frozen head computed once
-    Deployable   the same without the quantiser: exported as one network and cut behind the reduction
+Divided      head, unit, tail: what is trained; made by `insert_unit` on copies
+Behind       unit and tail alone, for features that a frozen head computed once
+Before       head and unit alone, for features that a light head is to imitate
+Deployable   the same without the quantiser: exported as one network and cut behind the reduction
 """
 
 from __future__ import annotations
@@ -43,10 +44,30 @@ class Divided(nn.Module):
 
     def after(self, features: Tensor) -> Coded | Tensor:
         """The same from the cut on, for features that were computed before."""
-        rate = int(torch.randint(len(self.unit.spec.gains), ())) if self.training else self.rate
+        rate = self.drawn_rate() if self.training else self.rate
         restored, bits = self.unit(features, rate)
         outputs = self.tail(restored)
         return Coded(outputs, bits, rate) if self.training else outputs
+
+    def drawn_rate(self) -> int:
+        """The rate that a batch of training is for."""
+        return int(torch.randint(len(self.unit.spec.gains), ()))
+
+
+class Before(nn.Module):
+    """A divided network's light head and unit, as a module of its own: what it gives has no logits."""
+
+    def __init__(self, divided: Divided) -> None:
+        super().__init__()
+        self.head, self.unit = divided.head, divided.unit
+        # In a list, so that the tail's weights are none of this module's.
+        self._divided = [divided]
+
+    def forward(self, x: Tensor) -> Coded:
+        """Restored features and bits of a batch of pictures, at a rate drawn for it."""
+        rate = self._divided[0].drawn_rate()
+        restored, bits = self.unit(features_of(self.head(x)), rate)
+        return Coded(None, bits, rate, restored)
 
 
 class Behind(nn.Module):

@@ -1,13 +1,16 @@
 """A light head: a small network that takes the place of all layers before a cut, down to the size of the code.
 
-    picture (3, H, W) --stem, stride 2--> w channels --block--> --halve--> 2w --block--> ... --block--> (_, h, w)
+    picture (3, H, W) --halve--> w/2 channels --halve--> w channels (h, w) --block--> --block--> (w, h, w)
 
-A stage is one residual block of two 3 x 3 convolutions (He et al., 2016); between stages height and width halve and
-the channels double.  Its compute is chosen, not given: `width_for` finds the widest head within a budget of
-multiply-accumulates.
+Height and width halve by 4 x 4 convolutions of stride 2 whose channels double, and the compute goes where the map is
+small: two residual blocks of two 3 x 3 convolutions (He et al., 2016) at the size of the code.  On a slow core a layer
+costs a fixed time beside its multiply-accumulates, and those of a large map of few channels run at a fraction of the
+speed.  `width_for` finds the widest head within a budget of multiply-accumulates.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,9 +18,13 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..plan import TensorSpec
 
+# Residual blocks at the code's size.
+BLOCKS = 2
+_STEP = 8
+
 
 class LightHead(nn.Module):
-    """From a picture (C, H, W) to a map of the code's size; `width` channels at first, doubled at each halving.
+    """From a picture (C, H, W) to a map of the code's size with `width` channels, half as many at each size before.
 
     Raises:
         ModelError: the sides of `code` (height, width) are not those of the picture over one power of two.
@@ -25,13 +32,13 @@ class LightHead(nn.Module):
 
     def __init__(self, picture: tuple[int, ...], code: tuple[int, int], width: int) -> None:
         super().__init__()
-        halvings = _halvings(picture, code)
-        layers: list[nn.Module] = [_convolution(picture[0], width, 2 if halvings else 1)]
-        for stage in range(1, max(halvings, 1)):
-            layers += [_Block(width * 2 ** (stage - 1)), _convolution(width * 2 ** (stage - 1), width * 2**stage, 2)]
-        channels = width * 2 ** max(halvings - 1, 0)
-        self.layers = nn.Sequential(*layers, _Block(channels))
-        self.output = TensorSpec(name="light", shape=(channels, *code))
+        channels = [picture[0], *_channels(_halvings(picture, code), width)]
+        is_halved = len(channels) > 1
+        layers = [_convolution(given, made, 4, 2) for given, made in pairwise(channels)]
+        if not is_halved:
+            layers = [_convolution(picture[0], width, 3, 1)]
+        self.layers = nn.Sequential(*layers, *(_Block(width) for _ in range(BLOCKS)))
+        self.output = TensorSpec(name="light", shape=(width, *code))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, *output.shape)."""
@@ -42,30 +49,28 @@ class LightHead(nn.Module):
 def num_macs(picture: tuple[int, ...], code: tuple[int, int], width: int) -> int:
     """Multiply-accumulates of a light head for one picture, without what follows it.
 
-    >>> num_macs((3, 32, 32), (8, 8), 32)
-    10838016
+    >>> num_macs((3, 32, 32), (8, 8), 64)
+    11927552
     """
-    halvings = _halvings(picture, code)
-    area = picture[1] * picture[2] // (4 if halvings else 1)
-    total = 9 * picture[0] * width * area
-    for stage in range(max(halvings, 1)):
-        channels = width * 2**stage
-        total += 2 * 9 * channels**2 * area
-        if stage + 1 < halvings:
-            area //= 4
-            total += 9 * channels * 2 * channels * area
+    halvings, area = _halvings(picture, code), code[0] * code[1]
+    total = BLOCKS * 2 * 9 * width**2 * area
+    if not halvings:
+        return total + 9 * picture[0] * width * area
+    channels = [picture[0], *_channels(halvings, width)]
+    for k, (given, made) in enumerate(pairwise(channels)):
+        total += 16 * given * made * area << 2 * (halvings - 1 - k)
     return total
 
 
 def width_for(picture: tuple[int, ...], code: tuple[int, int], most_macs: float) -> int:
-    """The widest light head, in steps of 4 channels, within `most_macs`.
+    """The widest light head, in steps of 8 channels, within `most_macs`.
 
     Raises:
-        ModelError: not even 4 channels fit.
+        ModelError: not even 8 channels fit.
     """
-    width = 4
-    while num_macs(picture, code, width + 4) <= most_macs:
-        width += 4
+    width = _STEP
+    while num_macs(picture, code, width + _STEP) <= most_macs:
+        width += _STEP
     if num_macs(picture, code, width) > most_macs:
         needed = num_macs(picture, code, width)
         raise ModelError(f"the smallest light head takes {needed} multiply-accumulates, allowed are {most_macs:.0f}")
@@ -82,15 +87,20 @@ def _halvings(picture: tuple[int, ...], code: tuple[int, int]) -> int:
     return halvings
 
 
-def _convolution(channels: int, width: int, stride: int) -> nn.Sequential:
-    layer = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
+def _channels(halvings: int, width: int) -> list[int]:
+    """Channels after each halving, `width` after the last."""
+    return [max(_STEP, width >> (halvings - 1 - k)) if k < halvings - 1 else width for k in range(halvings)]
+
+
+def _convolution(channels: int, width: int, size: int, stride: int) -> nn.Sequential:
+    layer = nn.Conv2d(channels, width, size, stride=stride, padding=1, bias=False)
     return nn.Sequential(layer, nn.BatchNorm2d(width), nn.ReLU())
 
 
 class _Block(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first = _convolution(channels, channels, 1)
+        self.first = _convolution(channels, channels, 3, 1)
         self.second = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ A loss sees what the model returned and the batch it was given:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,20 +20,26 @@ class Batch(NamedTuple):
     """What a step is made of.
 
     `inputs` are what the model takes: pictures (N, C, H, W), or features at a cut.  `labels` are classes (N,)
-    int64, `teacher` the logits (N, K) of the unmodified network; each is None where nobody gives it.
+    int64, `teacher` the logits (N, K) of the unmodified network, `features` what crosses a cut of it; each is None
+    where nobody gives it.
     """
 
     inputs: Tensor
     labels: Tensor | None
     teacher: Tensor | None = None
+    features: Tensor | None = None
 
 
 class Coded(NamedTuple):
-    """What a network with a unit gives in training: logits (N, K), bits of each sample (N,), the rate they are of."""
+    """What a network with a unit gives in training: logits (N, K), bits of each sample (N,), the rate they are of.
 
-    logits: Tensor
+    Where the tail was left out there are no logits, but the restored features.
+    """
+
+    logits: Tensor | None
     bits: Tensor
     rate: int
+    restored: Tensor | None = None
 
 
 Loss = Callable[[Any, Batch], Tensor]
@@ -41,7 +47,10 @@ Loss = Callable[[Any, Batch], Tensor]
 
 def logits_of(outputs: Any) -> Tensor:
     """The logits (N, K) float32 of what a model returned, a unit in it or not."""
-    return (outputs.logits if isinstance(outputs, Coded) else outputs).float()
+    given = outputs.logits if isinstance(outputs, Coded) else outputs
+    if given is None:
+        raise ModelError("this loss needs the network's answers, and its tail was left out")
+    return cast(Tensor, given).float()
 
 
 def cross_entropy(*, smoothing: float = 0.0) -> Loss:
@@ -72,6 +81,22 @@ def distillation(*, temperature: float = 2.0, label_share: float = 0.0) -> Loss:
         teacher = F.log_softmax(batch.teacher.float() / temperature, dim=1)
         error = temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
         return error if label_share == 0 else (1 - label_share) * error + label_share * labelled(outputs, batch)
+
+    return loss
+
+
+def imitation(scale: float = 10.0) -> Loss:
+    """The squared error of restored features, as a share of their variance, times `scale` (nats).
+
+    The first stage of Matsubara et al., 2022 (arXiv:2108.11898, section 4.2): a light head learns to give what the
+    network's own layers give, before anything behind it is run.
+    """
+
+    def loss(outputs: Any, batch: Batch) -> Tensor:
+        if not isinstance(outputs, Coded) or outputs.restored is None or batch.features is None:
+            raise ModelError("imitation needs restored features, and the network's own beside them")
+        wanted = batch.features.float()
+        return scale * F.mse_loss(outputs.restored.float(), wanted) / wanted.var().clamp_min(1e-12)
 
     return loss
 

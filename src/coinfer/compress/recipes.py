@@ -22,8 +22,9 @@ from ..errors import CoinferError
 from ..model.zoo import ZOO
 from ..plan import Preprocess
 from .batches import Augment, PictureBatches, as_inputs
+from .hardware import training_device
 from .losses import cross_entropy
-from .train import Schedule, Step, fit, save_tensors, training_device
+from .train import Schedule, Step, fit, save_tensors
 
 CLOSE_UPS = Schedule(lr=0.1, epochs=12)
 SCENES = Schedule(lr=0.05, epochs=5)

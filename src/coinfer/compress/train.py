@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import ModelError, WeightsError
 from .batches import Batches
+from .hardware import has_bfloat16, layout_of
 from .losses import Batch, Coded, Loss, logits_of
 
 _MODEL, _OPTIMIZER = "model.", "optimizer."
@@ -106,7 +107,7 @@ def fit(
     is_autocast = has_bfloat16(device) if is_bfloat16 is None else is_bfloat16
     optimizer = _optimizer(model, schedule)
     first = 0 if checkpoint is None or not checkpoint.is_file() else _resume(checkpoint, model, optimizer, schedule)
-    layout = _layout(model, next(batches.epoch(first)), device)
+    layout = layout_of(model, next(batches.epoch(first)).inputs[:2].to(device))
     model.to(memory_format=layout)  # type: ignore[call-overload]
     steps, losses = schedule.epochs * len(batches), []
     model.train()
@@ -133,38 +134,11 @@ def fit(
     return Fitted(tuple(losses), first)
 
 
-def training_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware; elsewhere it is emulated, at half the speed of float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("arm_bf16"))
-
-
-def _layout(model: nn.Module, batch: Batch, device: torch.device) -> torch.memory_format:
-    """channels_last, unless the model views what its convolutions made, which takes the other layout alone."""
-    moved = _moved(batch, device, torch.channels_last)
-    was_training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(moved.inputs[:2])
-    except RuntimeError:
-        return torch.contiguous_format
-    finally:
-        model.train(was_training)
-    return torch.channels_last
-
-
 def _moved(batch: Batch, device: torch.device, layout: torch.memory_format) -> Batch:
     inputs = batch.inputs
     layout = layout if inputs.ndim == 4 else torch.preserve_format
-    labels, teacher = (None if t is None else t.to(device, non_blocking=True) for t in (batch.labels, batch.teacher))
-    return Batch(inputs.to(device, memory_format=layout, non_blocking=True), labels, teacher)
+    rest = (None if t is None else t.to(device, non_blocking=True) for t in batch[1:])
+    return Batch(inputs.to(device, memory_format=layout, non_blocking=True), *rest)
 
 
 def _step(
@@ -186,7 +160,10 @@ def _step(
 def _seen(outputs: Any, batch: Batch) -> tuple[float | None, float | None]:
     """A batch's share of right answers, and the bytes that its samples cost."""
     truth = batch.teacher.argmax(1) if batch.labels is None and batch.teacher is not None else batch.labels
-    accuracy = None if truth is None else float((logits_of(outputs).argmax(1) == truth).float().mean())
+    is_answered = not isinstance(outputs, Coded) or outputs.logits is not None
+    accuracy = (
+        None if truth is None or not is_answered else float((logits_of(outputs).argmax(1) == truth).float().mean())
+    )
     return accuracy, float(outputs.bits.mean()) / 8 if isinstance(outputs, Coded) else None
 
 

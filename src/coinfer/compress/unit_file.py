@@ -1,7 +1,7 @@
 """A trained unit as one file: what training changed, and of which network, cut and shape it is.
 
-    NAME.safetensors    the unit's weights, those of the tail (or of a light head) that training moved
-                        metadata: format, sha256 of the unmodified network's weights, cut, spec, recipe
+NAME.safetensors    the unit's weights, those of the tail (or of a light head) that training moved
+                    metadata: format, sha256 of the unmodified network's weights, cut, spec, recipe
 """
 
 from __future__ import annotations

@@ -1,15 +1,17 @@
 """Training a unit at a cut of a trained network, from labels or from the network's own answers alone.
 
-    head frozen      features computed once (as they are and mirrored), then: the unit alone, the unit and the tail
-    light head       from pictures: head and unit before the frozen tail, then all three
+    phase       network's own head                     light head
+    alone       unit before the frozen tail,           head and unit, to give what the network's own layers give,
+                on features computed once              the tail left out
+    together    unit and tail, on the same             head, unit and tail, on pictures
+    whole       head, unit and tail, on pictures       the same for longer
 
 The loss is distillation from the unmodified network (with a share of labels where they are known) plus the price of
-the bits at the rate that the batch was drawn for.
+the bits at the rate that the batch was drawn for; a light head begins with imitation in place of distillation.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,21 +23,22 @@ from torch import Tensor, nn
 
 from ..data import Images
 from ..errors import DataError, ModelError
-from ..model.cut import Cut
+from ..model.cut import Cut, split
 from ..model.graph import Graph
 from ..plan import Preprocess, Value
 from .batches import Augment, Batches, FeatureBatches, PictureBatches, as_inputs, seen_by
 from .bottleneck import Unit, UnitSpec
-from .divided import Behind, Divided, features_of, insert_unit
-from .losses import distillation, rate_distortion
-from .train import Schedule, Step, fit, training_device
+from .divided import Before, Behind, Divided, features_of, insert_unit
+from .hardware import training_device
+from .losses import Loss, distillation, imitation, rate_distortion
+from .train import Schedule, Step, fit
 
 START_PICTURES = 512
 Progress = Callable[[str, Step], None]
 
 
 class UnitRecipe(Value, frozen=True, kw_only=True):
-    """How a unit is trained: epochs of the two phases, `prices` of 1,000 bits for each rate (in nats of the loss).
+    """How a unit is trained: epochs of the three phases, `prices` of 1,000 bits for each rate (in nats of the loss).
 
     Raises:
         ModelError: no price, or prices that do not rise.
@@ -43,8 +46,10 @@ class UnitRecipe(Value, frozen=True, kw_only=True):
 
     alone: int = 6
     together: int = 6
+    whole: int = 0
     lr: float = 2e-3
     together_lr: float = 5e-4
+    whole_lr: float = 5e-4
     prices: tuple[float, ...] = (0.02,)
     temperature: float = 2.0
     label_share: float = 0.0
@@ -77,8 +82,7 @@ class Teacher(NamedTuple):
 
 def teacher_of(graph: Graph, images: Images, preprocess: Preprocess, *, is_mirrored: bool) -> Teacher:
     """The network's own logits of all pictures (and mirrored), computed once for all of its units."""
-    network = copy.deepcopy(graph.module).to(training_device())
-    return Teacher(images, preprocess, seen_by(network, images.pixels, preprocess, is_mirrored=is_mirrored))
+    return Teacher(images, preprocess, seen_by(graph.module, images.pixels, preprocess, is_mirrored=is_mirrored))
 
 
 class UnitTraining:
@@ -120,66 +124,97 @@ class UnitTraining:
         if count < recipe.batch_size:
             raise DataError(f"training a unit needs at least {recipe.batch_size} pictures, got {count}")
         torch.manual_seed(recipe.seed)
-        device = training_device()
-        self.divided = insert_unit(graph, cut, spec).to(device)
-        self._recipe, self._checkpoints, self._progress = recipe, checkpoints, progress
-        pixels, labels = teacher.images.pixels, teacher.images.labels
-        share = recipe.label_share if labels is not None else 0.0
-        task = distillation(temperature=recipe.temperature, label_share=share)
-        self._loss = rate_distortion(task, recipe.prices)
-        self._batches: Batches
-        self._module: nn.Module = self.divided
-        if spec.head_width:
-            first = as_inputs(pixels[:START_PICTURES], teacher.preprocess).to(device)
+        self._device = training_device()
+        self.divided = insert_unit(graph, cut, spec).to(self._device)
+        self._teacher, self._recipe = teacher, recipe
+        self._checkpoints, self._progress = checkpoints, progress
+        self._is_light = spec.head_width > 0
+        if features is None and (recipe.alone or not self._is_light):
+            head, _ = split(graph, cut)
+            features = seen_by(head, teacher.images.pixels, teacher.preprocess, is_mirrored=recipe.is_mirrored)
+        self._features = features
+        share = recipe.label_share if teacher.images.labels is not None else 0.0
+        self._task = distillation(temperature=recipe.temperature, label_share=share)
+        if self._is_light:
+            first = as_inputs(teacher.images.pixels[:START_PICTURES], teacher.preprocess).to(self._device)
             with torch.no_grad():
                 self.divided.unit.start_grid_from(features_of(self.divided.head(first)))
-            augment = Augment(shift=recipe.shift, is_mirrored=recipe.is_mirrored)
-            self._batches = PictureBatches(
-                pixels, labels, teacher.preprocess,
-                batch_size=recipe.batch_size, augment=augment, seed=recipe.seed, teacher=teacher.logits,
-            )  # fmt: skip
             return
-        if features is None:
-            features = seen_by(self.divided.head, pixels, teacher.preprocess, is_mirrored=recipe.is_mirrored)
-        start = features[0, :START_PICTURES].float().to(device)
+        assert features is not None
+        start = features[0, :START_PICTURES].float().to(self._device)
         if wider is None:
             self.divided.unit.start_from(start)
         else:
             self.divided.unit.start_from_wider(wider, start)
-        self._batches = FeatureBatches(
-            features, labels, batch_size=recipe.batch_size, seed=recipe.seed, teacher=teacher.logits
-        )
-        self._module = Behind(self.divided)
 
     def alone(self) -> None:
-        """The unit (and a light head) before the frozen tail.
+        """The unit, or the unit and its light head; the rest of the network is as it was.
 
         Raises:
             ModelError: the loss became NaN.
             WeightsError: the checkpoint is of another training.
         """
-        self._fit("alone", self._recipe.alone, self._recipe.lr)
+        divided, recipe = self.divided, self._recipe
+        divided.requires_grad_(False)
+        divided.unit.requires_grad_(True)
+        if not recipe.alone:
+            return
+        if self._is_light:
+            divided.head.requires_grad_(True)
+            pictures = self._pictures(shift=0, features=self._features)
+            self._fit("alone", Before(divided), pictures, imitation(), recipe.alone, recipe.lr)
+        else:
+            self._fit("alone", Behind(divided), self._behind(), self._task, recipe.alone, recipe.lr)
 
     def together(self) -> None:
         """The unit (and a light head) and the tail.  Raises as `alone`."""
-        self._fit("together", self._recipe.together, self._recipe.together_lr)
+        divided, recipe = self.divided, self._recipe
+        divided.requires_grad_(True)
+        divided.head.requires_grad_(self._is_light)
+        module: nn.Module = divided if self._is_light else Behind(divided)
+        batches: Batches = self._pictures(shift=recipe.shift) if self._is_light else self._behind()
+        if recipe.together:
+            self._fit("together", module, batches, self._task, recipe.together, recipe.together_lr)
 
-    def _fit(self, phase: str, epochs: int, lr: float) -> None:
-        divided, progress = self.divided, self._progress
-        divided.head.requires_grad_(bool(divided.unit.spec.head_width))
-        divided.unit.requires_grad_(True)
-        divided.tail.requires_grad_(phase == "together")
-        if epochs:
-            fit(
-                self._module,
-                self._batches,
-                self._loss,
-                schedule=Schedule(lr=lr, epochs=epochs, weight_decay=1e-4, optimizer="adam"),
-                checkpoint=None if self._checkpoints is None else self._checkpoints / f"{phase}.safetensors",
-                progress=None if progress is None else partial(progress, phase),
-                seed=self._recipe.seed,
-            )
-        divided.eval()
+    def whole(self) -> None:
+        """Head, unit and tail.  Raises as `alone`."""
+        recipe = self._recipe
+        self.divided.requires_grad_(True)
+        if recipe.whole:
+            pictures = self._pictures(shift=recipe.shift)
+            self._fit("whole", self.divided, pictures, self._task, recipe.whole, recipe.whole_lr)
+
+    def _behind(self) -> FeatureBatches:
+        assert self._features is not None
+        recipe, teacher = self._recipe, self._teacher
+        return FeatureBatches(
+            self._features, teacher.images.labels,
+            batch_size=recipe.batch_size, seed=recipe.seed, teacher=teacher.logits,
+        )  # fmt: skip
+
+    def _pictures(self, *, shift: int, features: Tensor | None = None) -> PictureBatches:
+        recipe, teacher = self._recipe, self._teacher
+        return PictureBatches(
+            teacher.images.pixels, teacher.images.labels, teacher.preprocess,
+            batch_size=recipe.batch_size,
+            augment=Augment(shift=shift, is_mirrored=recipe.is_mirrored),
+            seed=recipe.seed,
+            teacher=teacher.logits,
+            features=features,
+        )  # fmt: skip
+
+    def _fit(self, phase: str, module: nn.Module, batches: Batches, task: Loss, epochs: int, lr: float) -> None:
+        progress = self._progress
+        fit(
+            module,
+            batches,
+            rate_distortion(task, self._recipe.prices),
+            schedule=Schedule(lr=lr, epochs=epochs, weight_decay=1e-4, optimizer="adam"),
+            checkpoint=None if self._checkpoints is None else self._checkpoints / f"{phase}.safetensors",
+            progress=None if progress is None else partial(progress, phase),
+            seed=self._recipe.seed,
+        )
+        self.divided.eval()
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from coinfer.codec import make_codec
-from coinfer.compress.batches import seen_by
+from coinfer.compress.batches import as_inputs, seen_by
 from coinfer.compress.bottleneck import UnitSpec
 from coinfer.compress.divided import Deployable, codecs_of
 from coinfer.compress.encoder import LightHead, num_macs, width_for
@@ -17,11 +17,13 @@ from coinfer.compress.unit_file import load_unit, save_unit
 from coinfer.compress.units import UnitRecipe, UnitTraining, rates_of, teacher_of
 from coinfer.data import Images
 from coinfer.errors import DataError, ModelError, WeightsError
+from coinfer.model.cut import split
 from coinfer.model.graph import Graph, capture
 from coinfer.plan import Preprocess, TensorSpec
 
 PREPROCESS = Preprocess(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 RECIPE = UnitRecipe(alone=2, together=2, prices=(0.01, 0.1), batch_size=32, lr=5e-3)
+SHORT = {"together": 0, "prices": (0.01, 0.1), "batch_size": 32}
 SPEC = UnitSpec(width=4, stride=2, bits=5, gains=(1.0, 2.0), refine=1, is_rectified=True)
 
 
@@ -58,6 +60,7 @@ def train(graph: Graph, images: Images, spec: UnitSpec = SPEC, recipe: UnitRecip
     training = UnitTraining(graph, graph.cut("/relu#0"), spec, teacher, recipe, **options)
     training.alone()
     training.together()
+    training.whole()
     return training.divided
 
 
@@ -87,6 +90,25 @@ def test_the_first_phase_leaves_head_and_tail_the_second_the_head(graph: Graph, 
         assert first_moves <= name.startswith("unit."), name
         assert second_moves <= name.startswith(("unit.", "tail.")), name
     assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0] if name.startswith("tail."))
+
+
+def test_a_light_head_begins_by_imitating_and_the_third_phase_moves_all(graph: Graph, images: Images) -> None:
+    light = UnitSpec(width=4, stride=2, bits=5, gains=(1.0, 2.0), head_width=8)
+    with torch.no_grad():
+        (features,) = split(graph, graph.cut("/relu#0"))[0](as_inputs(images.pixels, PREPROCESS))
+    states, errors = [], []
+    for recipe in (UnitRecipe(alone=0, **SHORT), UnitRecipe(alone=12, lr=5e-3, **SHORT)):
+        divided = train(graph, images, light, recipe)
+        states.append(divided.state_dict())
+        with torch.no_grad():
+            restored, _ = divided.unit(divided.head(as_inputs(images.pixels, PREPROCESS)))
+        errors.append(float((restored - features).square().mean() / features.var()))
+    assert errors[1] < 0.8 * errors[0]
+    moved = {name.split(".")[0] for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    assert moved == {"head", "unit"}
+    own = [train(graph, images, recipe=UnitRecipe(alone=0, whole=whole, **SHORT)).state_dict() for whole in (0, 1)]
+    moved = {name.split(".")[0] for name in own[0] if not torch.equal(own[0][name], own[1][name])}
+    assert moved == {"head", "unit", "tail"}
 
 
 def test_a_dearer_rate_sends_less(graph: Graph, images: Images) -> None:
@@ -191,17 +213,17 @@ def test_a_unit_is_one_file(graph: Graph, images: Images, tmp_path: Path) -> Non
 
 
 def test_a_light_head_is_as_large_as_it_may_be(graph: Graph, images: Images) -> None:
-    for picture, code, width in (((3, 32, 32), (8, 8), 32), ((3, 64, 64), (4, 4), 8), ((3, 8, 8), (8, 8), 4)):
+    for picture, code, width in (((3, 32, 32), (8, 8), 32), ((3, 64, 64), (4, 4), 8), ((3, 64, 64), (4, 4), 48), ((3, 8, 8), (8, 8), 4)):
         head = LightHead(picture, code, width)
         counted = capture(head, torch.zeros(2, *picture))
         assert counted.num_macs == num_macs(picture, code, width)
         assert counted.outputs[0].shape == head.output.shape and head.output.shape[1:] == code
-    assert width_for((3, 32, 32), (8, 8), 12.5e6) == 32
+    assert width_for((3, 32, 32), (8, 8), 12.5e6) == 64
     with pytest.raises(ModelError, match="smallest light head"):
         width_for((3, 32, 32), (8, 8), 1000)
     with pytest.raises(ModelError, match="one power of two|halves both sides"):
         LightHead((3, 32, 32), (5, 5), 8)
-    spec = UnitSpec(width=4, stride=2, bits=5, gains=(1.0, 2.0), head_width=4)
+    spec = UnitSpec(width=4, stride=2, bits=5, gains=(1.0, 2.0), head_width=8)
     divided = train(graph, images, spec)
     x = torch.zeros(2, 3, 8, 8)
     assert Deployable(divided)(x).shape == graph.module(x).shape
