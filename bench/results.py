@@ -5,65 +5,45 @@ python -m bench.results      (what `make results` runs)
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import numpy as np
 
 from coinfer.files import write_atomically
-from coinfer.lab.record import CellLine, read_log
-from coinfer.lab.summary import CellRow, OverheadRow, Summary, summarise
-from coinfer.plan import Candidate, Kind
-from coinfer.profile import Conditions, Link, Slowdown
-from coinfer.report.plots import Curve, plot_accuracy, plot_latency, plot_regimes
+from coinfer.lab.record import read_log
+from coinfer.lab.summary import OverheadRow, Summary, summarise
 from coinfer.report.results import Results, Row, read_raw, results_markdown, write_results
-from coinfer.report.table import BenchCell, TextTable, bench_table, markdown, regime_table
-from coinfer.search.estimate import estimate
-from coinfer.search.goal import Goal
-from coinfer.search.menu import RegimeMap, regime_map
-from coinfer.units import format_rate
+from coinfer.report.table import bench_table, markdown
+
+from .tables import (
+    DOCS,
+    Measured,
+    bench_cells,
+    bundle_estimate_row,
+    map_of,
+    measured_commit,
+    net_rows,
+    row_of,
+    section,
+    stage_rows,
+    worst,
+)
 
 RAW = Path("docs/results/raw/main-job")
-DOCS = Path("docs/results")
-NETS = ("resnet56", "resnet20", "mobilenetv2", "scenes")
-TITLES = {
-    "resnet56": "ResNet-56, CIFAR-10",
-    "resnet20": "ResNet-20, CIFAR-10",
-    "mobilenetv2": "MobileNetV2 at 224 x 224",
-    "scenes": "scene-resnet, scene-digits (the embedded default)",
-}
-MAP_RATES = tuple(float(f"{r:.3g}") for r in np.geomspace(1e4, 1e9, 26))
-MAP_SLOWDOWNS = tuple(float(f"{s:.3g}") for s in np.geomspace(1, 300, 14))
-KINDS: tuple[Kind, ...] = ("device", "upload", "split")
+NETS = (
+    Measured("resnet56", "ResNet-56, CIFAR-10", RAW),
+    Measured("resnet20", "ResNet-20, CIFAR-10", RAW),
+    Measured("mobilenetv2", "MobileNetV2 at 224 x 224", RAW),
+    Measured("scenes", "scene-resnet, scene-digits (the embedded default)", RAW),
+)
 
 
 def exists(name: str) -> bool:
     """Whether a raw log of that name is there."""
     return (RAW / name).is_file()
-
-
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """5th and 95th percentile."""
-    return float(np.percentile(values, 5)), float(np.percentile(values, 95))
-
-
-def row_of(name: str, value: float, unit: str, values: Sequence[float], *, raw: str, against: str | None = None) -> Row:
-    """A row whose value stands for several that were measured, with their number and spread."""
-    return Row(
-        name=name,
-        value=value,
-        unit=unit,
-        how="measured",
-        n=len(values),
-        against=against,
-        spread=spread(values),
-        raw=raw,
-    )
 
 
 def exactness_rows() -> Iterable[Row]:
@@ -129,46 +109,6 @@ def part_rows() -> Iterable[Row]:
         )
 
 
-def cell_name(net: str, cell: CellRow) -> str:
-    """`NET/SLOWDOWN/RATE` of a row's name."""
-    return f"{net}/{cell.slowdown:g}/{format_rate(cell.rate_bps).replace(' ', '')}"
-
-
-def net_rows(net: str, summary: Summary) -> Iterable[Row]:
-    """Regret, agreement and the speed-up of every cell of one network."""
-    raw = f"{net}.cells.jsonl.gz"
-    for cell in (cell for cell in summary.cells if cell.speedup is not None):
-        yield Row(
-            name=f"speedup_best_baseline@{cell_name(net, cell)}",
-            value=cell.speedup,
-            unit="ratio",
-            how="measured",
-            n=cell.chosen.latency_s.n,
-            against=f"the best plan of another kind than the chosen one ({cell.chosen.kind})",
-            raw=raw,
-        )
-    regrets = [cell.regret for cell in summary.cells]
-    yield row_of(
-        f"regret_max@{net}",
-        max(regrets),
-        "ratio",
-        regrets,
-        raw=raw,
-        against="the best plan measured in the cell",
-    )
-    chosen = [abs(cell.chosen.estimate_error) for cell in summary.cells]
-    every = [abs(plan.estimate_error) for plan in summary.plans if plan.latency_s.n]
-    for name, errors in ((f"estimate_error_max@{net}", chosen), (f"estimate_error_max_any_plan@{net}", every)):
-        yield row_of(
-            name,
-            max(errors),
-            "ratio - 1",
-            errors,
-            raw=raw,
-            against="the estimate, from times between the requests",
-        )
-
-
 def device_rows(summary: Summary) -> Iterable[Row]:
     """What the device process weighs when it is ready, and when it has run one plan for a whole stream."""
     ready, raw = summary.header.ready, "stream-edge.jsonl.gz"
@@ -181,169 +121,6 @@ def device_rows(summary: Summary) -> Iterable[Row]:
         ("device_has_torch", float(ready.has_torch), "yes or no"),
     ):
         yield Row(name=name, value=value, unit=unit, how="measured", n=1, raw=raw)
-
-
-def stage_rows(net: str, summary: Summary) -> Iterable[Row]:
-    """Which stages an estimate is off by: the link, or what one of the machines computed."""
-    parts = {
-        "link": ("exchange", ("send", "reply", "exchange")),
-        "device": ("head encode", ("head", "encode")),
-        "edge": ("decode tail", ("decode", "tail")),
-    }
-    for place, (measured, estimated) in parts.items():
-        errors = []
-        for plan in (p for p in summary.plans if p.latency_s.n and (place == "device" or p.kind != "device")):
-            took_s = sum(plan.stages_s[name] for name in measured.split())
-            expected_s = sum(plan.estimated_stages_s.get(name, 0.0) for name in estimated)
-            if expected_s > 0:
-                errors.append(abs(took_s / expected_s - 1))
-        yield row_of(
-            f"stage_error@{net}/{place}",
-            statistics.median(errors),
-            "ratio - 1, median",
-            errors,
-            raw=f"{net}.cells.jsonl.gz",
-            against="the estimate of these stages, over all plans and cells",
-        )
-
-
-def bundle_estimate_row(net: str, summary: Summary) -> Row:
-    """How far the estimates from the bundle's own times are off, as `coinfer plan` makes them, chosen plans only."""
-    lines = read_raw(RAW / f"{net}.candidates.jsonl.gz")
-    known = {c.plan.number: c for c in (msgspec.convert(line, Candidate) for line in lines)}
-    exchange_s = overhead().seconds.p50 if exists("overhead.jsonl.gz") else 0.0
-    errors, ratio = [], _int8_ratio(net)
-    for cell in summary.cells:
-        link = Link(rate_bps=cell.rate_bps, delay_s=cell.delay_s)
-        device = Slowdown(fp32=cell.slowdown, int8=cell.slowdown * ratio)
-        conditions = Conditions(link=link, device=device, edge_load=cell.load, exchange_s=exchange_s)
-        expected_s = estimate(known[cell.chosen.plan], conditions).latency_s
-        errors.append(abs(cell.chosen.latency_s.p50 / expected_s - 1))
-    return row_of(
-        f"estimate_error_max_uncalibrated@{net}",
-        max(errors),
-        "ratio - 1",
-        errors,
-        raw=f"{net}.candidates.jsonl.gz",
-        against="the estimate from single stages' times, without the calibration over the link",
-    )
-
-
-def worst(name: str, rows: Sequence[Row], names: Sequence[str]) -> Row:
-    """The largest of the rows of these names, under a name of its own."""
-    mine = [row for row in rows if row.name in names]
-    largest = max(mine, key=lambda row: row.value)
-    return msgspec.structs.replace(largest, name=name, n=sum(row.n for row in mine))
-
-
-def bench_cells(net: str, summary: Summary) -> list[BenchCell]:
-    """The table's cells, with accuracy on the test part."""
-    accuracy = {line["plan"]: line for line in read_raw(RAW / f"{net}.accuracy.jsonl.gz")}
-    result = []
-    for cell in summary.cells:
-        plan = cell.chosen
-        known = accuracy.get(plan.plan)
-        result.append(
-            BenchCell(
-                rate_bps=cell.rate_bps,
-                slowdown=cell.slowdown,
-                kind=plan.kind,
-                label=plan.label,
-                latency_p50_s=plan.latency_s.p50,
-                latency_p95_s=plan.latency_s.p95,
-                estimated_s=plan.estimated_s,
-                payload_bytes=plan.payload_bytes,
-                wire_bytes=plan.wire_bytes,
-                num_requests=plan.latency_s.n,
-                accuracy=None if known is None else known["accuracy"],
-                throughput_hz=None if cell.stream is None else cell.stream.throughput_hz,
-                ratios=cell.ratios,
-            )
-        )
-    return result
-
-
-def is_agreement(net: str) -> bool:
-    """Whether a network's accuracy is agreement with the unmodified network's own answers."""
-    return bool(read_raw(RAW / f"{net}.accuracy.jsonl.gz")[0]["is_agreement"])
-
-
-def accuracy_table(net: str) -> TextTable:
-    """Accuracy of every plan that a cell chose or held as a baseline, on images that no choice has seen."""
-    lines = read_raw(RAW / f"{net}.accuracy.jsonl.gz")
-    word = "agreement" if is_agreement(net) else "top-1"
-    return TextTable(
-        columns=("plan", f"{word} %", "loss, points", "payload B (mean)", "p95", "images"),
-        rows=tuple(
-            (
-                line["label"],
-                f"{line['accuracy']:.2f} ± {line['accuracy_ci']:.2f}",
-                f"{line['loss_points']:.2f} ± {line['loss_ci_points']:.2f}",
-                f"{line['payload_bytes']:.0f}",
-                f"{line['payload_bytes_p95']:.0f}",
-                str(line["n"]),
-            )
-            for line in lines
-        ),
-        title=f"{TITLES[net]}: {word} on images that no choice has seen",
-    )
-
-
-def map_of(net: str, summary: Summary) -> RegimeMap:
-    """The regime map of one network from its survivors' evidence."""
-    candidates = [msgspec.convert(line, Candidate) for line in read_raw(RAW / f"{net}.candidates.jsonl.gz")]
-    plot_accuracy(
-        DOCS / f"rate-accuracy-{net}.png",
-        candidates,
-        title=f"{TITLES[net]}: bytes and accuracy (images that choices are made on)",
-        is_agreement=is_agreement(net),
-    )
-    exchange_s = min(row.seconds.p50 for row in summary.overheads)
-    base = Conditions(link=Link(rate_bps=1e6, delay_s=0.005), exchange_s=exchange_s)
-    goal = Goal(max_loss_points=summary.header.max_loss_points)
-    return regime_map(candidates, MAP_RATES, MAP_SLOWDOWNS, goal, int8_ratio=_int8_ratio(net), base=base)
-
-
-def _int8_ratio(net: str) -> float:
-    """How much more int8 was slowed than fp32 in the measured cells."""
-    lines = [line for line in read_log(RAW / f"{net}.cells.jsonl.gz") if isinstance(line, CellLine)]
-    return lines[0].slowdown.int8 / lines[0].slowdown.fp32
-
-
-def pictures(net: str, summary: Summary, regimes: RegimeMap) -> list[str]:
-    """Draw the regime map and latency over rate; the markdown that shows them."""
-    machine = summary.header.machine.processor
-    note = (
-        f"device: one core of {machine}, slowed; edge: the other core; one-way delay 5 ms; {summary.header.date[:10]}"
-    )
-    measured = [(cell.rate_bps, cell.slowdown) for cell in summary.cells]
-    title = f"{TITLES[net]}: which kind of plan wins, at most 1 point of loss"
-    plot_regimes(
-        DOCS / f"regime-map-{net}.png",
-        regimes,
-        title=title,
-        note=f"estimated; dots measured; {note}",
-        measured=measured,
-    )
-    shown = [f"![{title}](regime-map-{net}.png)", f"![bytes and accuracy](rate-accuracy-{net}.png)"]
-    for slowdown in sorted({cell.slowdown for cell in summary.cells}):
-        cells = sorted((c for c in summary.cells if c.slowdown == slowdown), key=lambda c: c.rate_bps)
-        if len(cells) < 3:
-            continue
-        curves = []
-        for role in (*KINDS, "chosen"):
-            points = [(c.rate_bps, _latency_of(c, role)) for c in cells if role == "chosen" or role in c.ratios]
-            rates, latencies = zip(*points, strict=True)
-            curves.append(Curve(role=role, rates_bps=rates, latencies_s=latencies))
-        title = f"{TITLES[net]}: latency over rate, device slowed {slowdown:g}x"
-        path = DOCS / f"latency-{net}-{slowdown:g}x.png"
-        plot_latency(path, curves, title=title, note=f"measured medians; {note}")
-        shown.append(f"![{title}]({path.name})")
-    return shown
-
-
-def _latency_of(cell: CellRow, role: Any) -> float:
-    return cell.chosen.latency_s.p50 * (1.0 if role == "chosen" else cell.ratios[role])
 
 
 def stream_rows() -> Iterable[Row]:
@@ -408,29 +185,26 @@ def overhead_row() -> Row:
 
 def main() -> None:
     """Everything that the raw logs allow."""
-    summaries = {
-        net: summarise(read_log(RAW / f"{net}.cells.jsonl.gz")) for net in NETS if exists(f"{net}.cells.jsonl.gz")
-    }
+    summaries = {net: net.summary() for net in NETS if net.log.is_file()}
     rows: list[Row] = []
     if exists("exactness.jsonl.gz"):
         rows += exactness_rows()
     if exists("parts.jsonl.gz"):
         rows += part_rows()
     text: list[str] = []
+    exchange_s = overhead().seconds.p50 if exists("overhead.jsonl.gz") else 0.0
     for net, summary in summaries.items():
-        rows += net_rows(net, summary)
         regimes = map_of(net, summary)
-        text += [f"## {TITLES[net]}", "", *(line for p in pictures(net, summary, regimes) for line in (p, ""))]
-        text += [markdown(bench_table(bench_cells(net, summary), is_agreement=is_agreement(net))), ""]
-        text += [markdown(accuracy_table(net)), "", markdown(regime_table(regimes)), ""]
-        rows += [*stage_rows(net, summary), bundle_estimate_row(net, summary)]
-    cifar = [net for net in ("resnet56", "resnet20") if net in summaries]
+        text += section(net, summary, regimes)
+        rows += [*net_rows(net, summary), *stage_rows(net, summary), bundle_estimate_row(net, summary, exchange_s)]
+    names = [net.name for net in summaries]
+    cifar = [name for name in ("resnet56", "resnet20") if name in names]
     if exists("stream-edge.jsonl.gz"):
         rows += stream_rows()
         rows += device_rows(summarise(read_log(RAW / "stream-edge.jsonl.gz")))
     if cifar:
         rows.append(worst("regret_max", rows, [f"regret_max@{net}" for net in cifar]))
-        cells = [*summaries, "device-bound", "link-bound", "edge-bound"]
+        cells = [*names, "device-bound", "link-bound", "edge-bound"]
         rows.append(worst("estimate_error_max", rows, [f"estimate_error_max@{cell}" for cell in cells]))
     if exists("overhead.jsonl.gz"):
         rows.append(overhead_row())
@@ -439,7 +213,7 @@ def main() -> None:
     first = next(iter(summaries.values())).header
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     results = Results(
-        commit=_measured_commit(commit, [*summaries]),
+        commit=measured_commit(commit, RAW, names),
         date=first.date,
         machine=f"{first.machine.processor}, {first.machine.cores} cores, {first.machine.system}",
         command="make bench-main",
@@ -459,37 +233,27 @@ LARGER = """The same for MobileNetV2 at 224 x 224, at most 1 point of disagreeme
 """
 
 
-def into_readme(results: Results, summaries: dict[str, Summary]) -> None:
+def into_readme(results: Results, summaries: dict[Measured, Summary]) -> None:
     """Put the first network's cells at the middle slowdown, and its regime map, between README's two marks."""
     net, summary = next(iter(summaries.items()))
     middle = sorted({cell.slowdown for cell in summary.cells})[1]
     cells = [cell for cell in bench_cells(net, summary) if cell.slowdown == middle]
-    text = f"""{TITLES[net]}, given weights, at most {summary.header.max_loss_points:g} point of loss. Machine:
+    text = f"""{net.title}, given weights, at most {summary.header.max_loss_points:g} point of loss. Machine:
 {results.machine}, {results.date[:10]}.
 Device: one core slowed {middle:g}x; edge: the other core; one-way delay 5 ms. Latencies are medians over a shaped link,
 measured side by side; "over": that baseline's latency over the chosen plan's.
 
 {markdown(bench_table(cells))}
 
-![Which kind of plan wins over link rate and device slowdown](docs/results/regime-map-{net}.png)
+![Which kind of plan wins over link rate and device slowdown](docs/results/regime-map-{net.name}.png)
 
-{LARGER if "mobilenetv2" in summaries else ""}
+{LARGER if any(net.name == "mobilenetv2" for net in summaries) else ""}
 All cells, the other networks, and what falls short: [docs/results/main-job.md](docs/results/main-job.md).
 """
     readme = Path("README.md")
     begin, end = "<!-- results: written by `make results` from the raw logs -->\n", "<!-- /results -->"
     before, rest = readme.read_text().split(begin)
     write_atomically(readme, (before + begin + text + end + rest.split(end)[1]).encode())
-
-
-def _measured_commit(now: str, nets: Sequence[str]) -> str:
-    """The commit that measured, as the benchmark noted it for each network; `now` where it did not."""
-    path = RAW / "commits.json"
-    known = dict(json.loads(path.read_text())) if path.is_file() else {}
-    commits = {net: str(known.get(net, now)) for net in nets}
-    if len(set(commits.values())) == 1:
-        return next(iter(commits.values()))
-    return ", ".join(f"{net} {commit}" for net, commit in commits.items())
 
 
 if __name__ == "__main__":
