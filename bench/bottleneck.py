@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from coinfer.build.workshop import weights_digest
+from coinfer.compress.batches import Views
 from coinfer.compress.bottleneck import UnitSpec
 from coinfer.compress.divided import Divided
 from coinfer.compress.encoder import num_macs, width_for
@@ -33,6 +34,7 @@ UNITS_FOLDER = Path("zoo/units")
 CHECKPOINTS = Path("out/units")
 WEIGHTS = Path("../shared/data/weights/cifar10_resnet56.safetensors")
 LIGHT_SHARE = 0.1
+VIEWS = Views(is_mirrored=True, mixes=1)
 
 
 class Order(NamedTuple):
@@ -50,23 +52,26 @@ UNITS = {
         UnitSpec(width=16, stride=8, bits=5, gains=(1.0, 1.5, 2.2, 3.3), is_rectified=True),
         UnitRecipe(alone=8, together=4, prices=(0.05, 0.15, 0.5, 1.5)),
     ),
+    "late": Order(
+        "layer3.3#0",
+        UnitSpec(width=32, stride=2, bits=5, gains=(1.0, 1.6, 2.6, 4.2), refine=1, is_rectified=True),
+        UnitRecipe(alone=6, together=6, prices=(0.05, 0.15, 0.5, 1.5)),
+    ),
     "middle": Order(
         "layer2.8#0",
-        UnitSpec(width=16, stride=2, bits=5, gains=(1.0, 1.5, 2.2, 3.3), refine=1, is_rectified=True),
-        UnitRecipe(alone=5, together=5, prices=(0.01, 0.03, 0.1, 0.3)),
-    ),
-    "early": Order(
-        "layer1.8#0",
-        UnitSpec(width=16, stride=4, bits=5, gains=(1.0, 1.5, 2.2, 3.3), refine=1, is_rectified=True),
-        UnitRecipe(alone=4, together=6, prices=(0.003, 0.01, 0.03, 0.1)),
+        UnitSpec(width=32, stride=4, bits=5, gains=(1.0, 1.6, 2.6, 4.2), refine=2, is_rectified=True),
+        UnitRecipe(alone=5, together=10, prices=(0.05, 0.15, 0.5, 1.5), together_lr=1e-3),
     ),
     "light": Order(
         "layer2.8#0",
-        UnitSpec(width=16, stride=2, bits=5, gains=(1.0, 1.5, 2.2, 3.3), refine=1, is_rectified=True),
-        UnitRecipe(alone=10, together=20, prices=(0.005, 0.015, 0.05, 0.15), label_share=0.3),
+        UnitSpec(width=16, stride=2, bits=5, gains=(1.0, 1.6, 2.6, 4.2), refine=2, is_rectified=True),
+        UnitRecipe(
+            alone=4, together=60, prices=(0.05, 0.2, 0.6, 1.8), together_lr=2e-3,
+            temperature=4.0, weight_decay=0.05,
+        ),
         light_share=LIGHT_SHARE,
     ),
-}
+}  # fmt: skip
 
 
 def path_of(name: str) -> Path:
@@ -99,6 +104,7 @@ def train(name: str) -> None:
     training.alone()
     _show(training.divided, source, model)
     training.together()
+    training.whole()
     network_sha = weights_digest(model.module)
     save_unit(training.divided, graph, cut, path_of(name), network=network_sha, recipe=order.recipe)
     _show(training.divided, source, model)
@@ -106,12 +112,12 @@ def train(name: str) -> None:
 
 def taught(graph: Graph, source: Source, model: LoadedModel) -> Teacher:
     """The network's own answers to the training pictures and their mirrors: minutes, so they are kept."""
-    images, kept = source.images("train"), CHECKPOINTS / "answers.safetensors"
+    images, kept = source.images("train"), CHECKPOINTS / f"answers.{VIEWS.num_views}.safetensors"
     if not kept.is_file():
         _say(f"the network's own answers to {len(images)} pictures")
-        teacher = teacher_of(graph, images, model.preprocess, is_mirrored=True)
+        teacher = teacher_of(graph, images, model.preprocess, VIEWS)
         save_tensors({"logits": teacher.logits}, kept)
-    return Teacher(images, model.preprocess, load_file(kept)["logits"])
+    return Teacher(images, model.preprocess, VIEWS, load_file(kept)["logits"])
 
 
 def rates(name: str) -> None:

@@ -19,13 +19,15 @@ from coinfer.search.goal import Goal
 from coinfer.search.solve import baselines, search
 from tiny_nets import OWN_DIGITS
 
+OWN = ModelJob(source="own_digits:factory", mean=(0.0,), std=(1.0,))
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("build")
     (folder / "own_digits.py").write_text(OWN_DIGITS)
     job = Job(
-        model=ModelJob(source="own_digits:factory", mean=(0.0,), std=(1.0,)),
+        model=OWN,
         data=DataJob(source="digits"),
         build=BuildJob(rounds=(50, 200), report_images=200, calibration_images=64),
     )
@@ -58,6 +60,19 @@ def test_what_was_dropped_untried_has_a_hopeless_neighbour_that_sends_more(built
         assert neighbour.evidence.payload_bytes >= candidate.evidence.payload_bytes
         assert neighbour.plan.codec is not None and candidate.plan.codec is not None
         assert neighbour.plan.codec.transform == candidate.plan.codec.transform
+
+
+def test_all_candidates_are_classified_where_all_are_to_be_kept(
+    built: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(built.folder.parent)
+    options = BuildJob(
+        rounds=(60,), report_images=20, calibration_images=64, precisions=("fp32",), cuts=("/relu#0",), keep_all=True
+    )
+    job = Job(model=OWN, data=DataJob(source="digits"), build=options)
+    candidates = build(job, tmp_path / "all").candidates()
+    assert len({c.plan.codec for c in candidates if c.plan.kind == "split"}) > 20
+    assert all(c.dropped is None and c.evidence.num_images == 60 for c in candidates)
 
 
 def test_the_reference_is_the_network_itself(built: Bundle) -> None:

@@ -5,18 +5,25 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 
+from coinfer.build.bottlenecks import units_of as units_of_job
 from coinfer.build.evaluate import Deployed
 from coinfer.build.job import BottleneckJob, BuildJob, DataJob, Job, ModelJob
 from coinfer.build.make import assemble, build
 from coinfer.bundle import Bundle
+from coinfer.compress.units import rates_of
 from coinfer.data import load_source
 from coinfer.errors import CutError, JobError
+from coinfer.model.graph import capture
+from coinfer.model.zoo import build_model
+from coinfer.plan import Preprocess
 from tiny_nets import OWN_DIGITS
 
 UNITS = BottleneckJob(
-    cuts=("/relu#1",), widths=(8,), strides=(2,), bits=5, refine=1, prices=(0.001, 0.05), epochs=(30, 30), mirror=False
-)
+    cuts=("/relu#1",), widths=(8,), strides=(2,), bits=5, refine=1, prices=(0.001, 0.05),
+    epochs=(30, 30, 0), mirror=False, mixes=0,
+)  # fmt: skip
 
 
 def job(bottleneck: BottleneckJob, *, rounds: tuple[int, ...] = (50, 200)) -> Job:
@@ -77,6 +84,30 @@ def test_a_second_build_finds_its_units(built: Bundle, monkeypatch: pytest.Monke
     assert {c.plan.label for c in units_of(again)} == {c.plan.label for c in units_of(built)}
 
 
+@pytest.mark.parametrize(("loss", "least", "most"), [(2.0, 2, 7), (100.0, 1, 1)])
+def test_the_fewest_bits_are_searched_by_halving(
+    built: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loss: float, least: int, most: int
+) -> None:
+    monkeypatch.chdir(built.folder.parent)
+    graph = capture(build_model("own_units:factory").module, torch.zeros(2, 1, 8, 8))
+    preprocess, source = Preprocess(mean=(0.0,), std=(1.0,)), load_source("digits")
+    asked = msgspec.structs.replace(
+        UNITS, bits="search", bits_loss=loss, prices=(0.0,), epochs=(20, 0, 0), strides=(1,), widths=(4,)
+    )
+    stages: list[str] = []
+    ((unit,), num_cells, num_finished) = units_of_job(
+        job(asked), graph, "ab" * 32, source, preprocess, tmp_path,
+        progress=lambda stage, *_: stages.append(stage),
+    )  # fmt: skip
+    assert (num_cells, num_finished) == (1, 1)
+    # With any loss allowed, halving goes all the way down; else it stops where the accuracy breaks.
+    assert least <= unit.divided.unit.spec.bits <= most
+    tried = {stage.split()[2].rstrip(":") for stage in stages if stage.startswith("unit ")}
+    assert len(tried) == 4 and {"c4s1b8r1", "c4s1b4r1"} <= tried
+    if loss < 100:
+        assert rates_of(unit.divided, source.drawn("validation", 1000), preprocess)[0].accuracy > 40
+
+
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
@@ -93,5 +124,9 @@ def test_units_that_do_not_fit_are_refused_before_anything_is_trained(
     stages: list[str] = []
     wanted = job(msgspec.structs.replace(UNITS, **change))
     with pytest.raises(error, match=words):
-        build(wanted, built.folder.with_name("none"), work=built.folder.with_name("bundle.work"))
-    assert not built.folder.with_name("none").exists() and not stages
+        build(
+            wanted, built.folder.with_name("none"), work=built.folder.with_name("bundle.work"),
+            progress=lambda stage, *_: stages.append(stage),
+        )  # fmt: skip
+    assert not built.folder.with_name("none").exists()
+    assert not any("unit" in stage or "answers" in stage for stage in stages)

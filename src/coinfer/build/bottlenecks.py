@@ -4,6 +4,9 @@ The papers train every (cut, width, stride) to its end.  Here the cells of one c
 head, begin from the next wider one that was trained, widest first, and run their first phase (the unit alone) only;
 what is then dominated at every rate by another cell of the cut is dropped, and the rest go on to the second phase.
 
+With `bits = "search"` each cell takes the fewest bits whose accuracy is near that of 8 (BBNet's accuracy-aware
+training): by halving, three more first phases in place of seven.
+
 A finished unit lies in the workshop, keyed by all that its training depends on, so that a second build finds it; a
 build that was killed goes on from the last epoch.
 """
@@ -23,14 +26,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..compress.batches import seen_by
+from ..compress.batches import Views, seen_by
 from ..compress.bottleneck import Unit, UnitSpec, check_unit
 from ..compress.divided import several_cross
 from ..compress.encoder import width_for
 from ..compress.train import Step
 from ..compress.unit_file import Trained, load_unit, save_unit
 from ..compress.units import Progress as StepProgress
-from ..compress.units import Teacher, UnitRecipe, UnitTraining, rates_of, teacher_of
+from ..compress.units import RatePoint, Teacher, UnitRecipe, UnitTraining, rates_of, teacher_of
 from ..data import Images, Source
 from ..errors import JobError
 from ..model.cut import Cut, split
@@ -46,11 +49,12 @@ SELECTION_PICTURES = 1000
 
 
 class Wanted(NamedTuple):
-    """One unit that the job asks for."""
+    """One unit that the job asks for; `bits_loss`: it takes the fewest bits that lose no more points against 8."""
 
     cut: Cut
     spec: UnitSpec
     recipe: UnitRecipe
+    bits_loss: float | None = None
 
 
 class Grid(NamedTuple):
@@ -97,21 +101,24 @@ class _Workbench:
     ) -> None:
         self._job, self._graph, self._network, self._folder = job, graph, network, folder
         self._preprocess, self._images, self._source, self._progress = preprocess, images, source, progress
-        self._data = _digest(images)
+        self._views = Views(is_mirrored=job.bottleneck.mirror, mixes=job.bottleneck.mixes)
+        # All that the trainings of all cells depend on.
+        self._given = (network, _digest(images), self._views)
         self._teacher: Teacher | None = None
+        self._validation: Images | None = None
 
     def finished(self, cells: list[Wanted]) -> list[Trained]:
         """The units of one cut's cells that no other dominates, from their files or trained now."""
-        key = hashlib.sha256(msgspec.json.encode((self._network, self._data, [_named(cell) for cell in cells])))
+        key = hashlib.sha256(
+            msgspec.json.encode([self._given, *(_named(cell) for cell in cells)])
+        )
         done = self._folder / f"{key.hexdigest()[:12]}.json"
         if done.is_file():
             names = msgspec.json.decode(done.read_bytes(), type=list[str])
             return [load_unit(self._folder / name, self._graph, network=self._network) for name in names]
         if self._teacher is None:
             self._progress("the network's own answers", 0, 1, f"{len(self._images)} pictures")
-            self._teacher = teacher_of(
-                self._graph, self._images, self._preprocess, is_mirrored=self._job.bottleneck.mirror
-            )
+            self._teacher = teacher_of(self._graph, self._images, self._preprocess, self._views)
             self._progress("the network's own answers", 1, 1, "")
         trainings = self._begun(cells)
         places = [place for place, is_kept in enumerate(self._kept(trainings)) if is_kept]
@@ -121,14 +128,15 @@ class _Workbench:
             trainings[place].together()
             trainings[place].whole()
             digest = hashlib.sha256(key.digest() + msgspec.json.encode(_named(cell))).hexdigest()
-            names.append(f"{cell.spec.name}.{digest[:12]}.safetensors")
+            names.append(f"{trainings[place].divided.unit.spec.name}.{digest[:12]}.safetensors")
             save_unit(
                 trainings[place].divided, self._graph, cell.cut, self._folder / names[-1],
                 network=self._network, recipe=cell.recipe,
             )  # fmt: skip
         done.write_bytes(msgspec.json.encode(names))
         for cell in cells:
-            shutil.rmtree(self._checkpoints(cell), ignore_errors=True)
+            for folder in self._folder.glob(f"*{self._digest_of(cell)}.training"):
+                shutil.rmtree(folder, ignore_errors=True)
         return [load_unit(self._folder / name, self._graph, network=self._network) for name in names]
 
     def _begun(self, cells: list[Wanted]) -> list[UnitTraining]:
@@ -139,35 +147,63 @@ class _Workbench:
         if cells[0].recipe.alone or not is_light:
             self._progress(f"features at {cells[0].cut.name}", 0, 1, f"{len(self._images)} pictures")
             head, _ = split(self._graph, cells[0].cut)
-            features = seen_by(
-                head, self._images.pixels, self._preprocess, is_mirrored=self._job.bottleneck.mirror
-            )
+            features = seen_by(head, self._images.pixels, self._preprocess, self._views)
             self._progress(f"features at {cells[0].cut.name}", 1, 1, "")
         trainings: dict[int, UnitTraining] = {}
         wider: dict[int, Unit] = {}
         for place in sorted(range(len(cells)), key=lambda k: -cells[k].spec.width):
             cell = cells[place]
-            training = UnitTraining(
-                self._graph, cell.cut, cell.spec, self._teacher, cell.recipe,
-                features=features,
-                wider=None if is_light else wider.get(cell.spec.stride),
-                checkpoints=self._checkpoints(cell),
-                progress=_shown(self._progress, f"unit {cell.cut.name} {cell.spec.name}"),
-            )  # fmt: skip
-            training.alone()
+            training = self._alone(cell, cell.spec, features, None if is_light else wider.get(cell.spec.stride))
+            if cell.bits_loss is not None:
+                training = self._with_fewest_bits(cell, training, features)
             wider[cell.spec.stride] = training.divided.unit
             trainings[place] = training
         return [trainings[place] for place in range(len(cells))]
+
+    def _alone(self, cell: Wanted, spec: UnitSpec, features: Tensor | None, start: Unit | None) -> UnitTraining:
+        """The first phase of a cell, of its own spec or of another number of bits."""
+        assert self._teacher is not None
+        training = UnitTraining(
+            self._graph, cell.cut, spec, self._teacher, cell.recipe,
+            features=features,
+            wider=start,
+            checkpoints=self._folder / f"{spec.name}.{self._digest_of(cell)}.training",
+            progress=_shown(self._progress, f"unit {cell.cut.name} {spec.name}"),
+        )  # fmt: skip
+        training.alone()
+        return training
+
+    def _with_fewest_bits(self, cell: Wanted, widest: UnitTraining, features: Tensor | None) -> UnitTraining:
+        """The first phase with the fewest bits that keep the finest rate's accuracy, begun from `widest`."""
+        assert cell.bits_loss is not None
+        least = self._points(widest)[0].accuracy - cell.bits_loss
+        best, low, high = widest, 1, cell.spec.bits
+        while low < high:
+            bits = (low + high) // 2
+            spec = msgspec.structs.replace(cell.spec, bits=bits)
+            start = None if cell.spec.head_width else widest.divided.unit
+            training = self._alone(cell, spec, features, start)
+            if self._points(training)[0].accuracy >= least:
+                best, high = training, bits
+            else:
+                low = bits + 1
+        return best
+
+    def _points(self, training: UnitTraining) -> tuple[RatePoint, ...]:
+        """What a unit sends and keeps on validation pictures."""
+        if self._validation is None:
+            images = self._source.drawn("validation", SELECTION_PICTURES)
+            if images.labels is None:
+                logits = seen_by(self._graph.module, images.pixels, self._preprocess, Views(is_mirrored=False))[0]
+                images = Images(images.pixels, logits.argmax(1).numpy())
+            self._validation = images
+        return rates_of(training.divided, self._validation, self._preprocess)
 
     def _kept(self, trainings: list[UnitTraining]) -> list[bool]:
         """Which cells have a rate that no other cell's rates beat in bytes and accuracy."""
         if len(trainings) == 1:
             return [True]
-        validation = self._source.drawn("validation", SELECTION_PICTURES)
-        if validation.labels is None:
-            logits = seen_by(self._graph.module, validation.pixels, self._preprocess, is_mirrored=False)[0]
-            validation = Images(validation.pixels, logits.argmax(1).numpy())
-        points = [rates_of(training.divided, validation, self._preprocess) for training in trainings]
+        points = [self._points(training) for training in trainings]
         return [
             any(
                 not any(
@@ -181,13 +217,15 @@ class _Workbench:
             for place, own in enumerate(points)
         ]
 
-    def _checkpoints(self, cell: Wanted) -> Path:
-        digest = hashlib.sha256(msgspec.json.encode((self._network, self._data, _named(cell)))).hexdigest()
-        return self._folder / f"{cell.spec.name}.{digest[:12]}.training"
+    def _digest_of(self, cell: Wanted) -> str:
+        """All that a cell's training depends on, as a part of file names."""
+        return hashlib.sha256(msgspec.json.encode([self._given, _named(cell)])).hexdigest()[
+            :12
+        ]
 
 
-def _named(cell: Wanted) -> tuple[str, UnitSpec, UnitRecipe]:
-    return cell.cut.name, cell.spec, cell.recipe
+def _named(cell: Wanted) -> tuple[str, UnitSpec, UnitRecipe, float | None]:
+    return cell.cut.name, cell.spec, cell.recipe, cell.bits_loss
 
 
 def wanted_units(job: BottleneckJob, graph: Graph) -> Iterator[Wanted]:
@@ -210,7 +248,7 @@ def wanted_units(job: BottleneckJob, graph: Graph) -> Iterator[Wanted]:
                 spec = UnitSpec(
                     width=width,
                     stride=stride,
-                    bits=job.bits,
+                    bits=8 if job.bits == "search" else job.bits,
                     gains=gains,
                     refine=job.refine,
                     is_rectified=is_rectified,
@@ -223,10 +261,9 @@ def wanted_units(job: BottleneckJob, graph: Graph) -> Iterator[Wanted]:
                     together=together,
                     whole=whole,
                     prices=job.prices,
-                    is_mirrored=job.mirror,
                     seed=job.seed,
                 )
-                yield Wanted(cut, spec, recipe)
+                yield Wanted(cut, spec, recipe, job.bits_loss if job.bits == "search" else None)
 
 
 def _is_rectified(graph: Graph, cut: Cut) -> bool:

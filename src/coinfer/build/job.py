@@ -97,7 +97,8 @@ class GoalJob(Value, frozen=True, kw_only=True):
 class BuildJob(Value, frozen=True, kw_only=True):
     """How much work: images of the three rounds of choice, images of the report, calibration pictures.
 
-    `precisions` and `cuts` (shell patterns of cut names) narrow what is tried.
+    `precisions` and `cuts` (shell patterns of cut names) narrow what is tried.  `keep_all`: every candidate is
+    classified on all images and kept, however bad, for curves of bytes and accuracy.
     """
 
     rounds: tuple[int, ...] = (250, 1000, 2000)
@@ -105,6 +106,7 @@ class BuildJob(Value, frozen=True, kw_only=True):
     calibration_images: int = 512
     precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
     cuts: tuple[str, ...] = ("*",)
+    keep_all: bool = False
 
 
 class BottleneckJob(Value, frozen=True, kw_only=True):
@@ -112,8 +114,10 @@ class BottleneckJob(Value, frozen=True, kw_only=True):
 
     A unit is trained at each of `cuts` for each of `widths` and `strides`, with the network's own layers before it
     where `light` is empty, else with a light head of each of these shares of the network's multiply-accumulates.
+    `bits` "search" takes the fewest whose accuracy after the first phase is at most `bits_loss` points below that of 8.
     `prices` of 1,000 bits, in nats, give one rate each.  `epochs` are those of the three phases: the unit alone, the
-    unit and the tail, the whole network; on at most `images` pictures, mirrored ones too where `mirror`.  `units` are
+    unit and the tail, the whole network; on at most `images` pictures, mirrored ones too where `mirror`, and
+    `mixes` mixes of each with another.  `units` are
     files of units that were trained before.
     """
 
@@ -121,12 +125,14 @@ class BottleneckJob(Value, frozen=True, kw_only=True):
     widths: tuple[int, ...] = (8,)
     strides: tuple[int, ...] = (1,)
     light: tuple[float, ...] = ()
-    bits: int = 6
+    bits: int | Literal["search"] = 6
+    bits_loss: float = 0.5
     refine: int = 1
     prices: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
     epochs: tuple[int, int, int] = (4, 4, 0)
     images: int = 50_000
     mirror: bool = True
+    mixes: int = 1
     seed: int = 0
     units: tuple[str, ...] = ()
 
@@ -160,8 +166,15 @@ class Job(Value, frozen=True, kw_only=True):
         units = self.bottleneck
         if not units.prices or min(units.prices) < 0 or list(units.prices) != sorted(set(units.prices)):
             raise JobError(f"[bottleneck] prices must be 0 or more and rise, got {list(units.prices)}")
-        if min((*units.widths, *units.strides, *units.epochs), default=0) < 0 or not 1 <= units.bits <= 8:
-            raise JobError("[bottleneck] widths and strides must be at least 1, epochs 0 or more, bits 1 to 8")
+        has_bits = units.bits == "search" or 1 <= units.bits <= 8
+        if min((*units.widths, *units.strides, *units.epochs), default=0) < 0 or not has_bits:
+            raise JobError(
+                '[bottleneck] widths and strides must be at least 1, epochs 0 or more, bits 1 to 8 or "search"'
+            )
+        if units.mixes < 0:
+            raise JobError(f"[bottleneck] mixes must be 0 or more, got {units.mixes}")
+        if not units.bits_loss >= 0:
+            raise JobError(f"[bottleneck] bits_loss must be at least 0 points, got {units.bits_loss}")
         if not all(0 < share <= 1 for share in units.light):
             raise JobError(f"[bottleneck] light must be shares above 0 and up to 1, got {list(units.light)}")
         try:

@@ -70,11 +70,11 @@ def build(
         time_segments(workshop, drafts, repeats=7, progress=progress)
     tables = calibrate_and_weigh(workshop, drafts, progress=progress)
     int8_ratio = int8_ratio_of(workshop, drafts)
-    keep_rivals(drafts, int8_ratio)
-    is_stream = job.goal.minimise == "throughput"
-    early = drop_dominated(drafts, 0, int8_ratio, is_stream=is_stream)
-    log = [f"{len(drafts)} candidates, {early} dropped before any image"]
-    reference = _rounds(workshop, drafts, tables, int8_ratio, log, progress)
+    log = [f"{len(drafts)} candidates"]
+    if job.build.keep_all:
+        reference = _classified(workshop, drafts, tables, progress)
+    else:
+        reference = _rounds(workshop, drafts, tables, int8_ratio, log, progress)
     for draft in (d for d in drafts if d.dropped is None):
         store_tables(workshop, draft, tables)
     alive = [draft.plan for draft in drafts if draft.dropped is None]
@@ -97,6 +97,15 @@ def build(
     return assemble(work, numbers, out, images=images, progress=progress, exchange=exchange)
 
 
+def _classified(workshop: Workshop, drafts: list[Draft], tables: Tables, progress: Progress) -> NDArray[np.bool_]:
+    """Every draft on all images, none dropped; which of them the unmodified network gets right."""
+    for draft in drafts:
+        draft.is_rival = True
+    answers = classify_wholes(workshop, drafts, tables, workshop.validation, progress=progress)
+    classify_splits(workshop, drafts, tables, workshop.validation, answers, progress=progress)
+    return answers.is_right
+
+
 def _rounds(
     workshop: Workshop,
     drafts: list[Draft],
@@ -106,6 +115,10 @@ def _rounds(
     progress: Progress,
 ) -> NDArray[np.bool_]:
     images, limit = workshop.validation, workshop.job.goal.max_loss
+    is_stream = workshop.job.goal.minimise == "throughput"
+    keep_rivals(drafts, int8_ratio)
+    early = drop_dominated(drafts, 0, int8_ratio, is_stream=is_stream)
+    log.append(f"{early} dropped before any image")
     answers = classify_wholes(workshop, drafts, tables, images, progress=progress)
     if workshop.job.goal.minimise == "latency":
         outdone = drop_outdone(drafts, answers, limit, int8_ratio)
@@ -119,7 +132,7 @@ def _rounds(
             int8_ratio,
             reference=answers.is_right,
             max_loss_points=limit,
-            is_stream=workshop.job.goal.minimise == "throughput",
+            is_stream=is_stream,
         )
         left = sum(draft.dropped is None for draft in drafts)
         log.append(f"{count} images: {hopeless} hopeless, {beaten} beaten, {left} left")

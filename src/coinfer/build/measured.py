@@ -40,7 +40,7 @@ def calibrate_and_weigh(workshop: Workshop, drafts: list[Draft], *, progress: Pr
     Bytes are means over `BYTES_PICTURES` validation pictures, coding times medians on one picture.  At one cut
     and with one coder, more bits or a higher quality cost more bytes: once a lossless upload beats
     one of them in bytes and device time, the rest are dropped without being tried (unless throughput is the goal:
-    then less work for the edge may be worth both).
+    then less work for the edge may be worth both; or all are to be kept).
     """
     tables: Tables = {}
     pictures = workshop.validation.pixels[:BYTES_PICTURES]
@@ -48,7 +48,7 @@ def calibrate_and_weigh(workshop: Workshop, drafts: list[Draft], *, progress: Pr
     for draft in uploads:
         _weigh(draft, codec_of(draft.plan, tables), [pictures])
     exact = [d for d in uploads if d.group[-1] == "exact" and d.plan.precision == "fp32"]
-    if workshop.job.goal.minimise == "throughput":
+    if workshop.job.goal.minimise == "throughput" or workshop.job.build.keep_all:
         exact = []
     splits = [d for d in drafts if d.plan.kind == "split"]
     done = 0

@@ -260,7 +260,7 @@ def _classified(
     workshop: Workshop, alive: list[Draft], tables: Tables, pixels: NDArray[np.uint8], answers: Answers
 ) -> Iterator[str]:
     """Classify group by group, each announced by its label."""
-    count, limit = len(pixels), workshop.job.goal.max_loss
+    count, limit = len(pixels), math.inf if workshop.job.build.keep_all else workshop.job.goal.max_loss
     is_stream = workshop.job.goal.minimise == "throughput"
     truth, reference = answers.truth[:count], answers.is_right[:count]
     by_cut: dict[tuple[str, str], dict[str, list[Draft]]] = defaultdict(lambda: defaultdict(list))

@@ -1,16 +1,17 @@
 """Training batches, the same for the same seed: pictures, or features that a frozen head computed once.
 
     PictureBatches    pictures shuffled, augmented and normalised
-    FeatureBatches    what crosses a cut, of every picture as it is and mirrored
+    FeatureBatches    what crosses a cut, of every picture in each of its views
 
-With a teacher, each sample comes with the unmodified network's logits of its picture (as it is or mirrored: a shift
-by a few pixels hardly moves them).  The order and the augmentation of an epoch follow from (seed, epoch) alone, so
+With a teacher, each sample comes with the unmodified network's logits of its view (a shift by a few pixels hardly
+moves them).  The order and the augmentation of an epoch follow from (seed, epoch) alone, so
 that a training that was stopped goes on as if it had not been.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -37,31 +38,66 @@ class Batches(Protocol):
         ...
 
 
-class Augment(NamedTuple):
-    """Random shifts by up to `shift` pixels (the border reflected), and mirroring where `is_mirrored`.
+class Views(NamedTuple):
+    """The fixed views of a picture that a frozen network is asked about once: as it is, mirrored, and mixed.
 
-    Mirroring suits photographs of things; a mirrored digit is another sign.
+    Mirroring suits photographs of things; a mirrored digit is another sign.  A mix is `share` of the picture and the
+    rest of another one, both fixed: to such pictures a network that knows its training set by heart gives answers as
+    soft as to new ones (Zhang et al., 2018, arXiv:1710.09412; for distillation Beyer et al., 2022, arXiv:2106.05237).
+    View v of n sides is the picture (v < n) or its mix v // n, mirrored where v % n is 1.
     """
 
-    shift: int = 4
     is_mirrored: bool = True
+    mixes: int = 0
+
+    @property
+    def num_views(self) -> int:
+        """How many there are of each picture."""
+        return (1 + self.is_mirrored) * (1 + self.mixes)
+
+    def of(self, pixels: NDArray[np.uint8], chosen: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Pictures (n, H, W, C): view `views[i]` of picture `chosen[i]` of `pixels` (N, H, W, C)."""
+        seen, sides = pixels[chosen], 1 + self.is_mirrored
+        for mix in range(1, 1 + self.mixes):
+            is_mixed = views // sides == mix
+            if is_mixed.any():
+                others, shares = _partners(len(pixels), mix)
+                share = shares[chosen[is_mixed], None, None, None]
+                other = pixels[others[chosen[is_mixed]]]
+                seen[is_mixed] = np.rint(share * seen[is_mixed] + (1 - share) * other).astype(np.uint8)
+        is_flipped = views % sides == 1
+        seen[is_flipped] = seen[is_flipped][:, :, ::-1]
+        return seen
+
+
+@functools.lru_cache(maxsize=8)
+def _partners(count: int, mix: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """For each of `count` pictures the other one of its mix, and its own share of it, half to all."""
+    rng = np.random.default_rng([count, mix])
+    return rng.permutation(count), rng.uniform(0.5, 1.0, count)
+
+
+class Augment(NamedTuple):
+    """One of the views of each picture, shifted by up to `shift` pixels (the border reflected)."""
+
+    shift: int = 4
+    views: Views = Views()
 
 
 def augmented(
-    pixels: NDArray[np.uint8], augment: Augment, rng: np.random.Generator
+    pixels: NDArray[np.uint8], chosen: NDArray[np.int64], augment: Augment, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Pictures (N, H, W, C), each shifted and mirrored by its own draw; the same shape. And (N,) 1 where mirrored."""
-    count, height, width, _ = pixels.shape
-    shift = augment.shift
-    padded = np.pad(pixels, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="reflect")
+    """The chosen of pictures (N, H, W, C), each in a view and shifted by its own draw; and (n,) the views."""
+    count, (height, width), shift = len(chosen), pixels.shape[1:3], augment.shift
     rows = rng.integers(0, 2 * shift + 1, size=(count, 1)) + np.arange(height)
     columns = rng.integers(0, 2 * shift + 1, size=(count, 1)) + np.arange(width)
-    is_flipped: NDArray[np.int64] = np.zeros(count, np.int64)
-    if augment.is_mirrored:
-        is_flipped = np.asarray(rng.integers(0, 2, size=count))
-        columns = np.where(is_flipped[:, None].astype(bool), columns[:, ::-1], columns)
+    views: NDArray[np.int64] = np.zeros(count, np.int64)
+    if augment.views.num_views > 1:
+        views = np.asarray(rng.integers(0, augment.views.num_views, size=count))
+    seen = augment.views.of(pixels, chosen, views)
+    padded = np.pad(seen, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="reflect")
     moved: NDArray[np.uint8] = padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return moved, is_flipped
+    return moved, views
 
 
 def as_inputs(pixels: NDArray[np.uint8], preprocess: Preprocess) -> Tensor:
@@ -86,8 +122,8 @@ class PictureBatches:
         batch_size: pictures a batch.
         augment: how they are moved.
         seed: of order and augmentation.
-        teacher: (1 or 2, N, K) logits of the pictures as they are and, where `augment` mirrors, mirrored.
-        features: (1 or 2, N, C, H, W) what crosses a cut, likewise; for pictures that are not shifted.
+        teacher: (V, N, K) logits of the V views of each picture.
+        features: (V, N, C, H, W) what crosses a cut, likewise; for pictures that are not shifted.
 
     Raises:
         DataError: fewer pictures than a batch, neither labels nor a teacher, or a teacher of other pictures.
@@ -107,7 +143,7 @@ class PictureBatches:
     ) -> None:
         if features is not None and augment is not None and augment.shift:
             raise DataError(f"features are of pictures as they are, not shifted by up to {augment.shift} pixels")
-        _check(len(pixels), labels, batch_size, teacher, 2 if augment is not None and augment.is_mirrored else 1)
+        _check(len(pixels), labels, batch_size, teacher, 1 if augment is None else augment.views.num_views)
         self._pixels = pixels
         self._labels = labels
         self._preprocess = preprocess
@@ -125,15 +161,16 @@ class PictureBatches:
         order = rng.permutation(len(self._pixels))
         for step in range(len(self)):
             chosen = order[step * self._batch_size : (step + 1) * self._batch_size]
-            pixels, is_mirrored = self._pixels[chosen], np.zeros(len(chosen), np.int64)
-            if self._augment is not None:
-                pixels, is_mirrored = augmented(pixels, self._augment, rng)
+            if self._augment is None:
+                pixels, views = self._pixels[chosen], np.zeros(len(chosen), np.int64)
+            else:
+                pixels, views = augmented(self._pixels, chosen, self._augment, rng)
             inputs = as_inputs(pixels, self._preprocess)
-            yield _batch(inputs, self._labels, self._teacher, is_mirrored, chosen, self._features)
+            yield _batch(inputs, self._labels, self._teacher, views, chosen, self._features)
 
 
 class FeatureBatches:
-    """Batches of features (1 or 2, N, *shape) of N pictures as they are and, where there are 2, mirrored.
+    """Batches of features (V, N, *shape) of the V views of N pictures.
 
     Args, Raises: as `PictureBatches`.
     """
@@ -158,22 +195,22 @@ class FeatureBatches:
         return self._features.shape[1] // self._batch_size
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """Every picture at most once, in an order drawn from (seed, number), mirrored or not by its own draw."""
+        """Every picture at most once, in an order drawn from (seed, number), in a view by its own draw."""
         rng = np.random.default_rng([self._seed, number])
         order = rng.permutation(self._features.shape[1])
-        mirrored = rng.integers(0, len(self._features), size=len(order))
+        drawn = rng.integers(0, len(self._features), size=len(order))
         for step in range(len(self)):
             part = slice(step * self._batch_size, (step + 1) * self._batch_size)
-            chosen, is_mirrored = order[part], mirrored[part]
-            inputs = self._features[torch.from_numpy(is_mirrored), torch.from_numpy(chosen)].float()
-            yield _batch(inputs, self._labels, self._teacher, is_mirrored, chosen)
+            chosen, views = order[part], drawn[part]
+            inputs = self._features[torch.from_numpy(views), torch.from_numpy(chosen)].float()
+            yield _batch(inputs, self._labels, self._teacher, views, chosen)
 
 
 @torch.inference_mode()
 def seen_by(
-    module: nn.Module, pixels: NDArray[np.uint8], preprocess: Preprocess, *, is_mirrored: bool, batch_size: int = 250
+    module: nn.Module, pixels: NDArray[np.uint8], preprocess: Preprocess, views: Views, *, batch_size: int = 250
 ) -> Tensor:
-    """What `module` gives for every picture, (1 or 2, N, ...) float16: as they are and, with `is_mirrored`, mirrored.
+    """What `module` gives for every view of every picture, (V, N, ...) float16.
 
     `module` is in evaluation mode and gives a tensor, or a tuple of one.  A copy of it runs as in training: on the
     training device, channels_last where it takes that, bfloat16 where the machine computes in it.
@@ -183,16 +220,17 @@ def seen_by(
     layout = layout_of(module, as_planes(pixels[:2], preprocess).to(device))
     module.to(memory_format=layout)  # type: ignore[call-overload]
     whole = torch.empty(0)
-    for side in range(1 + is_mirrored):
+    for view in range(views.num_views):
         for first in range(0, len(pixels), batch_size):
-            part = pixels[first : first + batch_size]
-            inputs = as_inputs(part[:, :, ::-1].copy() if side else part, preprocess).to(device, memory_format=layout)
+            chosen = np.arange(first, min(first + batch_size, len(pixels)))
+            part = views.of(pixels, chosen, np.full(len(chosen), view))
+            inputs = as_inputs(part, preprocess).to(device, memory_format=layout)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device)):
                 given = module(inputs)
             values = given[0] if isinstance(given, tuple) else given
             if not whole.numel():
-                whole = torch.empty((1 + is_mirrored, len(pixels), *values.shape[1:]), dtype=torch.float16)
-            whole[side, first : first + len(part)] = values
+                whole = torch.empty((views.num_views, len(pixels), *values.shape[1:]), dtype=torch.float16)
+            whole[view, first : first + len(part)] = values
     return whole
 
 
@@ -200,23 +238,23 @@ def _batch(
     inputs: Tensor,
     labels: NDArray[np.int64] | None,
     teacher: Tensor | None,
-    is_mirrored: NDArray[np.int64],
+    views: NDArray[np.int64],
     chosen: NDArray[np.int64],
     features: Tensor | None = None,
 ) -> Batch:
     known = None if labels is None else torch.from_numpy(labels[chosen])
-    sides, places = torch.from_numpy(is_mirrored), torch.from_numpy(chosen)
-    taught, imitated = (None if seen is None else seen[sides, places].float() for seen in (teacher, features))
+    drawn, places = torch.from_numpy(views), torch.from_numpy(chosen)
+    taught, imitated = (None if seen is None else seen[drawn, places].float() for seen in (teacher, features))
     return Batch(inputs, known, taught, imitated)
 
 
 def _check(
-    count: int, labels: NDArray[np.int64] | None, batch_size: int, teacher: Tensor | None, num_sides: int
+    count: int, labels: NDArray[np.int64] | None, batch_size: int, teacher: Tensor | None, num_views: int
 ) -> None:
     if not 1 <= batch_size <= count:
         raise DataError(f"training needs at least one batch of pictures, got {count} for a batch of {batch_size}")
     if labels is None and teacher is None:
         raise DataError("training needs labels or the unmodified network's logits, got neither")
-    if teacher is not None and teacher.shape[:2] != (num_sides, count):
+    if teacher is not None and teacher.shape[:2] != (num_views, count):
         have = tuple(teacher.shape[:2])
-        raise DataError(f"a teacher's logits must be of {num_sides} x {count} pictures, got {have}")
+        raise DataError(f"a teacher's logits must be of {num_views} x {count} pictures, got {have}")

@@ -21,7 +21,7 @@ from ..data.digits import SCENE_SIZE, compose_scenes
 from ..errors import CoinferError
 from ..model.zoo import ZOO
 from ..plan import Preprocess
-from .batches import Augment, PictureBatches, as_inputs
+from .batches import Augment, PictureBatches, Views, as_inputs
 from .hardware import training_device
 from .losses import cross_entropy
 from .train import Schedule, Step, fit, save_tensors
@@ -55,7 +55,7 @@ def train_scene_resnet(
     checkpoints = []
     for phase, size, schedule in (("close-ups", 32, close_ups), ("scenes", SCENE_SIZE, scenes)):
         train = compose_scenes("train", size=size)
-        augment = Augment(shift=4, is_mirrored=False)
+        augment = Augment(shift=4, views=Views(is_mirrored=False))
         batches = PictureBatches(train.pixels, train.labels, entry.preprocess, augment=augment, seed=seed)
         checkpoints.append(out.with_name(f"{out.stem}.{phase}.checkpoint.safetensors"))
         loss = cross_entropy(smoothing=0.1)

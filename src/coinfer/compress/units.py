@@ -6,8 +6,8 @@
     together    unit and tail, on the same             head, unit and tail, on pictures
     whole       head, unit and tail, on pictures       the same for longer
 
-The loss is distillation from the unmodified network (with a share of labels where they are known) plus the price of
-the bits at the rate that the batch was drawn for; a light head begins with imitation in place of distillation.
+The loss is distillation from the unmodified network, with a share of labels where every view has one, plus the price
+of the bits at the rate that the batch was drawn for; a light head begins with imitation in place of distillation.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..errors import DataError, ModelError
 from ..model.cut import Cut, split
 from ..model.graph import Graph
 from ..plan import Preprocess, Value
-from .batches import Augment, Batches, FeatureBatches, PictureBatches, as_inputs, seen_by
+from .batches import Augment, Batches, FeatureBatches, PictureBatches, Views, as_inputs, seen_by
 from .bottleneck import Unit, UnitSpec
 from .divided import Before, Behind, Divided, features_of, insert_unit
 from .hardware import training_device
@@ -53,9 +53,9 @@ class UnitRecipe(Value, frozen=True, kw_only=True):
     prices: tuple[float, ...] = (0.02,)
     temperature: float = 2.0
     label_share: float = 0.0
+    weight_decay: float = 1e-4
     batch_size: int = 128
     shift: int = 4
-    is_mirrored: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,16 +73,17 @@ class RatePoint(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """What every unit of one network is trained on: pictures, labels (or None) and the network's own logits."""
+    """What every unit of one network is trained on: pictures, and the network's own logits of each of their views."""
 
     images: Images
     preprocess: Preprocess
+    views: Views
     logits: Tensor
 
 
-def teacher_of(graph: Graph, images: Images, preprocess: Preprocess, *, is_mirrored: bool) -> Teacher:
-    """The network's own logits of all pictures (and mirrored), computed once for all of its units."""
-    return Teacher(images, preprocess, seen_by(graph.module, images.pixels, preprocess, is_mirrored=is_mirrored))
+def teacher_of(graph: Graph, images: Images, preprocess: Preprocess, views: Views) -> Teacher:
+    """The network's own logits of all views of all pictures, computed once for all of its units."""
+    return Teacher(images, preprocess, views, seen_by(graph.module, images.pixels, preprocess, views))
 
 
 class UnitTraining:
@@ -131,9 +132,11 @@ class UnitTraining:
         self._is_light = spec.head_width > 0
         if features is None and (recipe.alone or not self._is_light):
             head, _ = split(graph, cut)
-            features = seen_by(head, teacher.images.pixels, teacher.preprocess, is_mirrored=recipe.is_mirrored)
+            features = seen_by(head, teacher.images.pixels, teacher.preprocess, teacher.views)
         self._features = features
-        share = recipe.label_share if teacher.images.labels is not None else 0.0
+        # A mixed picture has no label.
+        self._labels = None if teacher.views.mixes else teacher.images.labels
+        share = recipe.label_share if self._labels is not None else 0.0
         self._task = distillation(temperature=recipe.temperature, label_share=share)
         if self._is_light:
             first = as_inputs(teacher.images.pixels[:START_PICTURES], teacher.preprocess).to(self._device)
@@ -188,16 +191,16 @@ class UnitTraining:
         assert self._features is not None
         recipe, teacher = self._recipe, self._teacher
         return FeatureBatches(
-            self._features, teacher.images.labels,
+            self._features, self._labels,
             batch_size=recipe.batch_size, seed=recipe.seed, teacher=teacher.logits,
         )  # fmt: skip
 
     def _pictures(self, *, shift: int, features: Tensor | None = None) -> PictureBatches:
         recipe, teacher = self._recipe, self._teacher
         return PictureBatches(
-            teacher.images.pixels, teacher.images.labels, teacher.preprocess,
+            teacher.images.pixels, self._labels, teacher.preprocess,
             batch_size=recipe.batch_size,
-            augment=Augment(shift=shift, is_mirrored=recipe.is_mirrored),
+            augment=Augment(shift, teacher.views),
             seed=recipe.seed,
             teacher=teacher.logits,
             features=features,
@@ -209,7 +212,7 @@ class UnitTraining:
             module,
             batches,
             rate_distortion(task, self._recipe.prices),
-            schedule=Schedule(lr=lr, epochs=epochs, weight_decay=1e-4, optimizer="adam"),
+            schedule=Schedule(lr=lr, epochs=epochs, weight_decay=self._recipe.weight_decay, optimizer="adam"),
             checkpoint=None if self._checkpoints is None else self._checkpoints / f"{phase}.safetensors",
             progress=None if progress is None else partial(progress, phase),
             seed=self._recipe.seed,

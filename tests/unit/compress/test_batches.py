@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from coinfer.compress.batches import Augment, FeatureBatches, PictureBatches, as_inputs, augmented, seen_by
+from coinfer.compress.batches import Augment, FeatureBatches, PictureBatches, Views, as_inputs, augmented, seen_by
 from coinfer.errors import DataError
 from coinfer.plan import Preprocess
 
@@ -50,14 +50,14 @@ def test_inputs_are_normalised_channels_first():
 def test_augmented_pictures_are_windows_of_the_reflected_picture(is_mirrored):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (40, 6, 5, 3), dtype=np.uint8)
-    moved, flipped = augmented(pixels, Augment(shift=2, is_mirrored=is_mirrored), rng)
+    moved, views = augmented(pixels, np.arange(40), Augment(shift=2, views=Views(is_mirrored=is_mirrored)), rng)
     mirrored = 0
-    for picture, result in zip(pixels, moved, strict=True):
+    for picture, result, view in zip(pixels, moved, views, strict=True):
         padded = np.pad(picture, ((2, 2), (2, 2), (0, 0)), mode="reflect")
         windows = [padded[top : top + 6, left : left + 5] for top in range(5) for left in range(5)]
         is_window = any(np.array_equal(result, window) for window in windows)
         is_mirror = any(np.array_equal(result, window[:, ::-1]) for window in windows)
-        assert is_window or (is_mirrored and is_mirror)
+        assert is_mirror if view else is_window
         mirrored += not is_window
     assert (mirrored > 5) is is_mirrored
     assert len({result.tobytes() for result in moved}) == 40
@@ -85,12 +85,40 @@ def test_a_mirrored_picture_has_the_answers_of_its_mirror():
     pixels = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 3), dtype=np.uint8)
     first = torch.nn.Flatten()
     first.register_parameter("where", torch.nn.Parameter(torch.zeros(1)))
-    teacher = seen_by(first, pixels, PLAIN3, is_mirrored=True)
+    teacher = seen_by(first, pixels, PLAIN3, Views())
     assert torch.equal(teacher[1], teacher[0].view(12, 3, 4, 4).flip(3).flatten(1))
     batches = PictureBatches(pixels, None, PLAIN3, batch_size=4, augment=Augment(shift=0), teacher=teacher)
     for batch in batches.epoch(0):
         assert batch.labels is None
         assert torch.allclose(batch.inputs.flatten(1), batch.teacher, atol=0.1)
+
+
+def test_a_mix_is_of_two_pictures_and_has_the_answers_of_the_mix():
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
+    views = Views(is_mirrored=True, mixes=2)
+    everything = np.arange(30)
+    plain, mirrored, first, first_mirrored, second, _ = (
+        views.of(pixels, everything, np.full(30, view)) for view in range(views.num_views)
+    )
+    assert np.array_equal(plain, pixels) and np.array_equal(mirrored, pixels[:, :, ::-1])
+    assert np.array_equal(first_mirrored, first[:, :, ::-1]) and not np.array_equal(first, second)
+    for own, mix in zip(pixels.astype(float), first, strict=True):
+        # Some other picture and some share from half to all explain every pixel.
+        error = [
+            min(np.abs(share * own + (1 - share) * other - mix).max() for share in np.linspace(0.5, 1, 501))
+            for other in pixels.astype(float)
+        ]
+        assert min(error) < 1
+    assert np.array_equal(first[[3, 7]], views.of(pixels, np.array([3, 7]), np.array([2, 2])))
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5))
+    answers = seen_by(net, pixels, PLAIN3, views)
+    assert answers.shape == (6, 30, 5)
+    batches = PictureBatches(
+        pixels, None, PLAIN3, batch_size=10, augment=Augment(shift=0, views=views), teacher=answers
+    )
+    with torch.no_grad():
+        for batch in batches.epoch(0):
+            assert torch.allclose(net(batch.inputs), batch.teacher, rtol=0.02, atol=2.0)
 
 
 PLAIN3 = Preprocess(mean=(0.0,) * 3, std=(1 / 255,) * 3)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from coinfer.codec import make_codec
-from coinfer.compress.batches import as_inputs, seen_by
+from coinfer.compress.batches import Views, as_inputs, seen_by
 from coinfer.compress.bottleneck import UnitSpec
 from coinfer.compress.divided import Deployable, codecs_of
 from coinfer.compress.encoder import LightHead, num_macs, width_for
@@ -23,6 +23,7 @@ from coinfer.plan import Preprocess, TensorSpec
 
 PREPROCESS = Preprocess(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 RECIPE = UnitRecipe(alone=2, together=2, prices=(0.01, 0.1), batch_size=32, lr=5e-3)
+VIEWS = Views(is_mirrored=True, mixes=1)
 SHORT = {"together": 0, "prices": (0.01, 0.1), "batch_size": 32}
 SPEC = UnitSpec(width=4, stride=2, bits=5, gains=(1.0, 2.0), refine=1, is_rectified=True)
 
@@ -56,7 +57,7 @@ def images() -> Images:
 
 
 def train(graph: Graph, images: Images, spec: UnitSpec = SPEC, recipe: UnitRecipe = RECIPE, **options):
-    teacher = teacher_of(graph, images, PREPROCESS, is_mirrored=recipe.is_mirrored)
+    teacher = teacher_of(graph, images, PREPROCESS, VIEWS)
     training = UnitTraining(graph, graph.cut("/relu#0"), spec, teacher, recipe, **options)
     training.alone()
     training.together()
@@ -66,7 +67,7 @@ def train(graph: Graph, images: Images, spec: UnitSpec = SPEC, recipe: UnitRecip
 
 def loss_after(graph: Graph, divided: nn.Module, images: Images) -> float:
     """Mean divergence from the network's own answers."""
-    want, got = (seen_by(m, images.pixels, PREPROCESS, is_mirrored=False)[0].float() for m in (graph.module, divided))
+    want, got = (seen_by(m, images.pixels, PREPROCESS, Views(False))[0].float() for m in (graph.module, divided))
     return float(nn.functional.kl_div(got.log_softmax(1), want.log_softmax(1), reduction="batchmean", log_target=True))
 
 
@@ -213,7 +214,8 @@ def test_a_unit_is_one_file(graph: Graph, images: Images, tmp_path: Path) -> Non
 
 
 def test_a_light_head_is_as_large_as_it_may_be(graph: Graph, images: Images) -> None:
-    for picture, code, width in (((3, 32, 32), (8, 8), 32), ((3, 64, 64), (4, 4), 8), ((3, 64, 64), (4, 4), 48), ((3, 8, 8), (8, 8), 4)):
+    sizes = (((3, 32, 32), (8, 8), 32), ((3, 64, 64), (4, 4), 8), ((3, 64, 64), (4, 4), 48), ((3, 8, 8), (8, 8), 4))
+    for picture, code, width in sizes:
         head = LightHead(picture, code, width)
         counted = capture(head, torch.zeros(2, *picture))
         assert counted.num_macs == num_macs(picture, code, width)
