@@ -66,7 +66,7 @@ UNITS = {
         "layer2.8#0",
         UnitSpec(width=16, stride=2, bits=5, gains=(1.0, 1.6, 2.6, 4.2), refine=2, is_rectified=True),
         UnitRecipe(
-            alone=4, together=60, prices=(0.05, 0.2, 0.6, 1.8), together_lr=2e-3,
+            alone=4, together=50, prices=(0.05, 0.2, 0.6, 1.8), together_lr=2e-3,
             temperature=4.0, weight_decay=0.05,
         ),
         light_share=LIGHT_SHARE,
