@@ -1,15 +1,20 @@
-"""Learned bottlenecks: units trained for ResNet-56 on CIFAR-10, kept in zoo/units.
+"""Learned bottlenecks of ResNet-56 on CIFAR-10: units trained and kept in zoo/units, and what they do.
 
     python -m bench.bottleneck train NAME...    units of UNITS, in the background: each goes on where it was stopped
-    python -m bench.bottleneck rates NAME...    what finished ones send and keep at each rate, on validation images
+    python -m bench.bottleneck show NAME...     what finished ones send and keep at each rate, on validation images
+    python -m bench.bottleneck prior            the same on the test images, and exactness at full width
+    python -m bench.bottleneck curves           every picture over the link by every unit, picture codec, plain split
+    python -m bench.bottleneck cells            the main job's cells with units among the candidates
 
-Training takes minutes (`last`) to an hour or two (`light`) on two cores; CUDA is used where there is one.
+Training takes minutes (`last`) to an hour (`light`) on two cores; CUDA is used where there is one.  Raw logs go to
+docs/results/raw/bottleneck; `python -m bench.bottleneck_results` makes the page of them.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,17 +23,22 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from coinfer.build.make import build
 from coinfer.build.workshop import weights_digest
-from coinfer.compress.batches import Views
+from coinfer.compress.batches import Views, as_inputs
 from coinfer.compress.bottleneck import UnitSpec
-from coinfer.compress.divided import Divided
+from coinfer.compress.divided import Divided, features_of, insert_unit
 from coinfer.compress.encoder import num_macs, width_for
 from coinfer.compress.train import Step, save_tensors
 from coinfer.compress.unit_file import load_unit, save_unit
 from coinfer.compress.units import Teacher, UnitRecipe, UnitTraining, rates_of, teacher_of
-from coinfer.data import Source, load_source
+from coinfer.data import Images, Source, load_source
 from coinfer.model.graph import Graph, capture
 from coinfer.model.zoo import LoadedModel, build_model
+from coinfer.report.results import write_raw
+
+from .cells import OUT, Study, job_of, measure, show
+from .curves import measure_curves
 
 UNITS_FOLDER = Path("zoo/units")
 CHECKPOINTS = Path("out/units")
@@ -72,6 +82,16 @@ UNITS = {
         light_share=LIGHT_SHARE,
     ),
 }  # fmt: skip
+
+
+# The units that the pages of results are made with.
+FINISHED = ("last", "late", "middle", "light")
+STUDY = Study(
+    "resnet56-units",
+    tuple((rate, slowdown) for slowdown in (60.0, 100.0, 170.0, 300.0) for rate in (100e3, 300e3, 1e6)),
+    Path("docs/results/raw/bottleneck"),
+)
+RAW = STUDY.raw
 
 
 def path_of(name: str) -> Path:
@@ -120,11 +140,52 @@ def taught(graph: Graph, source: Source, model: LoadedModel) -> Teacher:
     return Teacher(images, model.preprocess, VIEWS, load_file(kept)["logits"])
 
 
-def rates(name: str) -> None:
+def show_rates(name: str) -> None:
     """What a finished unit sends and keeps."""
     model, graph = network()
     unit = load_unit(path_of(name), graph, network=weights_digest(model.module))
     _show(unit.divided, load_source("cifar10"), model)
+
+
+def prior() -> None:
+    """Bytes by each unit's own prior and top-1, in torch, on the test images; top-1 with nothing but 8 bits lost."""
+    model, graph = network()
+    images = load_source("cifar10").images("test")
+    lines: list[dict[str, object]] = []
+    for name in FINISHED:
+        _say(f"prior of {name}")
+        unit = load_unit(path_of(name), graph, network=weights_digest(model.module))
+        spec = unit.divided.unit.spec
+        for point in rates_of(unit.divided, images, model.preprocess):
+            lines.append({"unit": name, "variant": f"resnet56.{spec.name}", "cut": unit.cut.name, **point._asdict()})
+    write_raw(RAW / "prior.jsonl.gz", lines)
+    write_raw(RAW / "exactness.jsonl.gz", list(_exactness(graph, images, model)))
+
+
+def _exactness(graph: Graph, images: Images, model: LoadedModel) -> Iterator[dict[str, object]]:
+    """A unit of full width and 8 bits, begun and not trained, at each cut that has a trained one."""
+    for cut_name in dict.fromkeys(order.cut for order in UNITS.values()):
+        cut = graph.cut(cut_name)
+        divided = insert_unit(graph, cut, UnitSpec(width=cut.specs[0].shape[0], bits=8))
+        right = {"network": 0, "unit": 0}
+        for first in range(0, len(images), 250):
+            inputs = as_inputs(images.pixels[first : first + 250], model.preprocess)
+            with torch.no_grad():
+                features = features_of(divided.head(inputs))
+                if not first:
+                    divided.unit.start_from(features)
+                restored, _ = divided.unit(features)
+                for key, given in (("network", features), ("unit", restored)):
+                    answers = divided.tail(given).argmax(1).numpy()
+                    right[key] += int((answers == images.labels[first : first + 250]).sum())
+        _say(f"exactness {cut_name}: {right}")
+        yield {"cut": cut_name, "n": len(images), **{key: 100 * value / len(images) for key, value in right.items()}}
+
+
+def cells() -> None:
+    """Build with units among the candidates, then measure the cells."""
+    build(job_of(STUDY.name), OUT / STUDY.name, progress=show)
+    measure(STUDY)
 
 
 class Log:
@@ -158,11 +219,19 @@ def _say(text: str) -> None:
 
 def main(words: list[str]) -> None:
     """Run one step."""
-    steps = {"train": train, "rates": rates}
-    if len(words) < 2 or words[0] not in steps or not set(words[1:]) <= set(UNITS):
-        raise SystemExit(f"usage: python -m bench.bottleneck train|rates {'|'.join(UNITS)}...")
+    named: dict[str, Callable[[str], None]] = {"train": train, "show": show_rates}
+    plain: dict[str, Callable[[], None]] = {
+        "prior": prior,
+        "curves": lambda: measure_curves("resnet56-rates", RAW),
+        "cells": cells,
+    }
+    if len(words) == 1 and words[0] in plain:
+        plain[words[0]]()
+        return
+    if len(words) < 2 or words[0] not in named or not set(words[1:]) <= set(UNITS):
+        raise SystemExit(f"usage: python -m bench.bottleneck {'|'.join(plain)}, or train|show {'|'.join(UNITS)}...")
     for name in words[1:]:
-        steps[words[0]](name)
+        named[words[0]](name)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ fp32, on one core, side by side; the codec is the range coder on per-channel tab
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def measure() -> None:
                 codec = make_codec(spec, (crossing,), tables)
                 given = head.run([pixels[:1]])
                 payload = codec.encode(given)
-                calls = {
+                calls: dict[str, Callable[[], object]] = {
                     "whole": partial(whole.run, [pixels[:1]]),
                     "head": partial(head.run, [pixels[:1]]),
                     "encode": partial(codec.encode, given),

@@ -1,0 +1,269 @@
+"""docs/results/bottleneck.{md,json} and its pictures, from the raw logs alone.
+
+python -m bench.bottleneck_results      (what `make results` runs)
+"""
+
+from __future__ import annotations
+
+import math
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from coinfer.files import write_atomically
+from coinfer.lab.summary import Summary
+from coinfer.plan import Candidate
+from coinfer.profile import Conditions, Link, Slowdown
+from coinfer.report.plots import RateCurve, plot_rates
+from coinfer.report.results import Results, Row, read_raw, results_markdown, write_results
+from coinfer.report.table import TextTable, markdown
+from coinfer.search.goal import Goal
+from coinfer.search.menu import RegimeMap, regime_map
+
+from . import butterfly_results
+from .bottleneck import FINISHED, UNITS
+from .tables import DOCS, Measured, cell_name, int8_ratio_of, map_of, measured_commit, net_rows, section, spread
+
+RAW = Path("docs/results/raw/bottleneck")
+NET = Measured("resnet56-units", "ResNet-56, CIFAR-10, with units among the candidates", RAW)
+CURVES = "resnet56-rates.curves.jsonl.gz"
+# The grid that the issue names: 30 kbit/s to 30 Mbit/s, slowdown 3 to 300.
+GRID_RATES = tuple(float(f"{rate:.3g}") for rate in np.geomspace(30e3, 30e6, 13))
+GRID_SLOWDOWNS = tuple(float(f"{slow:.3g}") for slow in np.geomspace(3, 300, 9))
+# A payload's bytes that are no code: version and coder, mark, CRC.
+FIXED_BYTES = 6
+# Asked for: bytes and points of loss of three units.
+ASKED = {"last": (16, 0.2), "middle": (128, 0.5), "light": (300, 1.0)}
+ROW_NAMES = {"last": "last", "middle": "middle", "light": "first"}
+
+
+def points(unit: str | None, curves: Sequence[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
+    """The lines of one unit (or of none) that have these values, from few bytes to many."""
+    variant = None if unit is None else _variant(unit)
+    lines = [
+        line
+        for line in curves
+        if (line["rate"] is not None and line["variant"] == variant if unit else line["rate"] is None)
+        and all(line[key] == value for key, value in wanted.items())
+    ]
+    return sorted(lines, key=lambda line: line["payload_bytes"])
+
+
+def _variant(unit: str) -> str:
+    return next(line["variant"] for line in read_raw(RAW / "prior.jsonl.gz") if line["unit"] == unit)
+
+
+def best_within(lines: Sequence[dict[str, Any]], loss: float) -> dict[str, Any]:
+    """The line of fewest bytes that loses at most so many points; else that of the least loss."""
+    fine = [line for line in lines if line["loss_points"] <= loss]
+    if fine:
+        return min(fine, key=lambda line: line["payload_bytes"])
+    return min(lines, key=lambda line: line["loss_points"])
+
+
+def unit_rows(curves: Sequence[dict[str, Any]]) -> Iterator[Row]:
+    """Bytes and loss of the three units that figures are asked of, and the light head's share of the compute."""
+    for unit in (unit for unit in ASKED if unit in FINISHED):
+        num_bytes, loss = ASKED[unit]
+        line = best_within(points(unit, curves), loss)
+        name, how = ROW_NAMES[unit], f"{line['label']}; asked: at most {num_bytes} B at {loss:g} points"
+        for key, value, unit_name in (
+            ("bytes", line["payload_bytes"], "B, whole payload"),
+            ("wire_bytes", line["wire_bytes"], "B"),
+            ("loss", line["loss_points"], "points of top-1"),
+        ):
+            row_name = f"{name}_{key}"
+            yield Row(name=row_name, value=value, unit=unit_name, how="measured", n=line["n"], against=how, raw=CURVES)
+
+
+def webp_row(curves: Sequence[dict[str, Any]]) -> Row:
+    """WebP's bytes over the light unit's, where both are equally accurate."""
+    line = best_within(points("light", curves), 1.0)
+    webp = [w for w in curves if w["kind"] == "upload" and str(w["coder"]).startswith("webp")]
+    needed = bytes_at([(w["accuracy"], w["payload_bytes"]) for w in webp], line["accuracy"])
+    return Row(
+        name="bytes_x_webp",
+        value=needed / line["payload_bytes"],
+        unit="ratio",
+        how="measured",
+        n=line["n"],
+        against=f"WebP at {line['accuracy']:.2f} % ({needed:.0f} B, between measured qualities) over {line['label']}",
+        raw=CURVES,
+    )
+
+
+def bytes_at(known: Sequence[tuple[float, float]], accuracy: float) -> float:
+    """Bytes that a codec needs for an accuracy, between its measured qualities (logarithm of bytes, straight)."""
+    frontier: list[tuple[float, float]] = []
+    for right, num_bytes in sorted(known, key=lambda point: point[1]):
+        if not frontier or right > frontier[-1][0]:
+            frontier.append((right, num_bytes))
+    rights, sizes = zip(*frontier, strict=True)
+    return float(np.exp(np.interp(accuracy, rights, np.log(sizes))))
+
+
+def prior_rows(curves: Sequence[dict[str, Any]]) -> Iterator[Row]:
+    """Bytes on the wire's end against what training expected of the same test images, at each rate in fp32."""
+    errors = []
+    for line in read_raw(RAW / "prior.jsonl.gz"):
+        sent = [c for c in curves if c["variant"] == line["variant"] and c["rate"] == line["rate"]]
+        sent = [c for c in sent if c["precision"] == "fp32"]
+        if not sent:
+            continue
+        # Codes have whole bytes: on average half a byte more than their bits.
+        expected = line["num_bytes"] + FIXED_BYTES
+        errors.append((abs(sent[0]["payload_bytes"] / expected - 1), sent[0]["label"], line["num_bytes"]))
+    long = [error for error in errors if error[2] >= 25]
+    for name, mine in (("trained_bytes_error", long), ("trained_bytes_error_any", errors)):
+        if mine:
+            worst = max(mine)
+            yield Row(
+                name=name,
+                value=worst[0],
+                unit="ratio - 1",
+                how="measured",
+                n=len(mine),
+                against=f"the prior's bytes and {FIXED_BYTES} B; worst: {worst[1]}, {worst[2]:.1f} B",
+                spread=spread([error[0] for error in mine]),
+                raw=CURVES,
+            )
+
+
+def exactness_rows() -> Iterator[Row]:
+    """What a unit of full width and 8 bits changes of the top-1."""
+    for line in read_raw(RAW / "exactness.jsonl.gz"):
+        yield Row(
+            name=f"identity_change@{line['cut']}",
+            value=line["network"] - line["unit"],
+            unit="points of top-1",
+            how="measured",
+            n=line["n"],
+            against="the unmodified network; a unit of full width and 8 bits, not trained",
+            raw="exactness.jsonl.gz",
+        )
+
+
+def split_rows(regimes: RegimeMap, summary: Summary) -> Iterator[Row]:
+    """Where a split is best on the grid, and by how much over the best of device and upload."""
+    cells = [cell for line in regimes.cells for cell in line]
+    won = [cell.ratio for cell in cells if cell.kind == "split" and cell.ratio is not None]
+    grid = "30 kbit/s to 30 Mbit/s x slowdown 3 to 300, one-way delay 5 ms"
+    rows = [("split_share", len(won) / len(cells), "share of the cells")]
+    if won:
+        rows += [
+            ("split_speedup_geomean", math.exp(float(np.mean(np.log(won)))), "ratio"),
+            ("split_speedup_max", max(won), "ratio"),
+        ]
+    for name, value, unit in rows:
+        yield Row(
+            name=name,
+            value=value,
+            unit=unit,
+            how="estimated",
+            n=len(cells),
+            against=f"the best plan of another kind; {grid}",
+            raw=f"{NET.name}.candidates.jsonl.gz",
+        )
+    for cell in (c for c in summary.cells if c.chosen.kind == "split" and c.speedup is not None):
+        yield Row(
+            name=f"split_speedup_measured@{cell_name(NET.name, cell)}",
+            value=cell.speedup or 0.0,
+            unit="ratio",
+            how="measured",
+            n=cell.chosen.latency_s.n,
+            against="the best plan of another kind",
+            raw=NET.log.name,
+        )
+
+
+def grid_map(summary: Summary) -> RegimeMap:
+    """The regime map on the grid of the rows."""
+    candidates = [msgspec.convert(line, Candidate) for line in NET.lines("candidates")]
+    exchange_s = min(row.seconds.p50 for row in summary.overheads)
+    base = Conditions(link=Link(rate_bps=1e6, delay_s=0.005), device=Slowdown(), exchange_s=exchange_s)
+    goal = Goal(max_loss_points=summary.header.max_loss_points)
+    return regime_map(candidates, GRID_RATES, GRID_SLOWDOWNS, goal, int8_ratio=int8_ratio_of(NET), base=base)
+
+
+def curve_section(curves: Sequence[dict[str, Any]]) -> list[str]:
+    """The picture of all curves, and a table for each cut."""
+    drawn = [
+        RateCurve(name="WebP", points=_xy([c for c in curves if c["kind"] == "upload" and c["coder"][:4] == "webp"])),
+        RateCurve(name="JPEG", points=_xy([c for c in curves if c["coder"] == "jpeg-bare" and c["kind"] == "upload"])),
+    ]
+    text: list[str] = []
+    cuts = dict.fromkeys(UNITS[unit].cut for unit in FINISHED)
+    for cut in cuts:
+        plain = [c for c in curves if c["cut"] == cut and c["rate"] is None]
+        drawn.append(RateCurve(name=f"plain at {cut}", points=_xy(plain), is_plain=True))
+    for unit in FINISHED:
+        for precision in ("fp32", "int8"):
+            lines = points(unit, curves, precision=precision)
+            if lines and precision == "fp32":
+                drawn.append(RateCurve(name=f"unit: {unit}", points=_xy(lines)))
+    reference = next(c["accuracy"] for c in curves if c["kind"] == "device")
+    count = curves[0]["n"]
+    title = "ResNet-56, CIFAR-10: bytes and accuracy over the link"
+    plot_rates(DOCS / "bottleneck-rates.png", drawn, title=title, reference=reference, note=f"{count} test images")
+    text += [f"![{title}](bottleneck-rates.png)", ""]
+    uploads = [c for c in curves if c["kind"] == "upload"]
+    text += [markdown(_curve_table("Picture codecs", uploads)), ""]
+    for cut in cuts:
+        here = [c for c in curves if c["cut"] == cut]
+        text += [markdown(_curve_table(f"At {cut}: units, then plain quantised features", here)), ""]
+    return ["## Bytes and accuracy", "", *text]
+
+
+def _xy(lines: Iterable[dict[str, Any]]) -> tuple[tuple[float, float], ...]:
+    return tuple(sorted((line["payload_bytes"], line["accuracy"]) for line in lines))
+
+
+def _curve_table(title: str, lines: Sequence[dict[str, Any]]) -> TextTable:
+    ordered = sorted(lines, key=lambda c: (c["rate"] is None, c["variant"], c["precision"], c["payload_bytes"]))
+    return TextTable(
+        columns=("plan", "payload B", "p95", "wire B", "top-1 %", "loss, points"),
+        rows=tuple(
+            (
+                line["label"],
+                f"{line['payload_bytes']:.1f}",
+                f"{line['payload_bytes_p95']:.0f}",
+                f"{line['wire_bytes']:.0f}",
+                f"{line['accuracy']:.2f} ± {line['accuracy_ci']:.2f}",
+                f"{line['loss_points']:.2f} ± {line['loss_ci_points']:.2f}",
+            )
+            for line in ordered
+        ),
+        title=title,
+    )
+
+
+def main() -> None:
+    """Everything that the raw logs allow."""
+    summary = NET.summary()
+    curves = read_raw(RAW / CURVES)
+    regimes = map_of(NET, summary)
+    rows = [*unit_rows(curves), webp_row(curves), *prior_rows(curves), *exactness_rows()]
+    rows += [*butterfly_results.rows(), *split_rows(grid_map(summary), summary), *net_rows(NET, summary)]
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    machine = summary.header.machine
+    results = Results(
+        commit=measured_commit(commit, RAW, [NET.name]),
+        date=summary.header.date,
+        machine=f"{machine.processor}, {machine.cores} cores, {machine.system}",
+        command="make bench-bottleneck",
+        rows=tuple(msgspec.structs.replace(row, raw=f"{RAW.name}/{row.raw}") for row in rows),
+    )
+    write_results(DOCS / "bottleneck.json", results)
+    head = (Path(__file__).parent / "bottleneck.head.md").read_text()
+    page = [head, "## Rows", "", results_markdown(results), "", *curve_section(curves)]
+    page += [*section(NET, summary, regimes), *butterfly_results.text()]
+    write_atomically(DOCS / "bottleneck.md", ("\n".join(page).rstrip() + "\n").encode())
+    print(f"{len(rows)} rows written to {DOCS / 'bottleneck.json'}")
+
+
+if __name__ == "__main__":
+    main()
