@@ -42,9 +42,22 @@ from .curves import measure_curves
 
 UNITS_FOLDER = Path("zoo/units")
 CHECKPOINTS = Path("out/units")
-WEIGHTS = Path("../shared/data/weights/cifar10_resnet56.safetensors")
 LIGHT_SHARE = 0.1
-VIEWS = Views(is_mirrored=True, mixes=1)
+
+
+class Trainee(NamedTuple):
+    """A network that gets units: its weights, its data, and the views of them that suit it."""
+
+    name: str
+    weights: Path
+    source: str
+    views: Views
+
+
+RESNET56 = Trainee("resnet56", Path("../shared/data/weights/cifar10_resnet56.safetensors"), "cifar10", Views(mixes=1))
+SCENES = Trainee(
+    "scene-resnet", Path("zoo/scene_resnet.safetensors"), "scene-digits", Views(is_mirrored=False, mixes=1)
+)
 
 
 class Order(NamedTuple):
@@ -54,8 +67,10 @@ class Order(NamedTuple):
     spec: UnitSpec
     recipe: UnitRecipe
     light_share: float = 0.0
+    trainee: Trainee = RESNET56
 
 
+GAINS = (1.0, 1.6, 2.6, 4.2)
 UNITS = {
     "last": Order(
         "layer3.8#0",
@@ -64,22 +79,40 @@ UNITS = {
     ),
     "late": Order(
         "layer3.3#0",
-        UnitSpec(width=32, stride=2, bits=5, gains=(1.0, 1.6, 2.6, 4.2), refine=1, is_rectified=True),
-        UnitRecipe(alone=6, together=6, prices=(0.05, 0.15, 0.5, 1.5)),
+        UnitSpec(width=48, stride=4, bits=5, gains=GAINS, refine=1, is_rectified=True),
+        UnitRecipe(alone=4, together=4, whole=3, prices=(0.05, 0.15, 0.5, 1.5), together_lr=1e-3),
     ),
     "middle": Order(
         "layer2.8#0",
-        UnitSpec(width=32, stride=4, bits=5, gains=(1.0, 1.6, 2.6, 4.2), refine=2, is_rectified=True),
-        UnitRecipe(alone=5, together=10, prices=(0.05, 0.15, 0.5, 1.5), together_lr=1e-3),
+        UnitSpec(width=48, stride=4, bits=5, gains=GAINS, refine=1, is_rectified=True),
+        UnitRecipe(alone=4, together=4, whole=4, prices=(0.05, 0.15, 0.5, 1.5), together_lr=1e-3),
     ),
     "light": Order(
         "layer2.8#0",
-        UnitSpec(width=16, stride=2, bits=5, gains=(1.0, 1.6, 2.6, 4.2), refine=2, is_rectified=True),
+        UnitSpec(width=16, stride=2, bits=5, gains=GAINS, refine=2, is_rectified=True),
         UnitRecipe(
             alone=4, together=50, prices=(0.05, 0.2, 0.6, 1.8), together_lr=2e-3,
             temperature=4.0, weight_decay=0.05,
         ),
         light_share=LIGHT_SHARE,
+    ),
+    "scenes-early": Order(
+        "layer1.1#0",
+        UnitSpec(width=24, stride=4, bits=5, gains=GAINS, refine=1, is_rectified=True),
+        UnitRecipe(alone=6, together=30, prices=(0.03, 0.1, 0.3, 1.0), together_lr=1e-3),
+        trainee=SCENES,
+    ),
+    "scenes-middle": Order(
+        "layer2.1#0",
+        UnitSpec(width=24, stride=4, bits=5, gains=GAINS, refine=1, is_rectified=True),
+        UnitRecipe(alone=6, together=30, prices=(0.03, 0.1, 0.3, 1.0), together_lr=1e-3),
+        trainee=SCENES,
+    ),
+    "scenes-late": Order(
+        "layer3.1#0",
+        UnitSpec(width=16, stride=8, bits=5, gains=GAINS, is_rectified=True),
+        UnitRecipe(alone=6, together=30, prices=(0.05, 0.15, 0.5, 1.5), together_lr=1e-3),
+        trainee=SCENES,
     ),
 }  # fmt: skip
 
@@ -96,31 +129,32 @@ RAW = STUDY.raw
 
 def path_of(name: str) -> Path:
     """Where a finished unit lies."""
-    return UNITS_FOLDER / f"resnet56.{name}.safetensors"
+    network = UNITS[name].trainee.name.replace("-", "_")
+    return UNITS_FOLDER / f"{network}.{name.split('-')[-1]}.safetensors"
 
 
-def network() -> tuple[LoadedModel, Graph]:
-    """The given ResNet-56, captured."""
-    model = build_model("resnet56", weights=WEIGHTS)
-    return model, capture(model.module, torch.zeros(2, 3, 32, 32))
+def network(trainee: Trainee = RESNET56) -> tuple[LoadedModel, Graph]:
+    """The network with its weights, captured."""
+    model = build_model(trainee.name, weights=trainee.weights)
+    assert model.input_shape is not None
+    return model, capture(model.module, torch.zeros(2, *model.input_shape))
 
 
 def train(name: str) -> None:
     """Train one unit and keep it."""
     order = UNITS[name]
-    model, graph = network()
-    source = load_source("cifar10")
+    model, graph = network(order.trainee)
+    source = load_source(order.trainee.source)
     cut, spec = graph.cut(order.cut), order.spec
     if order.light_share:
         code = (cut.specs[0].shape[1] // spec.stride, cut.specs[0].shape[2] // spec.stride)
-        width = width_for((3, 32, 32), code, order.light_share * graph.num_macs)
-        share = num_macs((3, 32, 32), code, width) / graph.num_macs
+        picture = graph.inputs[0].shape
+        width = width_for(picture, code, order.light_share * graph.num_macs)
+        share = num_macs(picture, code, width) / graph.num_macs
         print(f"light head of width {width}: {100 * share:.2f} % of the network's multiply-accumulates", flush=True)
         spec = msgspec.structs.replace(spec, head_width=width)
-    teacher = taught(graph, source, model)
-    training = UnitTraining(
-        graph, cut, spec, teacher, order.recipe, checkpoints=CHECKPOINTS / name, progress=Log()
-    )
+    teacher = taught(order.trainee, graph, source, model)
+    training = UnitTraining(graph, cut, spec, teacher, order.recipe, checkpoints=CHECKPOINTS / name, progress=Log())
     training.alone()
     _show(training.divided, source, model)
     training.together()
@@ -130,21 +164,23 @@ def train(name: str) -> None:
     _show(training.divided, source, model)
 
 
-def taught(graph: Graph, source: Source, model: LoadedModel) -> Teacher:
-    """The network's own answers to the training pictures and their mirrors: minutes, so they are kept."""
-    images, kept = source.images("train"), CHECKPOINTS / f"answers.{VIEWS.num_views}.safetensors"
+def taught(trainee: Trainee, graph: Graph, source: Source, model: LoadedModel) -> Teacher:
+    """The network's own answers to all views of the training pictures: minutes, so they are kept."""
+    images, views = source.images("train"), trainee.views
+    kept = CHECKPOINTS / f"{trainee.name}.answers.{views.num_views}.safetensors"
     if not kept.is_file():
-        _say(f"the network's own answers to {len(images)} pictures")
-        teacher = teacher_of(graph, images, model.preprocess, VIEWS)
+        _say(f"the network's own answers to {views.num_views} views of {len(images)} pictures")
+        teacher = teacher_of(graph, images, model.preprocess, views)
         save_tensors({"logits": teacher.logits}, kept)
-    return Teacher(images, model.preprocess, VIEWS, load_file(kept)["logits"])
+    return Teacher(images, model.preprocess, views, load_file(kept)["logits"])
 
 
 def show_rates(name: str) -> None:
     """What a finished unit sends and keeps."""
-    model, graph = network()
+    trainee = UNITS[name].trainee
+    model, graph = network(trainee)
     unit = load_unit(path_of(name), graph, network=weights_digest(model.module))
-    _show(unit.divided, load_source("cifar10"), model)
+    _show(unit.divided, load_source(trainee.source), model)
 
 
 def prior() -> None:
@@ -164,7 +200,7 @@ def prior() -> None:
 
 def _exactness(graph: Graph, images: Images, model: LoadedModel) -> Iterator[dict[str, object]]:
     """A unit of full width and 8 bits, begun and not trained, at each cut that has a trained one."""
-    for cut_name in dict.fromkeys(order.cut for order in UNITS.values()):
+    for cut_name in dict.fromkeys(UNITS[name].cut for name in FINISHED):
         cut = graph.cut(cut_name)
         divided = insert_unit(graph, cut, UnitSpec(width=cut.specs[0].shape[0], bits=8))
         right = {"network": 0, "unit": 0}

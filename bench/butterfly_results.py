@@ -133,8 +133,8 @@ def _measured(blocks: list[dict[str, Any]], whole: dict[str, Any]) -> list[str]:
     alone_s = whole["whole_s"] * EDGE_TIMES
     table.append(("device alone", "0", "0", f"{1e3 * alone_s:.0f}", "", "", "", *[f"{1e3 * alone_s:.0f}"] * 3))
     title = (
-        f"(b) As measured here: fp32 segments and codecs on one core, the device {EDGE_TIMES:g} times slower, the link by "
-        "its bytes at the radio's rate (1.1, 5.85, 18.88 Mbit/s)"
+        f"(b) As measured here: fp32 segments and codecs on one core, the device {EDGE_TIMES:g} times slower, the link "
+        "by its bytes at the radio's rate (1.1, 5.85, 18.88 Mbit/s)"
     )
     return [markdown(TextTable(columns=columns, rows=tuple(table), title=title)), ""]
 

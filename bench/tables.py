@@ -13,7 +13,7 @@ import numpy as np
 
 from coinfer.lab.record import CellLine, read_log
 from coinfer.lab.summary import CellRow, Summary, summarise
-from coinfer.plan import Candidate, Kind
+from coinfer.plan import Candidate
 from coinfer.profile import Conditions, Link, Slowdown
 from coinfer.report.plots import Curve, plot_accuracy, plot_latency, plot_regimes
 from coinfer.report.results import Row, read_raw
@@ -21,12 +21,12 @@ from coinfer.report.table import BenchCell, TextTable, bench_table, markdown, re
 from coinfer.search.estimate import estimate
 from coinfer.search.goal import Goal
 from coinfer.search.menu import RegimeMap, regime_map
+from coinfer.search.solve import WAYS
 from coinfer.units import format_rate
 
 DOCS = Path("docs/results")
 MAP_RATES = tuple(float(f"{r:.3g}") for r in np.geomspace(1e4, 1e9, 26))
 MAP_SLOWDOWNS = tuple(float(f"{s:.3g}") for s in np.geomspace(1, 300, 14))
-KINDS: tuple[Kind, ...] = ("device", "upload", "split")
 
 
 class Measured(NamedTuple):
@@ -259,10 +259,11 @@ def pictures(net: Measured, summary: Summary, regimes: RegimeMap) -> list[str]:
         if len(cells) < 3:
             continue
         curves = []
-        for role in (*KINDS, "chosen"):
+        for role in (*WAYS, "chosen"):
             points = [(c.rate_bps, _latency_of(c, role)) for c in cells if role == "chosen" or role in c.ratios]
-            rates, latencies = zip(*points, strict=True)
-            curves.append(Curve(role=role, rates_bps=rates, latencies_s=latencies))
+            if points:
+                rates, latencies = zip(*points, strict=True)
+                curves.append(Curve(role=role, rates_bps=rates, latencies_s=latencies))
         title = f"{net.title}: latency over rate, device slowed {slowdown:g}x"
         path = DOCS / f"latency-{net.name}-{slowdown:g}x.png"
         plot_latency(path, curves, title=title, note=f"measured medians; {note}")

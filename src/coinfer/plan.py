@@ -24,6 +24,8 @@ import msgspec
 from .errors import PlanError
 
 Kind = Literal["device", "upload", "split"]
+# What stands beside the chosen plan in a table: each kind, splits with a trained unit apart from plain ones.
+Way = Literal["device", "upload", "split", "unit"]
 Precision = Literal["fp32", "int8"]
 Transform = Literal["float32", "float16", "uniform", "picture", "image"]
 Coder = Literal["none", "zstd", "range", "rans", "png", "webp-lossless", "webp", "jpeg", "jpeg-bare"]
@@ -150,6 +152,12 @@ class Plan(Value, frozen=True, kw_only=True):
             raise PlanError(
                 f"a {self.kind} plan has (head, tail, cut, codec) = {needs}, got {has} (plan {self.number})"
             )
+
+    @property
+    def way(self) -> Way:
+        """The kind, or "unit": a split whose codec has the learned grid of a unit."""
+        has_unit = self.codec is not None and isinstance(self.codec.rate, int)
+        return "unit" if has_unit else self.kind
 
     @property
     def label(self) -> str:

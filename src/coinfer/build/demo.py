@@ -9,9 +9,10 @@ from ..compress.recipes import train_scene_resnet
 from ..compress.train import Step
 from ..data import default_data_dir
 from ..errors import WeightsError
-from .job import BuildJob, DataJob, DeviceJob, Job, ModelJob
+from .job import BottleneckJob, BuildJob, DataJob, DeviceJob, Job, ModelJob
 from .make import Exchange, build
 from .progress import Progress, quiet
+from .workshop import safe_name
 
 ZOO = Path(__file__).resolve().parents[3] / "zoo"
 CIFAR_WEIGHTS = "weights/cifar10_resnet20.safetensors"
@@ -54,11 +55,14 @@ def demo(
             progress(f"training, {phase}", step.step, step.steps, f"loss {step.loss:.2f}")
 
         train_scene_resnet(weights, progress=tell)
+    # Units fit the weights that they were trained for.
+    units = () if retrain else tuple(str(file) for file in sorted((ZOO / "units").glob(f"{safe_name(source)}.*")))
     job = Job(
         model=ModelJob(source=source, weights=str(weights)),
         data=DataJob(source=data),
         device=DeviceJob(slowdown=SLOWDOWN),
         build=EFFORT,
+        bottleneck=BottleneckJob(units=units),
     )
     return build(job, out, progress=progress, data_dir=data_dir, exchange=exchange)
 

@@ -150,15 +150,16 @@ def table_of(summary: Summary, *, is_agreement: bool = False) -> TextTable:
 def draw(path: Path, summary: Summary) -> None:
     """Measured latency against rate: the chosen plan, and the best of each kind."""
     from ..report import plots
+    from ..search.solve import WAYS
 
     cells = sorted(summary.cells, key=lambda cell: cell.rate_bps)
     curves = []
-    for kind in ("device", "upload", "split"):
-        having = [cell for cell in cells if kind in cell.ratios]
+    for way in WAYS:
+        having = [cell for cell in cells if way in cell.ratios]
         if having:
             rates_bps = tuple(cell.rate_bps for cell in having)
-            latencies_s = tuple(cell.ratios[kind] * cell.chosen.latency_s.p50 for cell in having)
-            curves.append(plots.Curve(role=kind, rates_bps=rates_bps, latencies_s=latencies_s))
+            latencies_s = tuple(cell.ratios[way] * cell.chosen.latency_s.p50 for cell in having)
+            curves.append(plots.Curve(role=way, rates_bps=rates_bps, latencies_s=latencies_s))
     curves.append(_chosen(cells))
     header = summary.header
     plots.plot_latency(

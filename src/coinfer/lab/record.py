@@ -22,7 +22,7 @@ import msgspec
 
 from ..errors import DataError
 from ..files import write_atomically
-from ..plan import Kind, Precision, Value
+from ..plan import Kind, Precision, Value, Way
 from ..profile import Link, Machine, Slowdown
 from .worker import Ready, Request
 from .yardstick import LoopTimes
@@ -97,7 +97,7 @@ class CellLine(Value, frozen=True, kw_only=True, tag="cell", tag_field="line"):
     device: str
     exchange_s: float
     chosen: int
-    baselines: dict[Kind, int]
+    baselines: dict[Way, int]
     estimates: tuple[EstimateLine, ...]
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from ..errors import DataError
-from ..plan import Kind, Value
+from ..plan import Kind, Value, Way
 from ..search.goal import LOSS_TOLERANCE
 from .record import CalibrationLine, CellLine, EstimateLine, Header, Line, MemoryLine, MenuPlan, RequestLine
 from .worker import Request
@@ -84,7 +84,7 @@ class StreamRow(Value, frozen=True, kw_only=True):
 class CellRow(Value, frozen=True, kw_only=True):
     """One cell: the chosen plan and how it compares.
 
-    `baselines` maps a kind to its baseline's plan, `ratios` to that baseline's median over the chosen plan's.
+    `baselines` maps a way to its baseline's plan, `ratios` to that baseline's median over the chosen plan's.
     `best` is the plan with the least median that keeps the accuracy limit, `regret` the chosen plan over it.
     `speedup` is the least ratio of the other kinds' baselines: what choosing this kind brings.
     `device_rss_bytes` is the device process's resident memory after the cell, None where the log has it not.
@@ -97,8 +97,8 @@ class CellRow(Value, frozen=True, kw_only=True):
     load: float
     device: str
     chosen: PlanRow
-    baselines: dict[Kind, int]
-    ratios: dict[Kind, float]
+    baselines: dict[Way, int]
+    ratios: dict[Way, float]
     best: int
     regret: float
     was_measured_again: bool
@@ -278,8 +278,8 @@ def _cell_row(
     by_number = {row.plan: row for row in plans}
     chosen = by_number[cell.chosen]
     ratios = {
-        kind: by_number[number].latency_s.p50 / chosen.latency_s.p50
-        for kind, number in cell.baselines.items()
+        way: by_number[number].latency_s.p50 / chosen.latency_s.p50
+        for way, number in cell.baselines.items()
         if number in by_number
     }
     allowed = [row for row in plans if row.plan == cell.chosen or _keeps(row.loss_points, max_loss_points)]
@@ -291,7 +291,7 @@ def _cell_row(
         medians = {number: statistics.median(latencies) for number, latencies in finals.items()}
         winner = min(medians, key=lambda number: medians[number])
         best, regret = by_number[winner], medians[cell.chosen] / medians[winner]
-    rivals = [ratio for kind, ratio in ratios.items() if kind != chosen.kind]
+    rivals = [ratio for way, ratio in ratios.items() if by_number[cell.baselines[way]].kind != chosen.kind]
     return CellRow(
         cell=cell.cell,
         rate_bps=cell.link.rate_bps,

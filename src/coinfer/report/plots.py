@@ -27,18 +27,19 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..files import write_atomically
-from ..plan import Candidate, Kind, Value
+from ..plan import Candidate, Kind, Value, Way
 from ..search.menu import Cell, RegimeMap
 from ..units import format_bytes, format_duration, format_rate
 from .table import ratio_text
 
-ROLE_COLOURS = {"chosen": "#000000", "device": "#0072B2", "upload": "#E69F00", "split": "#009E73"}
-ROLE_MARKERS = {"chosen": "o", "device": "s", "upload": "^", "split": "D"}
+ROLE_COLOURS = {"chosen": "#000000", "device": "#0072B2", "upload": "#E69F00", "split": "#009E73", "unit": "#D55E00"}
+ROLE_MARKERS = {"chosen": "o", "device": "s", "upload": "^", "split": "D", "unit": "P"}
 ROLE_NAMES = {
     "chosen": "chosen plan",
     "device": "best on the device alone",
     "upload": "best image upload",
-    "split": "best split",
+    "split": "best plain split",
+    "unit": "best split with a unit",
 }
 _GREY = "#666666"
 _EMPTY = "#eeeeee"
@@ -51,7 +52,7 @@ Floats = NDArray[np.float64]
 class Curve(Value, frozen=True, kw_only=True):
     """Latency over rate of one line of a plot.
 
-    `role` is "chosen" or a kind of plan and gives the line its colour. A measured curve has markers, and
+    `role` is "chosen" or a way of running and gives the line its colour. A measured curve has markers, and
     bars from `low_s` to `high_s` (say the 5th and 95th percentile) where given; an estimated one is dashed.
     """
 
@@ -268,7 +269,7 @@ def plot_accuracy(
     reference: float | None = None,
     is_agreement: bool = False,
 ) -> None:
-    """Draw accuracy over payload bytes (log): every measured candidate that sends, and each kind's frontier.
+    """Draw accuracy over payload bytes (log): every measured candidate that sends, and each way's frontier.
 
     Device-only plans send nothing: their best is a line across, as is `reference`, the accuracy of the
     unmodified network in percent.
@@ -280,11 +281,11 @@ def plot_accuracy(
     if not known:
         raise DataError("an accuracy plot needs a candidate with a measured accuracy, got none")
     figure, axes = _figure(8.6, 4.8, title, note)
-    kinds: tuple[Kind, ...] = ("upload", "split")
-    for kind in kinds:
-        points = [(c.evidence.payload_bytes, (c.evidence.accuracy or 0.0)) for c in known if c.plan.kind == kind]
+    ways: tuple[Way, ...] = ("upload", "split", "unit")
+    for way in ways:
+        points = [(c.evidence.payload_bytes, (c.evidence.accuracy or 0.0)) for c in known if c.plan.way == way]
         if points:
-            _draw_frontier(axes, points, kind)
+            _draw_frontier(axes, points, way)
     best = max(((c.evidence.accuracy or 0.0) for c in known if c.plan.kind == "device"), default=None)
     if reference is not None:
         axes.axhline(reference, color=_GREY, linestyle="--", linewidth=1.2, label="unmodified network")
@@ -354,9 +355,9 @@ def plot_rates(
     _save(figure, path)
 
 
-def _draw_frontier(axes: Axes, points: Sequence[tuple[float, float]], kind: Kind) -> None:
+def _draw_frontier(axes: Axes, points: Sequence[tuple[float, float]], way: Way) -> None:
     """All points faint; those that none beats in both bytes and accuracy joined by steps."""
-    colour, marker = ROLE_COLOURS[kind], ROLE_MARKERS[kind]
+    colour, marker = ROLE_COLOURS[way], ROLE_MARKERS[way]
     x, y = np.array(points).T
     axes.plot(x, y, marker, color=colour, markersize=4, alpha=0.25, markeredgewidth=0)
     frontier: list[tuple[float, float]] = []
@@ -365,7 +366,7 @@ def _draw_frontier(axes: Axes, points: Sequence[tuple[float, float]], kind: Kind
             frontier.append(point)
     x, y = np.array(frontier).T
     axes.step(
-        x, y, where="post", color=colour, marker=marker, markersize=5.5, linewidth=1.8, label=f"{ROLE_NAMES[kind]}s"
+        x, y, where="post", color=colour, marker=marker, markersize=5.5, linewidth=1.8, label=ROLE_NAMES[way]
     )
 
 

@@ -12,12 +12,11 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from ..plan import Candidate, Kind, Value
+from ..plan import Candidate, Kind, Value, Way
 from ..search.menu import Cell, RegimeMap
-from ..search.solve import Ranking, RankingRow
+from ..search.solve import KINDS, WAYS, Ranking, RankingRow
 from ..units import format_bytes, format_duration, format_rate
 
-KINDS: tuple[Kind, ...] = ("device", "upload", "split")
 KIND_STYLES = {"device": "blue", "upload": "yellow", "split": "green"}
 
 
@@ -32,10 +31,10 @@ class TextTable(Value, frozen=True, kw_only=True):
 
 
 class BenchCell(Value, frozen=True, kw_only=True):
-    """The chosen plan at one rate and slowdown, measured, beside the three baselines.
+    """The chosen plan at one rate and slowdown, measured, beside the baselines.
 
     `latency_p50_s` and `latency_p95_s` were measured over `num_requests` requests, `estimated_s` is the
-    price of the same plan; `ratios` maps each kind to that baseline's median over the chosen plan's.
+    price of the same plan; `ratios` maps each way to that baseline's median over the chosen plan's.
     None where it was not measured.
     """
 
@@ -51,7 +50,7 @@ class BenchCell(Value, frozen=True, kw_only=True):
     num_requests: int
     accuracy: float | None = None
     throughput_hz: float | None = None
-    ratios: dict[Kind, float] = {}
+    ratios: dict[Way, float] = {}
 
 
 def rich_table(table: TextTable) -> RichTable:
@@ -174,15 +173,17 @@ def bench_table(
 ) -> TextTable:
     """Measured cells, one a row: the chosen plan and how much it gains over each baseline."""
     word = "agreement" if is_agreement else "accuracy"
+    ways = [way for way in WAYS if way != "unit" or any(way in cell.ratios for cell in cells)]
+    over = [f"over {way}" for way in ways]
     return TextTable(
         title=title,
         columns=(
             *("slowdown", "rate", "chosen plan", "p50", "p95", "estimated", "payload", "wire", word),
-            *("stream", "over device", "over upload", "over split", "n"),
+            *("stream", *over, "n"),
         ),
         right=(
             *("slowdown", "rate", "p50", "p95", "estimated", "payload", "wire", word, "stream"),
-            *("over device", "over upload", "over split", "n"),
+            *(*over, "n"),
         ),
         rows=tuple(
             (
@@ -196,7 +197,7 @@ def bench_table(
                 format_bytes(cell.wire_bytes),
                 "-" if cell.accuracy is None else f"{cell.accuracy:.2f} %",
                 "-" if cell.throughput_hz is None else f"{cell.throughput_hz:.3g}/s",
-                *(f"{cell.ratios[kind]:.2f}x" if kind in cell.ratios else "-" for kind in KINDS),
+                *(f"{cell.ratios[way]:.2f}x" if way in cell.ratios else "-" for way in ways),
                 str(cell.num_requests),
             )
             for cell in cells

@@ -23,8 +23,8 @@ class Table:
     """Many candidates as columns, in the order given.
 
     `loss_points`, `wire_bytes` (one request's uplink bytes, frames included; 0 for device plans) and
-    `numbers` are arrays of one row per candidate; `kinds` holds "device", "upload" or "split". A loss
-    that was not measured is NaN.
+    `numbers` are arrays of one row per candidate; `kinds` holds "device", "upload" or "split", `ways` the
+    same with "unit" for a split through a trained unit. A loss that was not measured is NaN.
     """
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
@@ -33,6 +33,7 @@ class Table:
             raise PlanError("a search needs at least one candidate, got none")
         self.work: Work = work_of(list(self.candidates))
         self.kinds = np.array([c.plan.kind for c in self.candidates])
+        self.ways = np.array([c.plan.way for c in self.candidates])
         self.numbers = np.array([c.plan.number for c in self.candidates], dtype=np.int64)
         losses = (c.evidence.loss_points for c in self.candidates)
         self.loss_points = np.array([np.nan if x is None else x for x in losses], dtype=np.float64)

@@ -18,7 +18,7 @@ from ..plan import Candidate, Kind, Value
 from ..profile import Conditions, Link, Slowdown
 from .estimate import Table, as_table
 from .goal import Goal
-from .solve import best_first, best_of_kinds, price_table, search
+from .solve import best_first, best_of_kinds, best_of_ways, price_table, search
 
 RATES_BPS: tuple[float, ...] = tuple(float(f"{rate:.3g}") for rate in np.geomspace(1e4, 1e9, 21))
 SLOWDOWNS: tuple[float, ...] = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300)
@@ -66,10 +66,10 @@ def menu(
     chosen: set[int] = set()
     for conditions in grid:
         priced = price_table(table, conditions, goal)
-        best = best_of_kinds(table, priced).values()
+        best = best_of_ways(table, priced).values()
         chosen.update(best_first(table, priced, best)[:1])
     for conditions in (*rivals, *also):
-        chosen.update(best_of_kinds(table, price_table(table, conditions, goal)).values())
+        chosen.update(best_of_ways(table, price_table(table, conditions, goal)).values())
     if not chosen:
         search(table, grid[0], goal)
     return tuple(sorted(chosen))

@@ -14,12 +14,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Infeasible, PlanError
-from ..plan import Candidate, Kind, Value
+from ..plan import Candidate, Kind, Value, Way
 from ..profile import Conditions
 from ..stages import price
 from ..units import format_bytes, format_duration
@@ -28,6 +29,7 @@ from .goal import Constraint, Goal, Objective, nearest_miss
 
 __all__ = [
     "KINDS",
+    "WAYS",
     "ConstraintCost",
     "Goal",
     "Priced",
@@ -36,11 +38,14 @@ __all__ = [
     "baselines",
     "best_first",
     "best_of_kinds",
+    "best_of_ways",
     "price_table",
     "search",
 ]
 
 KINDS: tuple[Kind, ...] = ("device", "upload", "split")
+WAYS: tuple[Way, ...] = (*KINDS, "unit")
+Name = TypeVar("Name", bound=str)
 
 
 class RankingRow(Value, frozen=True, kw_only=True):
@@ -191,27 +196,35 @@ def search(candidates: Sequence[Candidate] | Table, conditions: Conditions, goal
     return Ranking(table, conditions, goal, priced, order, len(feasible))
 
 
-def baselines(candidates: Sequence[Candidate] | Table, conditions: Conditions, goal: Goal) -> dict[Kind, int]:
-    """Index of the best feasible candidate of each kind; a kind without one is left out.
+def baselines(candidates: Sequence[Candidate] | Table, conditions: Conditions, goal: Goal) -> dict[Way, int]:
+    """Index of the best feasible candidate of each way; a way without one is left out.
 
     Raises:
         PlanError: as `search`.
     """
     table = as_table(candidates)
-    priced = price_table(table, conditions, goal)
-    return best_of_kinds(table, priced)
+    return best_of_ways(table, price_table(table, conditions, goal))
+
+
+def best_of_ways(table: Table, priced: Priced) -> dict[Way, int]:
+    """Index of the best feasible row of each way, for a table already priced."""
+    return _best_of(table, priced, table.ways, WAYS)
 
 
 def best_of_kinds(table: Table, priced: Priced) -> dict[Kind, int]:
     """Index of the best feasible row of each kind, for a table already priced."""
+    return _best_of(table, priced, table.kinds, KINDS)
+
+
+def _best_of(table: Table, priced: Priced, column: NDArray[np.str_], names: Iterable[Name]) -> dict[Name, int]:
     feasible = np.flatnonzero(_feasible(table, priced.constraints))
-    found: dict[Kind, int] = {}
-    for kind in KINDS:
-        rows = feasible[table.kinds[feasible] == kind]
+    found: dict[Name, int] = {}
+    for name in names:
+        rows = feasible[column[feasible] == name]
         if rows.size:
             # Only the ties need sorting.
             least = rows[priced.objective[rows] == priced.objective[rows].min()]
-            found[kind] = int(_sorted(table, priced, least)[0])
+            found[name] = int(_sorted(table, priced, least)[0])
     return found
 
 
