@@ -12,6 +12,7 @@ continuing it at a duty cycle.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -71,8 +72,10 @@ class SlowedDevice:
     """A pace (`runtime.pace.Pace`) that makes every call take its factor times as long.
 
     It stands for one slow core: calls of several threads take turns, for a stream must not compute two things at once
-    on a device that has one core.  A call within a call is slowed once, by its own factor.  A factor of 1 leaves
-    the machine as it is.  `slowdown` may be changed between calls.
+    on a device that has one core.  Calls within a call are slowed once, by their own factors, and run in one go: what
+    they lag behind is waited for at the end of the outermost.  (A pause between them would leave the core's caches to
+    others: after one an encoder takes four times as long, and all of it would be stretched.)  A factor of 1 leaves the
+    machine as it is.  `slowdown` may be changed between calls.
 
     `busy_s` is how long the slow core has been computing; it stays 0 where nothing is slowed.
     `counts` says what of a call is stretched: "wall" its duration; "cpu" what the calling thread computed, so that
@@ -119,49 +122,70 @@ class SlowedDevice:
         """
         if self._slowdown.fp32 == self._slowdown.int8 == 1:
             return call()
-        factor = self._slowdown.int8 if work == "int8" else self._slowdown.fp32
-        if not hasattr(self._inner, "is_running"):
+        if not hasattr(self._inner, "debts"):
+            self._inner.debts = None
             sharpen_sleep()
-        elif self._inner.is_running:
-            return self._stretched(work, factor, call)
+        if self._inner.debts is not None:
+            return self._computed(work, call)
         with self._turns:
-            self._inner.is_running = True
-            self._inner.seconds = self._inner.cpu = 0.0
+            self._inner.debts, self._inner.cpu, self._inner.wall = [], 0.0, 0.0
             begun_s = now_s()
+            # The core of a device that takes so long is computing all the while.  Ours is woken before the call, and
+            # the call's own time is shortened by that.
+            is_awake = now_s() - getattr(self._inner, "woken_s", -math.inf) < AWAKE_S
+            awake_s = 0.0 if is_awake else min(AWAKE_S, (self._factor(work) - 1) * LEAST_CALL_S)
+            wait_awake(now_s() + awake_s)
             try:
-                return self._stretched(work, factor, call, awake_s=min(AWAKE_S, (factor - 1) * LEAST_CALL_S))
+                result = self._computed(work, call)
+                end_s = now_s()
+                own_s: dict[Work, float] = {"fp32": 0.0, "int8": 0.0}
+                for kind, seconds in self._inner.debts:
+                    own_s[kind] += seconds
+                for kind, seconds in own_s.items():
+                    if seconds:
+                        self._look(kind, (self._factor(kind) - 1) * seconds)
+                wait_awake(end_s + self.lag_s - awake_s)
+                return result
             finally:
-                self._inner.is_running = False
+                self._inner.debts = None
                 self.busy_s += now_s() - begun_s
 
-    def _stretched(self, work: Work, factor: float, call: Callable[[], T], *, awake_s: float = 0.0) -> T:
-        """The call's result after `factor` times its own time; calls within it have been stretched already.
+    @property
+    def lag_s(self) -> float:
+        """Within a call: how much later than now the slow core would have come as far."""
+        debts: list[tuple[Work, float]] | None = getattr(self._inner, "debts", None)
+        return sum((self._factor(work) * self._speeds[work] - 1) * seconds for work, seconds in debts or ())
 
-        The core of a device that takes so long is computing all the while.  Ours is kept awake, and woken for
-        `awake_s` before the call, which the call's own time is shortened by.
+    def wake(self, warm_up: Callable[[], object]) -> None:
+        """Make the core as one that has never done other work: awake, its caches filled by `warm_up`.
+
+        A call of this thread right after it is not woken again.
         """
+        wait_awake(now_s() + AWAKE_S)
+        warm_up()
+        self._inner.woken_s = now_s()
+
+    def _factor(self, work: Work) -> float:
+        return self._slowdown.int8 if work == "int8" else self._slowdown.fp32
+
+    def _computed(self, work: Work, call: Callable[[], T]) -> T:
+        """The call's result; what it computed beside the calls within it is noted as work of its kind."""
         inner = self._inner
-        outside: tuple[float, float] = inner.seconds, inner.cpu
-        inner.seconds = inner.cpu = 0.0
-        if awake_s:
-            wait_awake(now_s() + awake_s)
+        outside: tuple[float, float] = inner.wall, inner.cpu
+        inner.wall = inner.cpu = 0.0
         start_s, start_cpu_s = now_s(), cpu_s()
         try:
             result = call()
-            end_s = now_s()
-            own_s = (cpu_s() - start_cpu_s - inner.cpu) if self._counts_cpu else (end_s - start_s - inner.seconds)
-            wait_awake(end_s + (factor * self._speed(work, (factor - 1) * own_s) - 1) * own_s - awake_s)
+            wall_s, computed_s = now_s() - start_s, cpu_s() - start_cpu_s
+            inner.debts.append((work, computed_s - inner.cpu if self._counts_cpu else wall_s - inner.wall))
         finally:
-            inner.seconds = outside[0] + now_s() - start_s
-            inner.cpu = outside[1] + cpu_s() - start_cpu_s
+            inner.wall, inner.cpu = outside[0] + now_s() - start_s, outside[1] + cpu_s() - start_cpu_s
         return result
 
-
-    def _speed(self, work: Work, spare_s: float) -> float:
-        """The core's speed for this work, as it is now where there is the time to look, else as it was last."""
+    def _look(self, work: Work, spare_s: float) -> None:
+        """Note the core's speed for this work, as it is now, where there is the time to look."""
         if self._yardstick is not None and spare_s > LOOK_S:
             self._speeds[work] = self._yardstick.speed(work)
-        return self._speeds[work]
 
 
 class CpuQuota:

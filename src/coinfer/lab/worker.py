@@ -18,6 +18,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +27,6 @@ import msgspec
 from ..errors import CoinferError, DataError
 from ..plan import Value
 from ..profile import Slowdown
-from .clock import AWAKE_S, now_s, wait_awake
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -156,17 +156,17 @@ def _obey(device: Device, pace: Any, pixels: NDArray[Any], line: bytes) -> None:
     before_s = pace.busy_s
     # Sessions are loaded before the clock runs; answers are written after it stopped.
     device.prepare(command.plan)
-    lines = list(_streamed(device, pixels, command) if command.mode == "stream" else _singly(device, pixels, command))
+    is_stream = command.mode == "stream"
+    lines = list(_streamed(device, pixels, command) if is_stream else _singly(device, pace, pixels, command))
     for request in lines:
         _write(request)
     _write(Done(rss_bytes=resident_bytes(), busy_s=pace.busy_s - before_s))
 
 
-def _singly(device: Device, pixels: NDArray[Any], command: Command) -> Iterator[Request]:
+def _singly(device: Device, pace: Any, pixels: NDArray[Any], command: Command) -> Iterator[Request]:
     for image in command.images:
         # As a device that has one plan, and not as one that has just run another: awake, and with warm caches.
-        wait_awake(now_s() + AWAKE_S)
-        device.warm_up(pixels[image], plan=command.plan)
+        pace.wake(partial(device.warm_up, pixels[image], plan=command.plan))
         try:
             yield _line(image, device.infer(pixels[image], plan=command.plan))
         except CoinferError as error:

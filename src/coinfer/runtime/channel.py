@@ -47,6 +47,10 @@ class Channel:
             raise LinkError(f"the edge takes messages up to {self.limits.max_message_bytes} B, got {len(message)} B")
         return self._link.frame(message), len(message)
 
+    def warm_up(self, payload: bytes) -> None:
+        """Frame a message for nothing."""
+        self._link.frame(payload)
+
     def write(self, frame: bytes) -> None:
         """Send what `frame` made.
 

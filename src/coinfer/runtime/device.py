@@ -163,7 +163,9 @@ class Device:
         if chosen.head is not None:
             crossing = self._segments.head(chosen).run(crossing)
         if chosen.codec is not None:
-            self._segments.codec(chosen).encode(crossing)
+            payload = self._segments.codec(chosen).encode(crossing)
+            if self._channel is not None:
+                self._channel.warm_up(payload)
 
     def infer(self, x: ArrayLike, *, plan: int | None = None) -> Answer:
         """The answer to one request, by `plan` or the device's own.
@@ -262,21 +264,22 @@ class Device:
         array = self._checked(x)
         request = self._next()
         codec = self._segments.codec(plan)
+        head = self._segments.head(plan) if plan.kind == "split" else None
         start_s = middle_s = self._now_s()
-        crossing: Any = (array,)
-        spans = []
-        if plan.kind == "split":
-            head = self._segments.head(plan)
-            crossing = self.pace.run(plan.precision, lambda: head.run((array,)))
-            middle_s = self._now_s()
-            spans.append(Span(request=request, stage="head", start_s=start_s, end_s=middle_s))
 
-        def encode() -> tuple[bytes, int, int]:
+        def compute() -> tuple[bytes, int, int]:
+            nonlocal middle_s
+            crossing: Any = (array,)
+            if head is not None:
+                crossing = self.pace.run(plan.precision, lambda: head.run((array,)))
+                middle_s = self._now_s() + self.pace.lag_s
             payload = codec.encode(crossing)
             return *channel.frame(request, plan.number, payload), len(payload)
 
-        frame, message_bytes, payload_bytes = self.pace.run("fp32", encode)
-        spans.append(Span(request=request, stage="encode", start_s=middle_s, end_s=self._now_s()))
+        frame, message_bytes, payload_bytes = self.pace.run("fp32", compute)
+        spans = [Span(request=request, stage="encode", start_s=middle_s, end_s=max(middle_s, self._now_s()))]
+        if head is not None:
+            spans.insert(0, Span(request=request, stage="head", start_s=start_s, end_s=middle_s))
         wire = message_wire_bytes(message_bytes, masked=True)
         return Asked(request, plan, start_s, frame, payload_bytes, wire, spans)
 

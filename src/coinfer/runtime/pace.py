@@ -4,7 +4,8 @@
 
 The usual pace is `AsFastAsItGoes`.  A lab's slow device is another pace: it runs the call, then waits for as
 long as a slower machine would have taken, by one factor for int8 segments and one for everything else.
-What does not compute (waiting for the link, for the other machine) never goes through a pace.
+What does not compute (waiting for the link, for the other machine) never goes through a pace.  Calls within a call
+are of one go: a slow machine would not pause between them, so what they lag behind is waited for at the end.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ SPIN_S = 150e-6
 class Pace(Protocol):
     """Runs a machine's computations; safe to call from several threads."""
 
+    @property
+    def lag_s(self) -> float:
+        """Within a call: how much later than now this machine would have come as far."""
+        ...
+
     def run(self, work: Work, call: Callable[[], T]) -> T:
         """The call's result, when this machine would have it; `work` is the kind of arithmetic."""
         ...
@@ -30,6 +36,8 @@ class Pace(Protocol):
 
 class AsFastAsItGoes:
     """The machine as it is."""
+
+    lag_s = 0.0
 
     def run(self, work: Work, call: Callable[[], T]) -> T:
         """The call's result."""
@@ -42,6 +50,8 @@ class Loaded:
     Raises:
         PlanError: `load` is below 1.
     """
+
+    lag_s = 0.0
 
     def __init__(self, load: float) -> None:
         if not load >= 1:

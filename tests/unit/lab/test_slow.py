@@ -61,13 +61,30 @@ def test_each_work_has_its_factor(clock: Clock) -> None:
 def test_a_call_within_a_call_is_slowed_once_by_its_own_factor(clock: Clock) -> None:
     device = SlowedDevice(Slowdown(fp32=4, int8=8))
 
+    lags = []
+
     def outer() -> None:
         clock.compute(0.25)
         device.run("int8", lambda: clock.compute(0.5))
+        # Nothing has been waited for yet: the slow core would have come as far 0.5 x 7 later.
+        lags.append((clock.wall_s, device.lag_s))
         clock.compute(0.25)
 
     device.run("fp32", outer)
     assert clock.wall_s - 100 == pytest.approx(0.5 * 4 + 0.5 * 8)
+    assert lags == [(pytest.approx(100.75 + clock.waited[0]), pytest.approx(0.5 * 7))]
+    assert device.lag_s == 0 and device.busy_s == pytest.approx(6.0)
+
+
+def test_a_core_that_was_woken_is_not_woken_again(clock: Clock) -> None:
+    device = SlowedDevice(Slowdown(fp32=100, int8=100))
+    device.wake(lambda: clock.compute(0.001))
+    waited = len(clock.waited)
+    device.run("fp32", lambda: clock.compute(0.001))
+    assert clock.waited[waited:] == [pytest.approx(0.0), pytest.approx(0.099)]
+    clock.sit(1.0)
+    device.run("fp32", lambda: clock.compute(0.001))
+    assert clock.waited[-2:] == [pytest.approx(0.00297), pytest.approx(0.09603)]
 
 
 def test_a_core_that_is_slow_for_a_while_is_no_slower_device(clock: Clock) -> None:

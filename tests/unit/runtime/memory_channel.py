@@ -70,6 +70,9 @@ class MemoryChannel:
         message = self._device.request(request, plan, payload)
         return message, len(message)
 
+    def warm_up(self, payload: bytes) -> None:
+        pass
+
     def write(self, frame: bytes) -> None:
         if self.is_aborted:
             raise LinkError("the link to memory broke: aborted")

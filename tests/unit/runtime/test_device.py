@@ -34,6 +34,8 @@ Connect = Callable[..., tuple[Device, MemoryChannel]]
 
 
 class RecordingPace:
+    lag_s = 0.0
+
     def __init__(self) -> None:
         self.works: list[str] = []
 
