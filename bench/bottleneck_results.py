@@ -21,8 +21,10 @@ from coinfer.profile import Conditions, Link, Slowdown
 from coinfer.report.plots import RateCurve, plot_rates
 from coinfer.report.results import Results, Row, read_raw, results_markdown, write_results
 from coinfer.report.table import TextTable, markdown
+from coinfer.search.estimate import Table, estimate
 from coinfer.search.goal import Goal
-from coinfer.search.menu import RegimeMap, regime_map
+from coinfer.search.menu import RegimeMap, at, regime_map
+from coinfer.search.solve import baselines
 
 from . import butterfly_results
 from .bottleneck import FINISHED, UNITS
@@ -36,6 +38,8 @@ GRID_RATES = tuple(float(f"{rate:.3g}") for rate in np.geomspace(30e3, 30e6, 13)
 GRID_SLOWDOWNS = tuple(float(f"{slow:.3g}") for slow in np.geomspace(3, 300, 9))
 # A payload's bytes that are no code: version and coder, mark, CRC.
 FIXED_BYTES = 6
+BBNET_RATES = (100e3, 300e3, 500e3, 700e3, 900e3, 1.1e6, 1.3e6, 1.5e6, 2.5e6, 3.5e6)
+BBNET_SLOWDOWN = 100.0
 # Asked for: bytes and points of loss of three units.
 ASKED = {"last": (16, 0.2), "middle": (128, 0.5), "light": (300, 1.0)}
 ROW_NAMES = {"last": "last", "middle": "middle", "light": "first"}
@@ -180,13 +184,63 @@ def split_rows(regimes: RegimeMap, summary: Summary) -> Iterator[Row]:
         )
 
 
+def base_of(summary: Summary) -> Conditions:
+    """The link's delay and an exchange's fixed cost, as measured; rate and slowdown are set by who uses it."""
+    exchange_s = min(row.seconds.p50 for row in summary.overheads)
+    return Conditions(link=Link(rate_bps=1e6, delay_s=0.005), device=Slowdown(), exchange_s=exchange_s)
+
+
+def candidates_of_net() -> list[Candidate]:
+    """All that survived the build, with their times."""
+    return [msgspec.convert(line, Candidate) for line in NET.lines("candidates")]
+
+
 def grid_map(summary: Summary) -> RegimeMap:
     """The regime map on the grid of the rows."""
-    candidates = [msgspec.convert(line, Candidate) for line in NET.lines("candidates")]
-    exchange_s = min(row.seconds.p50 for row in summary.overheads)
-    base = Conditions(link=Link(rate_bps=1e6, delay_s=0.005), device=Slowdown(), exchange_s=exchange_s)
     goal = Goal(max_loss_points=summary.header.max_loss_points)
-    return regime_map(candidates, GRID_RATES, GRID_SLOWDOWNS, goal, int8_ratio=int8_ratio_of(NET), base=base)
+    ratio = int8_ratio_of(NET)
+    return regime_map(
+        candidates_of_net(), GRID_RATES, GRID_SLOWDOWNS, goal, int8_ratio=ratio, base=base_of(summary)
+    )
+
+
+def bbnet_section(summary: Summary) -> list[str]:
+    """BBNet's table of ten rates: everything on the server, everything on the device, and the chosen plan."""
+    candidates = candidates_of_net()
+    table = Table(candidates)
+    goal = Goal(max_loss_points=summary.header.max_loss_points)
+    raw = next(c for c in candidates if c.plan.kind == "upload" and c.plan.codec and c.plan.codec.name == "raw")
+    rows = []
+    for rate_bps in BBNET_RATES:
+        conditions = at(base_of(summary), rate_bps, BBNET_SLOWDOWN, 1.0, int8_ratio=int8_ratio_of(NET))
+        best = {way: candidates[index] for way, index in baselines(table, conditions, goal).items()}
+        took = {way: estimate(candidate, conditions) for way, candidate in best.items()}
+        cloud_s = estimate(raw, conditions).latency_s
+        chosen = min(took, key=lambda way: took[way].latency_s)
+        ours = best["unit"] if "unit" in best else best[chosen]
+        mine_s = estimate(ours, conditions).latency_s
+        others_s = min(cost.latency_s for way, cost in took.items() if way not in ("split", "unit"))
+        rows.append(
+            (
+                f"{rate_bps / 1e3:.0f}",
+                *(f"{1e3 * seconds:.1f}" for seconds in (cloud_s, took["upload"].latency_s, took["device"].latency_s)),
+                ours.plan.label,
+                f"{ours.evidence.payload_bytes:.0f}",
+                f"{ours.evidence.accuracy or 0:.2f}",
+                f"{1e3 * mine_s:.1f}",
+                f"{cloud_s / mine_s:.1f}x",
+                f"{others_s / mine_s:.2f}x",
+                chosen,
+            )
+        )
+    columns = ("kbit/s", "cloud-only, raw ms", "best upload ms", "device-only ms", "best unit", "payload B")
+    columns += ("top-1 %, validation", "ms", "over cloud-only", "over the better of upload and device", "chosen")
+    device = best["device"].plan.label
+    title = (
+        f"BBNet's ten rates, estimated: device slowed {BBNET_SLOWDOWN:g}x, one-way delay 5 ms; device-only is {device}, "
+        "all within the same loss; there is no pruned network yet"
+    )
+    return ["## BBNet's table", "", markdown(TextTable(columns=columns, rows=tuple(rows), title=title)), ""]
 
 
 def curve_section(curves: Sequence[dict[str, Any]]) -> list[str]:
@@ -260,7 +314,7 @@ def main() -> None:
     write_results(DOCS / "bottleneck.json", results)
     head = (Path(__file__).parent / "bottleneck.head.md").read_text()
     page = [head, "## Rows", "", results_markdown(results), "", *curve_section(curves)]
-    page += [*section(NET, summary, regimes), *butterfly_results.text()]
+    page += [*section(NET, summary, regimes), *bbnet_section(summary), *butterfly_results.text()]
     write_atomically(DOCS / "bottleneck.md", ("\n".join(page).rstrip() + "\n").encode())
     print(f"{len(rows)} rows written to {DOCS / 'bottleneck.json'}")
 

@@ -58,11 +58,16 @@ class Wanted(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """The units of a job, and what they took: second phases that the papers' grid would run, and that ran."""
+    """The units of a job, and what they took: trainings of the papers' grid, and those that were run to their end."""
 
     units: list[Trained]
     num_cells: int
     num_finished: int
+
+    @property
+    def text(self) -> str:
+        """One line for the build's log."""
+        return f"units: {self.num_cells} trainings in the whole grid, {self.num_finished} run to their end"
 
 
 def units_of(
@@ -82,7 +87,8 @@ def units_of(
     before = len(units)
     for _, cells in groupby(wanted, key=lambda unit: (unit.cut.name, unit.spec.head_width > 0)):
         units += workbench.finished(list(cells))
-    return Grid(units, len(wanted), len(units) - before)
+    num_cells = sum(1 if unit.bits_loss is None else unit.spec.bits for unit in wanted)
+    return Grid(units, num_cells, len(units) - before)
 
 
 class _Workbench:

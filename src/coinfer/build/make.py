@@ -70,7 +70,7 @@ def build(
         time_segments(workshop, drafts, repeats=7, progress=progress)
     tables = calibrate_and_weigh(workshop, drafts, progress=progress)
     int8_ratio = int8_ratio_of(workshop, drafts)
-    log = [f"{len(drafts)} candidates"]
+    log = [*workshop.notes, f"{len(drafts)} candidates"]
     if job.build.keep_all:
         reference = _classified(workshop, drafts, tables, progress)
     else:

@@ -69,7 +69,10 @@ class Network:
 
 @dataclass
 class Workshop:
-    """Networks, pictures and a folder; `main` is the unmodified network that losses are counted against."""
+    """Networks, pictures and a folder; `main` is the unmodified network that losses are counted against.
+
+    `notes` are lines for the build's log.
+    """
 
     job: Job
     folder: Path
@@ -79,6 +82,7 @@ class Workshop:
     main: str
     calibration: NDArray[np.uint8]
     validation: Images
+    notes: list[str]
 
     @property
     def input(self) -> TensorSpec:
@@ -212,10 +216,13 @@ def prepare(job: Job, folder: Path, *, progress: Progress = quiet, data_dir: Pat
         networks[safe] = _export(safe, model.module, source, preprocess, calibration, folder, job)
     progress("networks", len(names), len(names), "")
     main_name = safe_name(job.model.source)
+    notes: list[str] = []
     if job.bottleneck.cuts or job.bottleneck.units:
         graph = capture(main.module, torch.zeros((2, channels, *source.shape[:2])))
         network = networks[main_name].weights_sha256
-        units = units_of(job, graph, network, source, preprocess, folder, progress=progress).units
+        grid = units_of(job, graph, network, source, preprocess, folder, progress=progress)
+        units = grid.units
+        notes += [grid.text] if grid.num_cells else []
         for done, unit in enumerate(units):
             progress("units", done, len(units), unit.cut.name)
             extended = _with_unit(main_name, unit, networks, source, preprocess, calibration, folder, job)
@@ -225,7 +232,7 @@ def prepare(job: Job, folder: Path, *, progress: Progress = quiet, data_dir: Pat
     if len(validation) == 0:
         raise DataError(f'no validation images to choose on (data "{source.name}")')
     _check_cuts(job, networks[main_name])
-    return Workshop(job, folder, source, preprocess, networks, main_name, calibration, validation)
+    return Workshop(job, folder, source, preprocess, networks, main_name, calibration, validation, notes)
 
 
 def _check_cuts(job: Job, main: Network) -> None:
