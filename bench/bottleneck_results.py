@@ -237,8 +237,8 @@ def bbnet_section(summary: Summary) -> list[str]:
     columns += ("top-1 %, validation", "ms", "over cloud-only", "over the better of upload and device", "chosen")
     device = best["device"].plan.label
     title = (
-        f"BBNet's ten rates, estimated: device slowed {BBNET_SLOWDOWN:g}x, one-way delay 5 ms; device-only is {device}, "
-        "all within the same loss; there is no pruned network yet"
+        f"BBNet's ten rates, estimated: device slowed {BBNET_SLOWDOWN:g}x, one-way delay 5 ms; device-only is "
+        f"{device}, all within the same loss; there is no pruned network yet"
     )
     return ["## BBNet's table", "", markdown(TextTable(columns=columns, rows=tuple(rows), title=title)), ""]
 

@@ -1,16 +1,20 @@
 """Printing: JSON objects and tables on stdout, progress and notes on stderr.
 
-On a terminal, progress is a bar per stage; elsewhere (a log, a pipe) one line when a stage begins.
+On a terminal, progress is a bar per stage; elsewhere (a log, a pipe) a line when a stage begins, and one
+now and then while a long one goes on.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import msgspec
+
+from ..units import format_duration
 
 if TYPE_CHECKING:
     from ..report.table import TextTable
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int, str], None]
 """(stage, done, total, detail), as `build` reports it."""
 
+# Into a log, a long stage has a line every so many seconds.
+LINE_S = 30.0
 
 
 def print_json(value: object) -> None:
@@ -45,11 +51,9 @@ def print_table(table: TextTable) -> None:
 
 
 @contextmanager
-def progress_on_stderr(*, is_quiet: bool = False) -> Iterator[Progress]:
-    """A `Progress` that shows on stderr how far each stage is."""
-    if is_quiet:
-        yield lambda stage, done, total, detail: None
-    elif sys.stderr.isatty():
+def progress_on_stderr() -> Iterator[Progress]:
+    """A `Progress` that shows on stderr how far each stage is, and how long it may still take."""
+    if sys.stderr.isatty():
         with _bars() as report:
             yield report
     else:
@@ -57,12 +61,21 @@ def progress_on_stderr(*, is_quiet: bool = False) -> Iterator[Progress]:
 
 
 def _lines() -> Progress:
-    seen: set[str] = set()
+    """A line when a stage begins, and every `LINE_S` of a long one."""
+    begun: dict[str, tuple[float, int]] = {}
+    told_s = 0.0
 
     def report(stage: str, done: int, total: int, detail: str) -> None:
-        if stage not in seen:
-            seen.add(stage)
+        nonlocal told_s
+        now_s = time.monotonic()
+        if stage not in begun:
+            begun[stage], told_s = (now_s, done), now_s
             note(f"{stage} ({total})" if total > 1 else stage)
+        elif now_s > told_s + LINE_S and done < total:
+            told_s = now_s
+            start_s, first = begun[stage]
+            left_s = (now_s - start_s) * (total - done) / max(done - first, 1)
+            note(f"{stage} {done}/{total}, {format_duration(left_s)} left{', ' if detail else ''}{detail}")
 
     return report
 
@@ -70,7 +83,7 @@ def _lines() -> Progress:
 @contextmanager
 def _bars() -> Iterator[Progress]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     columns = (
@@ -78,6 +91,7 @@ def _bars() -> Iterator[Progress]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[detail]}"),
     )
     tasks: dict[str, TaskID] = {}
