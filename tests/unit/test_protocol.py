@@ -91,6 +91,17 @@ def test_a_request_arrives_and_its_reply_returns_bit_for_bit() -> None:
     assert device.in_flight == edge.in_flight == {}
 
 
+def test_a_rehearsal_changes_nothing_whatever_it_reads() -> None:
+    device, edge = joined()
+    edge.receive(device.request(7, SPLIT32, b"abc"))
+    message = edge.reply(7, Durations(1, 2, 3), [LOGITS])
+    for rehearsed in (message, message[:-1], b"", "text", header(2, plan=SPLIT32, request=9)):
+        device.rehearse(rehearsed)
+    assert set(device.in_flight) == {7}
+    assert isinstance(device.receive(message), Reply) and not device.in_flight
+    device.rehearse(message)
+
+
 def test_replies_may_come_in_another_order() -> None:
     device, edge = joined()
     for number in (1, 2, 3):

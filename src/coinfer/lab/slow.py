@@ -30,6 +30,8 @@ from .yardstick import Work, Yardstick
 T = TypeVar("T")
 # Hardly a call of the device computes for less.
 LEAST_CALL_S = 30e-6
+# Below this factor what a call waits for memory is hardly stretched, and a rehearsal would not fit into its time.
+LEAST_REHEARSED = 8.0
 # A look at the yardstick, and some.
 LOOK_S = 100e-6
 
@@ -115,10 +117,10 @@ class SlowedDevice:
         """What to print beside figures of this device."""
         return label(self._slowdown)
 
-    def run(self, work: Work, call: Callable[[], T]) -> T:
+    def run(self, work: Work, call: Callable[[], T], rehearsal: Callable[[], object] | None = None) -> T:
         """The call's result, returned when `factor` times its own time has passed.
 
-        A call that raises is not slowed.
+        A call that raises is not slowed.  There is a `rehearsal` before a call that is slowed much, within its time.
         """
         if self._slowdown.fp32 == self._slowdown.int8 == 1:
             return call()
@@ -131,10 +133,13 @@ class SlowedDevice:
             self._inner.debts, self._inner.cpu, self._inner.wall = [], 0.0, 0.0
             begun_s = now_s()
             # The core of a device that takes so long is computing all the while.  Ours is woken before the call, and
-            # the call's own time is shortened by that.
+            # the call's own time is shortened by what passed before it.
             is_awake = now_s() - getattr(self._inner, "woken_s", -math.inf) < AWAKE_S
             awake_s = 0.0 if is_awake else min(AWAKE_S, (self._factor(work) - 1) * LEAST_CALL_S)
             wait_awake(now_s() + awake_s)
+            if rehearsal is not None and self._factor(work) >= LEAST_REHEARSED:
+                rehearsal()
+            before_s = now_s() - begun_s
             try:
                 result = self._computed(work, call)
                 end_s = now_s()
@@ -144,7 +149,7 @@ class SlowedDevice:
                 for kind, seconds in own_s.items():
                     if seconds:
                         self._look(kind, (self._factor(kind) - 1) * seconds)
-                wait_awake(end_s + self.lag_s - awake_s)
+                wait_awake(end_s + self.lag_s - before_s)
                 return result
             finally:
                 self._inner.debts = None

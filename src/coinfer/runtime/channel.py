@@ -81,6 +81,10 @@ class Channel:
             raise ProtocolError("a second welcome (from the edge)")
         return event
 
+    def rehearse(self, message: bytes | str) -> None:
+        """Read a message for nothing: `parse` may do it after that."""
+        self._connection.rehearse(message)
+
     def ping(self, token: int) -> None:
         """Send a heartbeat; its Pong comes by `read` and `parse`."""
         self._link.write(self._link.frame(self._connection.ping(token)))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -293,7 +294,8 @@ class Device:
         while True:
             message = channel.read()
             received_s = self._now_s()
-            event = self.pace.run("fp32", lambda: channel.parse(message))  # noqa: B023 - called at once
+            parse, rehearse = partial(channel.parse, message), partial(channel.rehearse, message)
+            event = self.pace.run("fp32", parse, rehearse)
             if isinstance(event, Reply | Failure):
                 return event, received_s
 

@@ -76,6 +76,19 @@ def test_a_call_within_a_call_is_slowed_once_by_its_own_factor(clock: Clock) -> 
     assert device.lag_s == 0 and device.busy_s == pytest.approx(6.0)
 
 
+def test_a_call_that_is_slowed_much_is_rehearsed_within_its_time(clock: Clock) -> None:
+    rehearsed = []
+
+    def rehearse() -> None:
+        rehearsed.append(clock.compute(0.004))
+
+    device = SlowedDevice(Slowdown(fp32=100, int8=4))
+    device.run("fp32", lambda: clock.compute(0.001), rehearse)
+    assert clock.wall_s == pytest.approx(100.1) and len(rehearsed) == 1
+    device.run("int8", lambda: clock.compute(0.5), rehearse)
+    assert clock.wall_s == pytest.approx(102.1) and len(rehearsed) == 1
+
+
 def test_a_core_that_was_woken_is_not_woken_again(clock: Clock) -> None:
     device = SlowedDevice(Slowdown(fp32=100, int8=100))
     device.wake(lambda: clock.compute(0.001))

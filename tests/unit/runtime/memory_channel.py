@@ -73,6 +73,9 @@ class MemoryChannel:
     def warm_up(self, payload: bytes) -> None:
         pass
 
+    def rehearse(self, message: bytes) -> None:
+        self._device.rehearse(message)
+
     def write(self, frame: bytes) -> None:
         if self.is_aborted:
             raise LinkError("the link to memory broke: aborted")

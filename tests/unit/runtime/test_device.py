@@ -39,8 +39,10 @@ class RecordingPace:
     def __init__(self) -> None:
         self.works: list[str] = []
 
-    def run(self, work: str, call: Callable[[], Any]) -> Any:
+    def run(self, work: str, call: Callable[[], Any], rehearsal: Callable[[], object] | None = None) -> Any:
         self.works.append(work)
+        if rehearsal is not None:
+            rehearsal()
         return call()
 
 
