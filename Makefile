@@ -9,7 +9,7 @@ DATA ?= scene-digits
 RETRAIN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow docs bench-main results clean
+.PHONY: help install demo test test-slow docs bench-main bench-bottleneck results clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -43,8 +43,16 @@ bench-main: $(STAMP) ## measure everything in docs/results/main-job.md (hours; n
 	$(BIN)/python -m bench.parts
 	$(BIN)/python -m bench.results
 
+bench-bottleneck: $(STAMP) ## measure everything in docs/results/bottleneck.md with the units of zoo/ (an hour)
+	$(BIN)/python -m bench.bottleneck prior
+	$(BIN)/python -m bench.bottleneck curves
+	$(BIN)/python -m bench.bottleneck cells
+	$(BIN)/python -m bench.butterfly
+	$(BIN)/python -m bench.bottleneck_results
+
 results: $(STAMP) ## recompute the tables and JSON of docs/results from the raw logs
 	$(BIN)/python -m bench.results
+	$(BIN)/python -m bench.bottleneck_results
 
 clean: ## remove what can be made again, .venv excepted
 	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -24,17 +24,16 @@ import torch
 from safetensors.torch import load_file
 
 from coinfer.build.make import build
-from coinfer.build.workshop import weights_digest
 from coinfer.compress.batches import Views, as_inputs
 from coinfer.compress.bottleneck import UnitSpec
-from coinfer.compress.divided import Divided, features_of, insert_unit
+from coinfer.compress.divided import Divided, first_of, insert_unit
 from coinfer.compress.encoder import num_macs, width_for
 from coinfer.compress.train import Step, save_tensors
 from coinfer.compress.unit_file import load_unit, save_unit
-from coinfer.compress.units import Teacher, UnitRecipe, UnitTraining, rates_of, teacher_of
+from coinfer.compress.unit_training import Teacher, UnitRecipe, UnitTraining, rates_of, teacher_of
 from coinfer.data import Images, Source, load_source
 from coinfer.model.graph import Graph, capture
-from coinfer.model.zoo import LoadedModel, build_model
+from coinfer.model.zoo import LoadedModel, build_model, weights_digest
 from coinfer.report.results import write_raw
 
 from .cells import OUT, Study, job_of, measure, show
@@ -207,7 +206,7 @@ def _exactness(graph: Graph, images: Images, model: LoadedModel) -> Iterator[dic
         for first in range(0, len(images), 250):
             inputs = as_inputs(images.pixels[first : first + 250], model.preprocess)
             with torch.no_grad():
-                features = features_of(divided.head(inputs))
+                features = first_of(divided.head(inputs))
                 if not first:
                     divided.unit.start_from(features)
                 restored, _ = divided.unit(features)

@@ -21,7 +21,7 @@ import torch
 from coinfer.codec import make_codec
 from coinfer.compress.batches import as_inputs
 from coinfer.compress.bottleneck import UnitSpec
-from coinfer.compress.divided import BEHIND_REDUCTION, Deployable, codecs_of, features_of, insert_unit
+from coinfer.compress.divided import BEHIND_REDUCTION, Deployable, codecs_of, first_of, insert_unit
 from coinfer.data import load_source
 from coinfer.engine.measure import allowed_cores, measure_interleaved, pinned
 from coinfer.engine.onnx import Session
@@ -55,7 +55,7 @@ def measure() -> None:
             for block, name in enumerate(BLOCKS, 1):
                 divided = insert_unit(graph, graph.cut(name), UnitSpec(width=WIDTHS[name[:6]], stride=2, bits=8))
                 with torch.no_grad():
-                    divided.unit.start_from(features_of(divided.head(inputs)))
+                    divided.unit.start_from(first_of(divided.head(inputs)))
                 deployed = capture(Deployable(divided), torch.zeros(2, 3, 224, 224))
                 cut_network = export_onnx(deployed, folder / "unit.onnx", preprocess=model.preprocess)
                 cut_onnx(cut_network, BEHIND_REDUCTION, head=folder / "head.onnx", tail=folder / "tail.onnx")

@@ -12,7 +12,7 @@ from coinfer.build.evaluate import Deployed
 from coinfer.build.job import BottleneckJob, BuildJob, DataJob, Job, ModelJob
 from coinfer.build.make import assemble, build
 from coinfer.bundle import Bundle
-from coinfer.compress.units import rates_of
+from coinfer.compress.unit_training import rates_of
 from coinfer.data import load_source
 from coinfer.errors import CutError, JobError
 from coinfer.model.graph import capture
@@ -95,11 +95,12 @@ def test_the_fewest_bits_are_searched_by_halving(
         UNITS, bits="search", bits_loss=loss, prices=(0.0,), epochs=(20, 0, 0), strides=(1,), widths=(4,)
     )
     stages: list[str] = []
-    ((unit,), num_cells, num_finished) = units_of_job(
+    grid = units_of_job(
         job(asked), graph, "ab" * 32, source, preprocess, tmp_path,
         progress=lambda stage, *_: stages.append(stage),
     )  # fmt: skip
-    assert (num_cells, num_finished) == (8, 1)
+    (unit,) = grid.units
+    assert grid[1:] == (8, 4, 1)
     # With any loss allowed, halving goes all the way down; else it stops where the accuracy breaks.
     assert least <= unit.divided.unit.spec.bits <= most
     tried = {stage.split()[2].rstrip(":") for stage in stages if stage.startswith("unit ")}

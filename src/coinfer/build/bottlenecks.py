@@ -32,13 +32,14 @@ from ..compress.divided import several_cross
 from ..compress.encoder import width_for
 from ..compress.train import Step
 from ..compress.unit_file import Trained, load_unit, save_unit
-from ..compress.units import Progress as StepProgress
-from ..compress.units import RatePoint, Teacher, UnitRecipe, UnitTraining, rates_of, teacher_of
+from ..compress.unit_training import VERSIONS, RatePoint, Teacher, UnitRecipe, UnitTraining, rates_of, teacher_of
+from ..compress.unit_training import Progress as StepProgress
 from ..data import Images, Source
-from ..errors import JobError
+from ..errors import CutError, JobError, ModelError
+from ..files import write_atomically
 from ..model.cut import Cut, split
 from ..model.graph import Graph
-from ..plan import Preprocess
+from ..plan import Preprocess, Value
 from .job import BottleneckJob, Job
 from .progress import Progress
 
@@ -58,16 +59,22 @@ class Wanted(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """The units of a job, and what they took: trainings of the papers' grid, and those that were run to their end."""
+    """The units of a job, and what they took.
+
+    `num_cells` trainings are in the papers' grid, each to its end; `num_begun` ran their first phase, `num_finished` to
+    their end, now or in an earlier build.
+    """
 
     units: list[Trained]
-    num_cells: int
-    num_finished: int
+    num_cells: int = 0
+    num_begun: int = 0
+    num_finished: int = 0
 
     @property
     def text(self) -> str:
-        """One line for the build's log."""
-        return f"units: {self.num_cells} trainings in the whole grid, {self.num_finished} run to their end"
+        """One line for people."""
+        ran = f"{self.num_begun} ran their first phase, {self.num_finished} to their end"
+        return f"units: of {self.num_cells} trainings of the whole grid {ran}"
 
 
 def units_of(
@@ -81,14 +88,23 @@ def units_of(
     units = [load_unit(Path(file), graph, network=network) for file in job.bottleneck.units]
     wanted = list(wanted_units(job.bottleneck, graph))
     if not wanted:
-        return Grid(units, 0, 0)
+        return Grid(units)
     images = source.drawn("train", job.bottleneck.images)
     workbench = _Workbench(job, graph, network, preprocess, folder / "units", images, source, progress)
-    before = len(units)
+    num_given = len(units)
     for _, cells in groupby(wanted, key=lambda unit: (unit.cut.name, unit.spec.head_width > 0)):
         units += workbench.finished(list(cells))
     num_cells = sum(1 if unit.bits_loss is None else unit.spec.bits for unit in wanted)
-    return Grid(units, num_cells, len(units) - before)
+    grid = Grid(units, num_cells, workbench.num_begun, len(units) - num_given)
+    progress(grid.text, 1, 1, "")
+    return grid
+
+
+class Done(Value, frozen=True, kw_only=True):
+    """What was kept of the cells of one cut: files of units, and how many first phases it took."""
+
+    names: list[str]
+    num_begun: int
 
 
 class _Workbench:
@@ -108,20 +124,22 @@ class _Workbench:
         self._job, self._graph, self._network, self._folder = job, graph, network, folder
         self._preprocess, self._images, self._source, self._progress = preprocess, images, source, progress
         self._views = Views(is_mirrored=job.bottleneck.mirror, mixes=job.bottleneck.mixes)
-        # All that the trainings of all cells depend on.
-        self._given = (network, _digest(images), self._views)
+        self._validation = source.drawn("validation", SELECTION_PICTURES)
+        # All that the trainings of all cells, and the choice among them, depend on.
+        self._given = (VERSIONS, network, _digest(images), _digest(self._validation), preprocess, self._views)
         self._teacher: Teacher | None = None
-        self._validation: Images | None = None
+        self._checkpoints: list[Path] = []
+        self.num_begun = 0
 
     def finished(self, cells: list[Wanted]) -> list[Trained]:
         """The units of one cut's cells that no other dominates, from their files or trained now."""
-        key = hashlib.sha256(
-            msgspec.json.encode([self._given, *(_named(cell) for cell in cells)])
-        )
+        key = hashlib.sha256(msgspec.json.encode([self._given, *(_named(cell) for cell in cells)]))
         done = self._folder / f"{key.hexdigest()[:12]}.json"
         if done.is_file():
-            names = msgspec.json.decode(done.read_bytes(), type=list[str])
-            return [load_unit(self._folder / name, self._graph, network=self._network) for name in names]
+            found = msgspec.json.decode(done.read_bytes(), type=Done)
+            self.num_begun += found.num_begun
+            return [load_unit(self._folder / name, self._graph, network=self._network) for name in found.names]
+        begun_before = self.num_begun
         if self._teacher is None:
             self._progress("the network's own answers", 0, 1, f"{len(self._images)} pictures")
             self._teacher = teacher_of(self._graph, self._images, self._preprocess, self._views)
@@ -139,10 +157,9 @@ class _Workbench:
                 trainings[place].divided, self._graph, cell.cut, self._folder / names[-1],
                 network=self._network, recipe=cell.recipe,
             )  # fmt: skip
-        done.write_bytes(msgspec.json.encode(names))
-        for cell in cells:
-            for folder in self._folder.glob(f"*{self._digest_of(cell)}.training"):
-                shutil.rmtree(folder, ignore_errors=True)
+        write_atomically(done, msgspec.json.encode(Done(names=names, num_begun=self.num_begun - begun_before)))
+        for folder in self._checkpoints:
+            shutil.rmtree(folder, ignore_errors=True)
         return [load_unit(self._folder / name, self._graph, network=self._network) for name in names]
 
     def _begun(self, cells: list[Wanted]) -> list[UnitTraining]:
@@ -173,10 +190,13 @@ class _Workbench:
             self._graph, cell.cut, spec, self._teacher, cell.recipe,
             features=features,
             wider=start,
-            checkpoints=self._folder / f"{spec.name}.{self._digest_of(cell)}.training",
+            checkpoints=self._folder,
             progress=_shown(self._progress, f"unit {cell.cut.name} {spec.name}"),
         )  # fmt: skip
+        assert training.checkpoints is not None
+        self._checkpoints.append(training.checkpoints)
         training.alone()
+        self.num_begun += 1
         return training
 
     def _with_fewest_bits(self, cell: Wanted, widest: UnitTraining, features: Tensor | None) -> UnitTraining:
@@ -197,23 +217,21 @@ class _Workbench:
 
     def _points(self, training: UnitTraining) -> tuple[RatePoint, ...]:
         """What a unit sends and keeps on validation pictures."""
-        if self._validation is None:
-            images = self._source.drawn("validation", SELECTION_PICTURES)
-            if images.labels is None:
-                logits = seen_by(self._graph.module, images.pixels, self._preprocess, Views(is_mirrored=False))[0]
-                images = Images(images.pixels, logits.argmax(1).numpy())
-            self._validation = images
+        if self._validation.labels is None:
+            pixels = self._validation.pixels
+            logits = seen_by(self._graph.module, pixels, self._preprocess, Views(is_mirrored=False))[0]
+            self._validation = Images(pixels, logits.argmax(1).numpy())
         return rates_of(training.divided, self._validation, self._preprocess)
 
     def _kept(self, trainings: list[UnitTraining]) -> list[bool]:
-        """Which cells have a rate that no other cell's rates beat in bytes and accuracy."""
+        """Which cells have a rate that no other cell beats: fewer bytes at no less accuracy."""
         if len(trainings) == 1:
             return [True]
         points = [self._points(training) for training in trainings]
         return [
             any(
                 not any(
-                    other.num_bytes <= mine.num_bytes and other.accuracy > mine.accuracy
+                    other.num_bytes < mine.num_bytes and other.accuracy >= mine.accuracy
                     for k, others in enumerate(points)
                     if k != place
                     for other in others
@@ -221,12 +239,6 @@ class _Workbench:
                 for mine in own
             )
             for place, own in enumerate(points)
-        ]
-
-    def _digest_of(self, cell: Wanted) -> str:
-        """All that a cell's training depends on, as a part of file names."""
-        return hashlib.sha256(msgspec.json.encode([self._given, _named(cell)])).hexdigest()[
-            :12
         ]
 
 
@@ -242,15 +254,19 @@ def wanted_units(job: BottleneckJob, graph: Graph) -> Iterator[Wanted]:
         JobError: a pattern that fits no cut where one tensor crosses.
     """
     gains = tuple(GAIN**k for k in range(len(job.prices)))
+    if job.cuts and graph.why_fixed_batch is not None:
+        raise ModelError(f"training needs batches, but this network takes one at a time: {graph.why_fixed_batch}")
     for cut in _cuts(job, graph):
         (crossing,) = cut.specs
         is_rectified = _is_rectified(graph, cut)
         for share in job.light or (0.0,):
             for stride, width in product(job.strides, job.widths):
+                check_unit(crossing, UnitSpec(width=width, stride=stride))
                 head_width = 0
+                if share and len(crossing.shape) != 3:
+                    raise CutError(f'a light head ends in a map (C, H, W), at "{cut.name}" crosses {crossing.shape}')
                 if share:
-                    code = (crossing.shape[1] // stride, crossing.shape[2] // stride)
-                    head_width = width_for(graph.inputs[0].shape, code, share * graph.num_macs)
+                    head_width = _light_width(cut, graph, width, stride, share)
                 spec = UnitSpec(
                     width=width,
                     stride=stride,
@@ -270,6 +286,16 @@ def wanted_units(job: BottleneckJob, graph: Graph) -> Iterator[Wanted]:
                     seed=job.seed,
                 )
                 yield Wanted(cut, spec, recipe, job.bits_loss if job.bits == "search" else None)
+
+
+def _light_width(cut: Cut, graph: Graph, width: int, stride: int, share: float) -> int:
+    """Channels of the widest light head that takes at most `share` of the network's multiply-accumulates."""
+    _, height, wide = cut.specs[0].shape
+    picture, code = graph.inputs[0].shape, (height // stride, wide // stride)
+    try:
+        return width_for(picture, code, share * graph.num_macs, sent=width)
+    except ModelError as error:
+        raise ModelError(f'{error} (cut "{cut.name}", {100 * share:g} % of {graph.num_macs})') from error
 
 
 def _is_rectified(graph: Graph, cut: Cut) -> bool:

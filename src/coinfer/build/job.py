@@ -167,10 +167,20 @@ class Job(Value, frozen=True, kw_only=True):
         if not units.prices or min(units.prices) < 0 or list(units.prices) != sorted(set(units.prices)):
             raise JobError(f"[bottleneck] prices must be 0 or more and rise, got {list(units.prices)}")
         has_bits = units.bits == "search" or 1 <= units.bits <= 8
-        if min((*units.widths, *units.strides, *units.epochs), default=0) < 0 or not has_bits:
-            raise JobError(
-                '[bottleneck] widths and strides must be at least 1, epochs 0 or more, bits 1 to 8 or "search"'
-            )
+        least = min((*units.widths, *units.strides), default=0)
+        if least < 1 or min(units.epochs) < 0 or not has_bits:
+            allowed = 'widths and strides at least 1, epochs 0 or more, bits 1 to 8 or "search"'
+            raise JobError(f"[bottleneck] allowed are {allowed}")
+        if units.cuts and not (units.widths and units.strides):
+            raise JobError("[bottleneck] cuts need at least one of widths and one of strides")
+        for name in ("widths", "strides", "light"):
+            values = getattr(units, name)
+            if len(set(values)) != len(values):
+                raise JobError(f"[bottleneck] {name} must not name a value twice, got {list(values)}")
+        if not 0 <= units.seed < 2**32:
+            raise JobError(f"[bottleneck] seed must be 0 to {2**32 - 1}, got {units.seed}")
+        if units.images < 1 or units.refine < 0:
+            raise JobError("[bottleneck] images must be at least 1 and refine 0 or more")
         if units.mixes < 0:
             raise JobError(f"[bottleneck] mixes must be 0 or more, got {units.mixes}")
         if not units.bits_loss >= 0:

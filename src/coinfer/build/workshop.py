@@ -34,7 +34,7 @@ from ..errors import DataError, JobError
 from ..model.export import DeployedCut, Whole, cut_onnx, export_onnx, load_whole
 from ..model.graph import TOLERANCE, capture, tensors_in
 from ..model.tap import tap_onnx
-from ..model.zoo import IMAGENET, build_model
+from ..model.zoo import IMAGENET, build_model, weights_digest
 from ..plan import Preprocess, TensorSpec
 from .bottlenecks import units_of
 from .evaluate import BATCH, spare_threads
@@ -216,6 +216,10 @@ def prepare(job: Job, folder: Path, *, progress: Progress = quiet, data_dir: Pat
         networks[safe] = _export(safe, model.module, source, preprocess, calibration, folder, job)
     progress("networks", len(names), len(names), "")
     main_name = safe_name(job.model.source)
+    validation = source.drawn("validation", job.build.rounds[-1])
+    if len(validation) == 0:
+        raise DataError(f'no validation images to choose on (data "{source.name}")')
+    _check_cuts(job, networks[main_name])
     notes: list[str] = []
     if job.bottleneck.cuts or job.bottleneck.units:
         graph = capture(main.module, torch.zeros((2, channels, *source.shape[:2])))
@@ -228,10 +232,6 @@ def prepare(job: Job, folder: Path, *, progress: Progress = quiet, data_dir: Pat
             extended = _with_unit(main_name, unit, networks, source, preprocess, calibration, folder, job)
             networks[extended.name] = extended
         progress("units", len(units), len(units), "")
-    validation = source.drawn("validation", job.build.rounds[-1])
-    if len(validation) == 0:
-        raise DataError(f'no validation images to choose on (data "{source.name}")')
-    _check_cuts(job, networks[main_name])
     return Workshop(job, folder, source, preprocess, networks, main_name, calibration, validation, notes)
 
 
@@ -290,15 +290,6 @@ def _export(
     return Network(name, wholes, weights_sha256)
 
 
-def weights_digest(module: torch.nn.Module) -> str:
-    """Hex sha256 over the names and values of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for key, tensor in sorted(module.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
-    return digest.hexdigest()
-
-
 def _with_unit(
     main: str,
     unit: Trained,
@@ -316,8 +307,10 @@ def _with_unit(
     made = _export(name, Deployable(unit.divided), source, preprocess, calibration, folder, job)
     wholes = {}
     for precision, whole in made.wholes.items():
-        cut = msgspec.structs.replace(whole.cut(BEHIND_REDUCTION), name=unit.cut.name)
-        wholes[precision] = msgspec.structs.replace(whole, cuts=(cut,))
+        # A precision in which nothing can be cut there, such as where int8 fused the reduction away, has no such plan.
+        for cut in (cut for cut in whole.cuts if cut.name == BEHIND_REDUCTION):
+            named = msgspec.structs.replace(cut, name=unit.cut.name)
+            wholes[precision] = msgspec.structs.replace(whole, cuts=(named,))
     return Network(name, wholes, made.weights_sha256, unit.divided.unit)
 
 

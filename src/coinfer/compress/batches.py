@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -21,9 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import DataError
+from ..model.graph import tensors_in
 from ..plan import Preprocess
 from .hardware import has_bfloat16, layout_of, training_device
 from .losses import Batch
+
+IN_MEMORY_BYTES = 4_000_000_000
+_HALF_MAX = 65504.0
 
 
 class Batches(Protocol):
@@ -212,8 +217,9 @@ def seen_by(
 ) -> Tensor:
     """What `module` gives for every view of every picture, (V, N, ...) float16.
 
-    `module` is in evaluation mode and gives a tensor, or a tuple of one.  A copy of it runs as in training: on the
-    training device, channels_last where it takes that, bfloat16 where the machine computes in it.
+    `module` is in evaluation mode; of several outputs the first counts.  A copy of it runs as in training: on the
+    training device, channels_last where it takes that, bfloat16 where the machine computes in it.  What is too large
+    for memory lies in a file (of TMPDIR); values are clipped to float16's range.
     """
     device = training_device()
     module = copy.deepcopy(module).to(device)
@@ -227,11 +233,19 @@ def seen_by(
             inputs = as_inputs(part, preprocess).to(device, memory_format=layout)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device)):
                 given = module(inputs)
-            values = given[0] if isinstance(given, tuple) else given
+            values = next(tensors_in(given))
             if not whole.numel():
-                whole = torch.empty((views.num_views, len(pixels), *values.shape[1:]), dtype=torch.float16)
-            whole[view, first : first + len(part)] = values
+                whole = _room((views.num_views, len(pixels), *values.shape[1:]))
+            whole[view, first : first + len(part)] = values.clamp(-_HALF_MAX, _HALF_MAX)
     return whole
+
+
+def _room(shape: tuple[int, ...]) -> Tensor:
+    """An empty float16 tensor; one beyond `IN_MEMORY_BYTES` lies in a file without a name, which goes with it."""
+    if 2 * int(np.prod(shape)) <= IN_MEMORY_BYTES:
+        return torch.empty(shape, dtype=torch.float16)
+    with tempfile.TemporaryFile() as file:
+        return torch.from_numpy(np.memmap(file, dtype=np.float16, mode="w+", shape=shape))
 
 
 def _batch(

@@ -9,7 +9,7 @@ Deployable   the same without the quantiser: exported as one network and cut beh
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..codec import Tables, available_coders, learned_tensor
 from ..errors import CutError
 from ..model.cut import Cut, split
-from ..model.graph import Graph
+from ..model.graph import Graph, tensors_in
 from ..plan import CodecSpec, Coder, TensorSpec
 from .bottleneck import Unit, UnitSpec, check_unit
 from .encoder import LightHead
@@ -40,14 +40,22 @@ class Divided(nn.Module):
 
     def forward(self, x: Tensor) -> Coded | Tensor:
         """The network's output for a batch, through the unit."""
-        return self.after(features_of(self.head(x)))
+        return self.after(first_of(self.head(x)))
 
     def after(self, features: Tensor) -> Coded | Tensor:
         """The same from the cut on, for features that were computed before."""
         rate = self.drawn_rate() if self.training else self.rate
         restored, bits = self.unit(features, rate)
-        outputs = self.tail(restored)
+        outputs = first_of(self.tail(restored))
         return Coded(outputs, bits, rate) if self.training else outputs
+
+    def train(self, mode: bool = True) -> Divided:
+        """Only what is new follows the mode: the network's own batch norms and dropouts stay as they are evaluated."""
+        super().train(mode)
+        self.tail.eval()
+        if not self.unit.spec.head_width:
+            self.head.eval()
+        return self
 
     def drawn_rate(self) -> int:
         """The rate that a batch of training is for."""
@@ -66,7 +74,7 @@ class Before(nn.Module):
     def forward(self, x: Tensor) -> Coded:
         """Restored features and bits of a batch of pictures, at a rate drawn for it."""
         rate = self._divided[0].drawn_rate()
-        restored, bits = self.unit(features_of(self.head(x)), rate)
+        restored, bits = self.unit(first_of(self.head(x)), rate)
         return Coded(None, bits, rate, restored)
 
 
@@ -85,13 +93,14 @@ class Behind(nn.Module):
 
     def train(self, mode: bool = True) -> Behind:
         """The divided network's mode is this one's."""
-        self._divided[0].training = mode
-        return super().train(mode)
+        self.training = mode
+        self._divided[0].train(mode)
+        return self
 
 
-def features_of(given: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """The one tensor that a head gives: heads of a graph give a tuple of it."""
-    return given[0] if isinstance(given, tuple) else given
+def first_of(given: Any) -> Tensor:
+    """The first tensor of what a module gives: a head of a graph gives a tuple, a network perhaps a dict of several."""
+    return next(tensors_in(given))
 
 
 def insert_unit(graph: Graph, cut: Cut, spec: UnitSpec) -> Divided:
@@ -139,7 +148,7 @@ class Deployable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's output with nothing lost on the way but what the reduction drops."""
-        output: Tensor = self.tail(self.restore(self.reduce(features_of(self.head(x)))))
+        output: Tensor = self.tail(self.restore(self.reduce(first_of(self.head(x)))))
         return output
 
 

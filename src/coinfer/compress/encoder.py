@@ -46,14 +46,14 @@ class LightHead(nn.Module):
         return result
 
 
-def num_macs(picture: tuple[int, ...], code: tuple[int, int], width: int) -> int:
-    """Multiply-accumulates of a light head for one picture, without what follows it.
+def num_macs(picture: tuple[int, ...], code: tuple[int, int], width: int, *, sent: int = 0) -> int:
+    """Multiply-accumulates of a light head and of the reduction to `sent` channels behind it, for one picture.
 
     >>> num_macs((3, 32, 32), (8, 8), 64)
     11927552
     """
     halvings, area = _halvings(picture, code), code[0] * code[1]
-    total = BLOCKS * 2 * 9 * width**2 * area
+    total = (BLOCKS * 2 * 9 * width + sent) * width * area
     if not halvings:
         return total + 9 * picture[0] * width * area
     channels = [picture[0], *_channels(halvings, width)]
@@ -62,17 +62,17 @@ def num_macs(picture: tuple[int, ...], code: tuple[int, int], width: int) -> int
     return total
 
 
-def width_for(picture: tuple[int, ...], code: tuple[int, int], most_macs: float) -> int:
-    """The widest light head, in steps of 8 channels, within `most_macs`.
+def width_for(picture: tuple[int, ...], code: tuple[int, int], most_macs: float, *, sent: int = 0) -> int:
+    """The widest light head, in steps of 8 channels, that takes at most `most_macs` with the reduction behind it.
 
     Raises:
         ModelError: not even 8 channels fit.
     """
     width = _STEP
-    while num_macs(picture, code, width + _STEP) <= most_macs:
+    while num_macs(picture, code, width + _STEP, sent=sent) <= most_macs:
         width += _STEP
-    if num_macs(picture, code, width) > most_macs:
-        needed = num_macs(picture, code, width)
+    needed = num_macs(picture, code, width, sent=sent)
+    if needed > most_macs:
         raise ModelError(f"the smallest light head takes {needed} multiply-accumulates, allowed are {most_macs:.0f}")
     return width
 

@@ -80,14 +80,21 @@ class Quantiser(nn.Module):
         return ((values.float() - low) / step).clamp(0, self.num_levels - 1)
 
     def _bits(self, place: Tensor, symbols: Tensor, rate: int) -> Tensor:
-        """(N,) bits: value and the prior's gradient from the symbols, the slope from the places between."""
+        """(N,) bits: value and the prior's gradient from the symbols, the slope from the places between.
+
+        NOTE The prior's gradient is a sum over counts, not over looked-up costs: the backward of a look-up adds in the
+        order in which threads come, and a training that is resumed would end elsewhere.
+        """
         cost = -F.log_softmax(self.logits[rate], dim=1) / math.log(2)
-        rows = torch.arange(len(cost), device=cost.device).view(-1, *[1] * (place.ndim - 2)) * self.num_levels
+        count, channels, levels = len(place), *cost.shape
+        rows = torch.arange(channels, device=cost.device).view(-1, *[1] * (place.ndim - 2)) * levels
+        samples = torch.arange(count, device=cost.device).view(-1, *[1] * (place.ndim - 1)) * (channels * levels)
+        counts = torch.bincount((symbols.long() + rows + samples).flatten(), minlength=count * channels * levels)
+        total = (counts.view(count, channels, levels) * cost).sum((1, 2))
         fixed = cost.detach().flatten()
-        below = place.detach().floor().clamp(max=self.num_levels - 2).long() + rows
-        slope = fixed[below + 1] - fixed[below]
-        between = slope * place
-        return (cost.flatten()[symbols.long() + rows] + between - between.detach()).flatten(1).sum(1)
+        below = place.detach().floor().clamp(max=levels - 2).long() + rows
+        between = (fixed[below + 1] - fixed[below]) * place
+        return total + (between - between.detach()).flatten(1).sum(1)
 
 
 class JpegQuantiser(Quantiser):

@@ -25,6 +25,8 @@ from .hardware import has_bfloat16, layout_of
 from .losses import Batch, Coded, Loss, logits_of
 
 _MODEL, _OPTIMIZER = "model.", "optimizer."
+# What a checkpoint of this version looks like.
+FORMAT = "coinfer-checkpoint-2"
 
 
 class Schedule(NamedTuple):
@@ -92,21 +94,24 @@ def fit(
     progress: Callable[[Step], None] | None = None,
     seed: int = 0,
     is_bfloat16: bool | None = None,
+    key: str = "",
 ) -> Fitted:
     """Train `model` in place; it ends in evaluation mode, on the device where it was.
 
     Forward passes run in channels_last memory (where the model takes it) and, with `is_bfloat16`, under bfloat16
     autocast (None: where the machine computes in it, see `has_bfloat16`); weights, momentum and batch norm statistics
-    stay float32.
+    stay float32.  `key` stands for all else that the training depends on: a checkpoint of another key is refused.
 
     Raises:
-        ModelError: the loss became NaN or infinite; the checkpoint still has the last whole epoch.
-        WeightsError: the checkpoint is not one of this model and schedule.
+        ModelError: the loss or its gradient became NaN or infinite; the checkpoint still has the last whole epoch.
+        WeightsError: the checkpoint is not one of this model, schedule and key.
     """
     device = next(model.parameters()).device
     is_autocast = has_bfloat16(device) if is_bfloat16 is None else is_bfloat16
     optimizer = _optimizer(model, schedule)
-    first = 0 if checkpoint is None or not checkpoint.is_file() else _resume(checkpoint, model, optimizer, schedule)
+    first = 0
+    if checkpoint is not None and checkpoint.is_file():
+        first = _resume(checkpoint, model, optimizer, schedule, key)
     layout = layout_of(model, next(batches.epoch(first)).inputs[:2].to(device))
     model.to(memory_format=layout)  # type: ignore[call-overload]
     steps, losses = schedule.epochs * len(batches), []
@@ -120,16 +125,17 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch = _moved(batch, device, layout)
-            value, outputs = _step(model, batch, loss, optimizer, is_bfloat16=is_autocast)
-            if not math.isfinite(value):
-                kept = "" if checkpoint is None else f"; {checkpoint} has the {epoch} epochs before"
-                raise ModelError(f"loss became {value} in epoch {epoch}, step {index}, rate {rate:.3g}{kept}")
+            value, slope, outputs = _step(model, batch, loss, optimizer, is_bfloat16=is_autocast)
+            if not (math.isfinite(value) and math.isfinite(slope)):
+                what = f"loss became {value}" if not math.isfinite(value) else f"the loss's gradient became {slope}"
+                kept = f"; {checkpoint} has the {epoch} epochs before" if checkpoint is not None and epoch else ""
+                raise ModelError(f"{what} in epoch {epoch}, batch {index}, rate {rate:.3g}{kept}")
             total += value
             if progress is not None:
                 progress(Step(step + 1, steps, epoch, value, rate, *_seen(outputs, batch)))
         losses.append(total / len(batches))
         if checkpoint is not None:
-            _save(checkpoint, model, optimizer, schedule, epoch + 1)
+            _save(checkpoint, model, optimizer, schedule, epoch + 1, key)
     model.eval()
     return Fitted(tuple(losses), first)
 
@@ -143,17 +149,19 @@ def _moved(batch: Batch, device: torch.device, layout: torch.memory_format) -> B
 
 def _step(
     model: nn.Module, batch: Batch, loss: Loss, optimizer: torch.optim.Optimizer, *, is_bfloat16: bool
-) -> tuple[float, Any]:
-    """One step's loss, and what the model gave; the weights are left alone where the loss is not finite."""
+) -> tuple[float, float, Any]:
+    """One step's loss, its gradient's norm, what the model gave; weights stay where one of them is not finite."""
     with torch.autocast(batch.inputs.device.type, dtype=torch.bfloat16, enabled=is_bfloat16):
         outputs = model(batch.inputs)
     error = loss(outputs, batch)
-    value = float(error.detach())
+    value, slope = float(error.detach()), 0.0
     if math.isfinite(value):
         optimizer.zero_grad()
         error.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return value, outputs
+        slope = float(nn.utils.clip_grad_norm_(model.parameters(), math.inf))
+        if math.isfinite(slope):
+            optimizer.step()
+    return value, slope, outputs
 
 
 @torch.no_grad()
@@ -178,14 +186,21 @@ def _optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=True)
 
 
-def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, epochs_done: int) -> None:
+def _save(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, epochs_done: int, key: str
+) -> None:
     """Write the whole state under a temporary name, sync it, then rename it."""
     tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for state, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                tensors[f"{_OPTIMIZER}{key}.{name}"] = value
-    metadata = {"epochs_done": str(epochs_done), "schedule": json.dumps(schedule._asdict())}
+                tensors[f"{_OPTIMIZER}{state}.{name}"] = value
+    metadata = {
+        "format": FORMAT,
+        "epochs_done": str(epochs_done),
+        "schedule": json.dumps(schedule._asdict()),
+        "key": key,
+    }
     save_tensors(tensors, path, metadata=metadata)
 
 
@@ -203,7 +218,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, 
         temporary.unlink(missing_ok=True)
 
 
-def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule) -> int:
+def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, key: str) -> int:
     """Fill model and optimiser from a checkpoint; how many epochs it has behind it."""
     try:
         with safe_open(path, "pt") as file:
@@ -214,14 +229,17 @@ def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, sche
     own = model.state_dict()
     state = {name.removeprefix(_MODEL): tensor for name, tensor in tensors.items() if name.startswith(_MODEL)}
     is_same = state.keys() == own.keys() and all(state[name].shape == own[name].shape for name in own)
-    if not is_same or metadata.get("schedule") != json.dumps(schedule._asdict()):
-        raise WeightsError(f"checkpoint {path} is of another model or schedule: remove it to begin anew")
+    wanted = {"format": FORMAT, "schedule": json.dumps(schedule._asdict()), "key": key}
+    other = [name for name, value in wanted.items() if metadata.get(name) != value]
+    if not is_same or other:
+        of = "model" if not is_same else "training" if other == ["key"] else other[0]
+        raise WeightsError(f"checkpoint {path} is of another {of}: remove it to begin anew")
     model.load_state_dict(state)
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():
         if name.startswith(_OPTIMIZER):
-            key, _, parameter = name.removeprefix(_OPTIMIZER).partition(".")
+            part, _, parameter = name.removeprefix(_OPTIMIZER).partition(".")
             # Adam keeps its count of steps on the CPU, wherever the parameter is.
-            place = tensor if key == "step" else tensor.to(parameters[parameter].device)
-            optimizer.state[parameters[parameter]][key] = place
+            place = tensor if part == "step" else tensor.to(parameters[parameter].device)
+            optimizer.state[parameters[parameter]][part] = place
     return int(metadata["epochs_done"])

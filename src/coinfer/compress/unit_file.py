@@ -1,6 +1,6 @@
 """A trained unit as one file: what training changed, and of which network, cut and shape it is.
 
-NAME.safetensors    the unit's weights, those of the tail (or of a light head) that training moved
+NAME.safetensors    the unit's weights, those of the head and the tail that training moved, a light head's
                     metadata: format, sha256 of the unmodified network's weights, cut, spec, recipe
 """
 
@@ -19,7 +19,7 @@ from ..model.graph import Graph
 from .bottleneck import UnitSpec
 from .divided import Divided, insert_unit
 from .train import save_tensors
-from .units import UnitRecipe
+from .unit_training import UnitRecipe
 
 FORMAT = "coinfer-unit-1"
 
@@ -36,10 +36,11 @@ def save_unit(divided: Divided, graph: Graph, cut: Cut, path: Path, *, network: 
     """Write what training changed to `path`; `network` is the sha256 of the unmodified network's weights."""
     spec = divided.unit.spec
     before = insert_unit(graph, cut, spec).state_dict()
+    needed = _needed(spec)
     changed = {
         name: tensor
         for name, tensor in divided.state_dict().items()
-        if name.startswith("unit.") or not torch.equal(tensor.cpu(), before[name])
+        if name.startswith(needed) or not torch.equal(tensor.cpu(), before[name])
     }
     metadata = {
         "format": FORMAT,
@@ -76,7 +77,13 @@ def load_unit(path: Path, graph: Graph, *, network: str) -> Trained:
         unknown = divided.load_state_dict(tensors, strict=False).unexpected_keys
     except (KeyError, msgspec.MsgspecError, ModelError, RuntimeError) as error:
         raise WeightsError(f"unit {path} does not fit: {error}") from error
-    missing = [name for name in divided.unit.state_dict() if f"unit.{name}" not in tensors]
+    needed = _needed(spec)
+    missing = [name for name in divided.state_dict() if name.startswith(needed) and name not in tensors]
     if unknown or missing:
         raise WeightsError(f"unit {path} does not fit: unknown {unknown[:3]}, missing {missing[:3]}")
     return Trained(divided.eval(), cut, metadata)
+
+
+def _needed(spec: UnitSpec) -> tuple[str, ...]:
+    """Where the names of weights begin that no unmodified network has."""
+    return ("unit.", "head.") if spec.head_width else ("unit.",)

@@ -130,17 +130,16 @@ class SlowedDevice:
         if self._inner.debts is not None:
             return self._computed(work, call)
         with self._turns:
-            self._inner.debts, self._inner.cpu, self._inner.wall = [], 0.0, 0.0
             begun_s = now_s()
-            # The core of a device that takes so long is computing all the while.  Ours is woken before the call, and
-            # the call's own time is shortened by what passed before it.
-            is_awake = now_s() - getattr(self._inner, "woken_s", -math.inf) < AWAKE_S
-            awake_s = 0.0 if is_awake else min(AWAKE_S, (self._factor(work) - 1) * LEAST_CALL_S)
-            wait_awake(now_s() + awake_s)
-            if rehearsal is not None and self._factor(work) >= LEAST_REHEARSED:
-                rehearsal()
-            before_s = now_s() - begun_s
             try:
+                # The core of a device that takes so long is computing all the while.  Ours is woken before the call,
+                # and the call's own time is shortened by what passed before it.
+                is_awake = begun_s - getattr(self._inner, "woken_s", -math.inf) < AWAKE_S
+                wait_awake(begun_s + (0.0 if is_awake else min(AWAKE_S, (self._factor(work) - 1) * LEAST_CALL_S)))
+                if rehearsal is not None and self._factor(work) >= LEAST_REHEARSED:
+                    rehearsal()
+                before_s = now_s() - begun_s
+                self._inner.debts, self._inner.cpu, self._inner.wall = [], 0.0, 0.0
                 result = self._computed(work, call)
                 end_s = now_s()
                 own_s: dict[Work, float] = {"fp32": 0.0, "int8": 0.0}

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -150,3 +152,12 @@ def load_weights(module: nn.Module, path: Path, *, name: str) -> None:
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(str(size) for size in tensor.shape) or "scalar"
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Hex sha256 over the names and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+    return digest.hexdigest()

@@ -14,7 +14,7 @@ from coinfer.compress.divided import Deployable, codecs_of
 from coinfer.compress.encoder import LightHead, num_macs, width_for
 from coinfer.compress.train import Step
 from coinfer.compress.unit_file import load_unit, save_unit
-from coinfer.compress.units import UnitRecipe, UnitTraining, rates_of, teacher_of
+from coinfer.compress.unit_training import UnitRecipe, UnitTraining, rates_of, teacher_of
 from coinfer.data import Images
 from coinfer.errors import DataError, ModelError, WeightsError
 from coinfer.model.cut import split
@@ -242,5 +242,5 @@ def test_what_cannot_be_trained_is_refused(graph: Graph, images: Images) -> None
 
 def test_a_loss_that_breaks_keeps_the_last_epoch(graph: Graph, images: Images, tmp_path: Path) -> None:
     recipe = UnitRecipe(alone=3, together=0, prices=(0.01, 0.1), batch_size=32, lr=1e30)
-    with pytest.raises(ModelError, match=r"loss became (nan|inf) in epoch \d+, step \d+"):
+    with pytest.raises(ModelError, match=r"loss became (nan|inf) in epoch \d+, batch \d+"):
         train(graph, images, recipe=recipe, checkpoints=tmp_path)

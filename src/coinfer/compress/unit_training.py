@@ -12,11 +12,13 @@ of the bits at the rate that the batch was drawn for; a light head begins with i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -25,15 +27,18 @@ from ..data import Images
 from ..errors import DataError, ModelError
 from ..model.cut import Cut, split
 from ..model.graph import Graph
+from ..model.zoo import weights_digest
 from ..plan import Preprocess, Value
 from .batches import Augment, Batches, FeatureBatches, PictureBatches, Views, as_inputs, seen_by
 from .bottleneck import Unit, UnitSpec
-from .divided import Before, Behind, Divided, features_of, insert_unit
+from .divided import Before, Behind, Divided, first_of, insert_unit
 from .hardware import training_device
 from .losses import Loss, distillation, imitation, rate_distortion
 from .train import Schedule, Step, fit
 
 START_PICTURES = 512
+# What else a training depends on: the number is raised when this code trains otherwise.
+VERSIONS = ("unit-training-2", f"torch {torch.__version__}")
 Progress = Callable[[str, Step], None]
 
 
@@ -80,6 +85,13 @@ class Teacher(NamedTuple):
     views: Views
     logits: Tensor
 
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of the pictures, what they are called, and how they become inputs."""
+        labels = b"" if self.images.labels is None else self.images.labels.tobytes()
+        parts = (np.ascontiguousarray(self.images.pixels).tobytes(), labels, msgspec.json.encode(self.preprocess))
+        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
 
 def teacher_of(graph: Graph, images: Images, preprocess: Preprocess, views: Views) -> Teacher:
     """The network's own logits of all views of all pictures, computed once for all of its units."""
@@ -97,7 +109,8 @@ class UnitTraining:
         recipe: how long, at what price.
         features: `seen_by` the cut's head for all pictures, where they were computed before.
         wider: a trained unit of the same cut and stride to begin with.
-        checkpoints: folder where each phase keeps its own; a training that finds them goes on.
+        checkpoints: folder where trainings keep theirs, each in a folder of its own (`checkpoints`, named after all
+            that the training depends on); one that finds it goes on.
         progress: is told the phase and each step.
 
     Raises:
@@ -128,7 +141,11 @@ class UnitTraining:
         self._device = training_device()
         self.divided = insert_unit(graph, cut, spec).to(self._device)
         self._teacher, self._recipe = teacher, recipe
-        self._checkpoints, self._progress = checkpoints, progress
+        begun = None if wider is None else weights_digest(wider)
+        given = (VERSIONS, weights_digest(graph.module), cut.name, spec, recipe, teacher.views, teacher.digest, begun)
+        self._key = hashlib.sha256(msgspec.json.encode(given)).hexdigest()
+        self.checkpoints = None if checkpoints is None else checkpoints / f"{spec.name}.{self._key[:12]}.training"
+        self._progress = progress
         self._is_light = spec.head_width > 0
         if features is None and (recipe.alone or not self._is_light):
             head, _ = split(graph, cut)
@@ -141,7 +158,7 @@ class UnitTraining:
         if self._is_light:
             first = as_inputs(teacher.images.pixels[:START_PICTURES], teacher.preprocess).to(self._device)
             with torch.no_grad():
-                self.divided.unit.start_grid_from(features_of(self.divided.head(first)))
+                self.divided.unit.start_grid_from(first_of(self.divided.head(first)))
             return
         assert features is not None
         start = features[0, :START_PICTURES].float().to(self._device)
@@ -213,9 +230,10 @@ class UnitTraining:
             batches,
             rate_distortion(task, self._recipe.prices),
             schedule=Schedule(lr=lr, epochs=epochs, weight_decay=self._recipe.weight_decay, optimizer="adam"),
-            checkpoint=None if self._checkpoints is None else self._checkpoints / f"{phase}.safetensors",
+            checkpoint=None if self.checkpoints is None else self.checkpoints / f"{phase}.safetensors",
             progress=None if progress is None else partial(progress, phase),
             seed=self._recipe.seed,
+            key=self._key,
         )
         self.divided.eval()
 
@@ -236,10 +254,10 @@ def rates_of(
     hits, bits = np.zeros(len(rates)), np.zeros(len(rates))
     for first in range(0, len(images), batch_size):
         part = slice(first, first + batch_size)
-        features = features_of(divided.head(as_inputs(images.pixels[part], preprocess).to(device)))
+        features = first_of(divided.head(as_inputs(images.pixels[part], preprocess).to(device)))
         for rate in rates:
             restored, cost = divided.unit(features, rate)
-            right = divided.tail(restored).argmax(1).cpu().numpy() == images.labels[part]
+            right = first_of(divided.tail(restored)).argmax(1).cpu().numpy() == images.labels[part]
             hits[rate] += right.sum()
             bits[rate] += float(cost.sum())
     count = len(images)
