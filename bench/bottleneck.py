@@ -12,6 +12,7 @@ docs/results/raw/bottleneck; `python -m bench.bottleneck_results` makes the page
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,11 +24,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from coinfer.build.bottlenecks import light_width
 from coinfer.build.make import build
 from coinfer.compress.batches import Views, as_inputs
 from coinfer.compress.bottleneck import UnitSpec
 from coinfer.compress.divided import Divided, first_of, insert_unit
-from coinfer.compress.encoder import num_macs, width_for
 from coinfer.compress.train import Step, save_tensors
 from coinfer.compress.unit_file import load_unit, save_unit
 from coinfer.compress.unit_training import Teacher, UnitRecipe, UnitTraining, rates_of, teacher_of
@@ -60,13 +61,17 @@ SCENES = Trainee(
 
 
 class Order(NamedTuple):
-    """A unit to train: where, of what shape (a light head's width is found from its share), how."""
+    """A unit to train: where, of what shape (a light head's width is found from its share), how.
+
+    `is_kept`: in zoo/, not for a comparison alone.
+    """
 
     cut: str
     spec: UnitSpec
     recipe: UnitRecipe
     light_share: float = 0.0
     trainee: Trainee = RESNET56
+    is_kept: bool = True
 
 
 GAINS = (1.0, 1.6, 2.6, 4.2)
@@ -114,6 +119,26 @@ UNITS = {
         trainee=SCENES,
     ),
 }  # fmt: skip
+# `late` at one rate alone, each price with its own training: what a unit of four rates is compared with.
+LATE = UNITS["late"]
+UNITS |= {
+    f"late-only{rate}": LATE._replace(
+        spec=msgspec.structs.replace(LATE.spec, gains=(gain,)),
+        recipe=msgspec.structs.replace(LATE.recipe, prices=(price,)),
+        is_kept=False,
+    )
+    for rate, (gain, price) in enumerate(zip(LATE.spec.gains, LATE.recipe.prices, strict=True))
+}
+# BottleNet's training through JPEG, for comparison; its bytes are not part of the loss.
+UNITS |= {
+    f"middle-jpeg{quality}": Order(
+        "layer2.8#0",
+        UnitSpec(width=8, stride=2, bits=8, refine=1, is_rectified=True, jpeg=quality),
+        UnitRecipe(alone=4, together=6, prices=(0.0,), together_lr=1e-3),
+        is_kept=False,
+    )
+    for quality in (20, 80)
+}
 
 
 # The units that the pages of results are made with.
@@ -129,7 +154,8 @@ RAW = STUDY.raw
 def path_of(name: str) -> Path:
     """Where a finished unit lies."""
     network = UNITS[name].trainee.name.replace("-", "_")
-    return UNITS_FOLDER / f"{network}.{name.split('-')[-1]}.safetensors"
+    folder = UNITS_FOLDER if UNITS[name].is_kept else CHECKPOINTS / "compared"
+    return folder / f"{network}.{name.removeprefix('scenes-')}.safetensors"
 
 
 def network(trainee: Trainee = RESNET56) -> tuple[LoadedModel, Graph]:
@@ -146,11 +172,8 @@ def train(name: str) -> None:
     source = load_source(order.trainee.source)
     cut, spec = graph.cut(order.cut), order.spec
     if order.light_share:
-        code = (cut.specs[0].shape[1] // spec.stride, cut.specs[0].shape[2] // spec.stride)
-        picture = graph.inputs[0].shape
-        width = width_for(picture, code, order.light_share * graph.num_macs)
-        share = num_macs(picture, code, width) / graph.num_macs
-        print(f"light head of width {width}: {100 * share:.2f} % of the network's multiply-accumulates", flush=True)
+        width = light_width(cut, graph, spec.width, spec.stride, order.light_share)
+        print(f"light head of width {width}", flush=True)
         spec = msgspec.structs.replace(spec, head_width=width)
     teacher = taught(order.trainee, graph, source, model)
     training = UnitTraining(graph, cut, spec, teacher, order.recipe, checkpoints=CHECKPOINTS / name, progress=Log())
@@ -166,7 +189,8 @@ def train(name: str) -> None:
 def taught(trainee: Trainee, graph: Graph, source: Source, model: LoadedModel) -> Teacher:
     """The network's own answers to all views of the training pictures: minutes, so they are kept."""
     images, views = source.images("train"), trainee.views
-    kept = CHECKPOINTS / f"{trainee.name}.answers.{views.num_views}.safetensors"
+    given = hashlib.sha256(repr((weights_digest(model.module), views)).encode()).hexdigest()
+    kept = CHECKPOINTS / f"{trainee.name}.answers.{given[:12]}.safetensors"
     if not kept.is_file():
         _say(f"the network's own answers to {views.num_views} views of {len(images)} pictures")
         teacher = teacher_of(graph, images, model.preprocess, views)

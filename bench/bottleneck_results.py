@@ -8,14 +8,19 @@ from __future__ import annotations
 import math
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from coinfer.codec import HEADER_BYTES
+from coinfer.compress.encoder import num_macs
+from coinfer.compress.unit_file import load_unit
 from coinfer.files import write_atomically
 from coinfer.lab.summary import Summary
+from coinfer.model.zoo import weights_digest
 from coinfer.plan import Candidate
 from coinfer.profile import Conditions, Link, Slowdown
 from coinfer.report.plots import RateCurve, plot_rates
@@ -23,11 +28,11 @@ from coinfer.report.results import Results, Row, read_raw, results_markdown, wri
 from coinfer.report.table import TextTable, markdown
 from coinfer.search.estimate import Table, estimate
 from coinfer.search.goal import Goal
-from coinfer.search.menu import RegimeMap, at, regime_map
+from coinfer.search.menu import at
 from coinfer.search.solve import baselines
 
 from . import butterfly_results
-from .bottleneck import FINISHED, UNITS
+from .bottleneck import FINISHED, UNITS, network, path_of
 from .tables import DOCS, Measured, cell_name, int8_ratio_of, map_of, measured_commit, net_rows, section, spread
 
 RAW = Path("docs/results/raw/bottleneck")
@@ -36,8 +41,6 @@ CURVES = "resnet56-rates.curves.jsonl.gz"
 # The grid that the issue names: 30 kbit/s to 30 Mbit/s, slowdown 3 to 300.
 GRID_RATES = tuple(float(f"{rate:.3g}") for rate in np.geomspace(30e3, 30e6, 13))
 GRID_SLOWDOWNS = tuple(float(f"{slow:.3g}") for slow in np.geomspace(3, 300, 9))
-# A payload's bytes that are no code: version and coder, mark, CRC.
-FIXED_BYTES = 6
 BBNET_RATES = (100e3, 300e3, 500e3, 700e3, 900e3, 1.1e6, 1.3e6, 1.5e6, 2.5e6, 3.5e6)
 BBNET_SLOWDOWN = 100.0
 # Asked for: bytes and points of loss of three units.
@@ -45,32 +48,32 @@ ASKED = {"last": (16, 0.2), "middle": (128, 0.5), "light": (300, 1.0)}
 ROW_NAMES = {"last": "last", "middle": "middle", "light": "first"}
 
 
-def points(unit: str | None, curves: Sequence[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
-    """The lines of one unit (or of none) that have these values, from few bytes to many."""
-    variant = None if unit is None else _variant(unit)
-    lines = [
-        line
-        for line in curves
-        if (line["rate"] is not None and line["variant"] == variant if unit else line["rate"] is None)
-        and all(line[key] == value for key, value in wanted.items())
-    ]
+def points(unit: str, curves: Sequence[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
+    """The lines of one unit that have these values, from few bytes to many."""
+    prior = next(line for line in read_raw(RAW / "prior.jsonl.gz") if line["unit"] == unit)
+    lines = [line for line in curves if is_of(line, prior) and all(line[key] == wanted[key] for key in wanted)]
     return sorted(lines, key=lambda line: line["payload_bytes"])
 
 
-def _variant(unit: str) -> str:
-    return next(line["variant"] for line in read_raw(RAW / "prior.jsonl.gz") if line["unit"] == unit)
+def is_of(line: dict[str, Any], prior: dict[str, Any]) -> bool:
+    """Whether a line of the curves is of the unit of a line of the priors: same cut, same shape."""
+    name = line["variant"].split("-")[0]
+    return line["rate"] is not None and (line["cut"], name) == (prior["cut"], prior["variant"])
 
 
 def best_within(lines: Sequence[dict[str, Any]], loss: float) -> dict[str, Any]:
-    """The line of fewest bytes that loses at most so many points; else that of the least loss."""
-    fine = [line for line in lines if line["loss_points"] <= loss]
+    """Of fewest bytes that loses at most so many points on the images of choice; else the one of the least loss."""
+    fine = [line for line in lines if line["validation_loss_points"] <= loss]
     if fine:
         return min(fine, key=lambda line: line["payload_bytes"])
-    return min(lines, key=lambda line: line["loss_points"])
+    return min(lines, key=lambda line: line["validation_loss_points"])
 
 
 def unit_rows(curves: Sequence[dict[str, Any]]) -> Iterator[Row]:
-    """Bytes and loss of the three units that figures are asked of, and the light head's share of the compute."""
+    """Bytes and loss of the three units that figures are asked of, and the light head's share of the compute.
+
+    Rate and precision are chosen on the images that choices are made on; the figures are of the others.
+    """
     for unit in (unit for unit in ASKED if unit in FINISHED):
         num_bytes, loss = ASKED[unit]
         line = best_within(points(unit, curves), loss)
@@ -82,6 +85,19 @@ def unit_rows(curves: Sequence[dict[str, Any]]) -> Iterator[Row]:
         ):
             row_name = f"{name}_{key}"
             yield Row(name=row_name, value=value, unit=unit_name, how="measured", n=line["n"], against=how, raw=CURVES)
+
+
+def macs_row() -> Row:
+    """What the light head and its reduction compute of the network's multiply-accumulates."""
+    _, graph = network()
+    unit = load_unit(path_of("light"), graph, network=weights_digest(network()[0].module))
+    spec, reduce = unit.divided.unit.spec, unit.divided.unit.reduce
+    side = unit.cut.specs[0].shape[1] // spec.stride
+    share = num_macs(graph.inputs[0].shape, (side, side), spec.head_width, sent=reduce.weight.shape[0]) / graph.num_macs
+    return Row(
+        name="first_macs_share", value=share, unit="share", how="measured", n=1,
+        against=f"the network's {graph.num_macs} multiply-accumulates",
+    )  # fmt: skip
 
 
 def webp_row(curves: Sequence[dict[str, Any]]) -> Row:
@@ -114,15 +130,12 @@ def prior_rows(curves: Sequence[dict[str, Any]]) -> Iterator[Row]:
     """Bytes on the wire's end against what training expected of the same test images, at each rate in fp32."""
     errors = []
     for line in read_raw(RAW / "prior.jsonl.gz"):
-        sent = [c for c in curves if c["variant"] == line["variant"] and c["rate"] == line["rate"]]
-        sent = [c for c in sent if c["precision"] == "fp32"]
-        if not sent:
-            continue
-        # Codes have whole bytes: on average half a byte more than their bits.
-        expected = line["num_bytes"] + FIXED_BYTES
-        errors.append((abs(sent[0]["payload_bytes"] / expected - 1), sent[0]["label"], line["num_bytes"]))
+        for sent in (c for c in curves if is_of(c, line) and (c["rate"], c["precision"]) == (line["rate"], "fp32")):
+            expected = line["num_bytes"] + HEADER_BYTES
+            errors.append((abs(sent["payload_bytes"] / expected - 1), sent["label"], line["num_bytes"]))
+    # A code has whole bytes, half a byte more than its bits on average: much of a code of 5 B, little of one of 25 B.
     long = [error for error in errors if error[2] >= 25]
-    for name, mine in (("trained_bytes_error", long), ("trained_bytes_error_any", errors)):
+    for name, mine in (("trained_bytes_error", errors), ("trained_bytes_error@25B", long)):
         if mine:
             worst = max(mine)
             yield Row(
@@ -131,7 +144,7 @@ def prior_rows(curves: Sequence[dict[str, Any]]) -> Iterator[Row]:
                 unit="ratio - 1",
                 how="measured",
                 n=len(mine),
-                against=f"the prior's bytes and {FIXED_BYTES} B; worst: {worst[1]}, {worst[2]:.1f} B",
+                against=f"the prior's bytes and {HEADER_BYTES} B; worst: {worst[1]}, {worst[2]:.1f} B",
                 spread=spread([error[0] for error in mine]),
                 raw=CURVES,
             )
@@ -151,12 +164,25 @@ def exactness_rows() -> Iterator[Row]:
         )
 
 
-def split_rows(regimes: RegimeMap, summary: Summary) -> Iterator[Row]:
-    """Where a split is best on the grid, and by how much over the best of device and upload."""
-    cells = [cell for line in regimes.cells for cell in line]
-    won = [cell.ratio for cell in cells if cell.kind == "split" and cell.ratio is not None]
+def split_rows(summary: Summary) -> Iterator[Row]:
+    """Where a split is best on the grid, and by how much over the best of the honest baselines.
+
+    They are the device alone, an upload, and the best plain split where a split with a unit is best.
+    """
+    candidates = candidates_of_net()
+    table, goal = Table(candidates), Goal(max_loss_points=summary.header.max_loss_points)
+    won: list[float] = []
+    for rate_bps, slowdown in product(GRID_RATES, GRID_SLOWDOWNS):
+        conditions = at(base_of(summary), rate_bps, slowdown, 1.0, int8_ratio=int8_ratio_of(NET))
+        best = baselines(table, conditions, goal)
+        took_s = {way: estimate(candidates[index], conditions).latency_s for way, index in best.items()}
+        first = min(took_s, key=lambda way: took_s[way])
+        if first in ("split", "unit"):
+            honest = [took_s[way] for way in ("device", "upload", "split") if way in took_s and way != first]
+            won.append(min(honest) / took_s[first])
+    count = len(GRID_RATES) * len(GRID_SLOWDOWNS)
     grid = "30 kbit/s to 30 Mbit/s x slowdown 3 to 300, one-way delay 5 ms"
-    rows = [("split_share", len(won) / len(cells), "share of the cells")]
+    rows = [("split_share", len(won) / count, "share of the cells")]
     if won:
         rows += [
             ("split_speedup_geomean", math.exp(float(np.mean(np.log(won)))), "ratio"),
@@ -168,8 +194,8 @@ def split_rows(regimes: RegimeMap, summary: Summary) -> Iterator[Row]:
             value=value,
             unit=unit,
             how="estimated",
-            n=len(cells),
-            against=f"the best plan of another kind; {grid}",
+            n=count,
+            against=f"the best of device, upload and plain split; {grid}",
             raw=f"{NET.name}.candidates.jsonl.gz",
         )
     for cell in (c for c in summary.cells if c.chosen.kind == "split" and c.speedup is not None):
@@ -179,7 +205,7 @@ def split_rows(regimes: RegimeMap, summary: Summary) -> Iterator[Row]:
             unit="ratio",
             how="measured",
             n=cell.chosen.latency_s.n,
-            against="the best plan of another kind",
+            against="the best of device, upload and plain split",
             raw=NET.log.name,
         )
 
@@ -195,17 +221,8 @@ def candidates_of_net() -> list[Candidate]:
     return [msgspec.convert(line, Candidate) for line in NET.lines("candidates")]
 
 
-def grid_map(summary: Summary) -> RegimeMap:
-    """The regime map on the grid of the rows."""
-    goal = Goal(max_loss_points=summary.header.max_loss_points)
-    ratio = int8_ratio_of(NET)
-    return regime_map(
-        candidates_of_net(), GRID_RATES, GRID_SLOWDOWNS, goal, int8_ratio=ratio, base=base_of(summary)
-    )
-
-
 def bbnet_section(summary: Summary) -> list[str]:
-    """BBNet's table of ten rates: everything on the server, everything on the device, and the chosen plan."""
+    """BBNet's table of ten rates: everything on the server, everything on the device, and the best unit."""
     candidates = candidates_of_net()
     table = Table(candidates)
     goal = Goal(max_loss_points=summary.header.max_loss_points)
@@ -255,10 +272,7 @@ def curve_section(curves: Sequence[dict[str, Any]]) -> list[str]:
         plain = [c for c in curves if c["cut"] == cut and c["rate"] is None]
         drawn.append(RateCurve(name=f"plain at {cut}", points=_xy(plain), is_plain=True))
     for unit in FINISHED:
-        for precision in ("fp32", "int8"):
-            lines = points(unit, curves, precision=precision)
-            if lines and precision == "fp32":
-                drawn.append(RateCurve(name=f"unit: {unit}", points=_xy(lines)))
+        drawn.append(RateCurve(name=f"unit: {unit}", points=_xy(points(unit, curves, precision="fp32"))))
     reference = next(c["accuracy"] for c in curves if c["kind"] == "device")
     count = curves[0]["n"]
     title = "ResNet-56, CIFAR-10: bytes and accuracy over the link"
@@ -300,8 +314,8 @@ def main() -> None:
     summary = NET.summary()
     curves = read_raw(RAW / CURVES)
     regimes = map_of(NET, summary)
-    rows = [*unit_rows(curves), webp_row(curves), *prior_rows(curves), *exactness_rows()]
-    rows += [*butterfly_results.rows(), *split_rows(grid_map(summary), summary), *net_rows(NET, summary)]
+    rows = [*unit_rows(curves), macs_row(), webp_row(curves), *prior_rows(curves), *exactness_rows()]
+    rows += [*butterfly_results.rows(), *split_rows(summary), *net_rows(NET, summary)]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     machine = summary.header.machine
     results = Results(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from coinfer.cli.conditions import RADIOS
+from coinfer.profile import RADIOS
 from coinfer.protocol import HEADER_BYTES, message_wire_bytes
 from coinfer.report.results import Row, read_raw
 from coinfer.report.table import TextTable, markdown

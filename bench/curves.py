@@ -44,6 +44,7 @@ def measure_curves(name: str, raw: Path) -> None:
     if not (folder / "manifest.json").is_file():
         build(job_of(name), OUT / name, progress=show)
     workshop = workshop_of(name)
+    chosen_on = {c.plan.number: c.evidence.loss_points for c in workshop.candidates}
     shown = [c.plan.number for c in workshop.candidates if is_shown(c)]
     bundle = assemble(folder, shown, OUT / f"{name}.curves")
     images = pictures_of(name)
@@ -62,6 +63,7 @@ def measure_curves(name: str, raw: Path) -> None:
             lines.append(
                 {
                     **_named(plan),
+                    "validation_loss_points": chosen_on[plan.number],
                     "n": len(classes),
                     "accuracy": 100 * float(np.mean(classes == truth)),
                     "accuracy_ci": proportion_ci(classes == truth),

@@ -120,6 +120,14 @@ class Radio(Value, frozen=True, kw_only=True):
         return self.alpha_w_per_bps * rate_bps + self.beta_w
 
 
+# Power of sending, P = alpha x rate + beta: 3G, LTE and Wi-Fi of Huang et al., MobiSys 2012.
+RADIOS = {
+    "3g": Radio(name="3g", alpha_w_per_bps=868.98e-9, beta_w=0.81788),
+    "4g": Radio(name="4g", alpha_w_per_bps=438.39e-9, beta_w=1.28804),
+    "wifi": Radio(name="wifi", alpha_w_per_bps=283.17e-9, beta_w=0.13286),
+}
+
+
 class Slowdown(Value, frozen=True, kw_only=True):
     """How many times slower than the measuring machine: one factor for fp32 and all other work, one for int8.
 

@@ -266,7 +266,7 @@ def wanted_units(job: BottleneckJob, graph: Graph) -> Iterator[Wanted]:
                 if share and len(crossing.shape) != 3:
                     raise CutError(f'a light head ends in a map (C, H, W), at "{cut.name}" crosses {crossing.shape}')
                 if share:
-                    head_width = _light_width(cut, graph, width, stride, share)
+                    head_width = light_width(cut, graph, width, stride, share)
                 spec = UnitSpec(
                     width=width,
                     stride=stride,
@@ -288,7 +288,7 @@ def wanted_units(job: BottleneckJob, graph: Graph) -> Iterator[Wanted]:
                 yield Wanted(cut, spec, recipe, job.bits_loss if job.bits == "search" else None)
 
 
-def _light_width(cut: Cut, graph: Graph, width: int, stride: int, share: float) -> int:
+def light_width(cut: Cut, graph: Graph, width: int, stride: int, share: float) -> int:
     """Channels of the widest light head that takes at most `share` of the network's multiply-accumulates."""
     _, height, wide = cut.specs[0].shape
     picture, code = graph.inputs[0].shape, (height // stride, wide // stride)

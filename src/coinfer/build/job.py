@@ -36,7 +36,7 @@ import msgspec
 
 from ..errors import JobError, PlanError, UsageError
 from ..plan import Value
-from ..profile import Conditions, Link, Slowdown
+from ..profile import RADIOS, Conditions, Link, Slowdown
 from ..units import parse_duration_s, parse_rate_bps
 
 
@@ -65,10 +65,14 @@ class DataJob(Value, frozen=True, kw_only=True):
 
 
 class DeviceJob(Value, frozen=True, kw_only=True):
-    """How many times slower the device is than the building machine, for fp32 and, if given, for int8."""
+    """How many times slower the device is than the building machine, for fp32 and, if given, for int8.
+
+    `power` is what its computing takes, in W: for energies.
+    """
 
     slowdown: float = 1.0
     int8_slowdown: float | None = None
+    power: float | None = None
 
 
 class EdgeJob(Value, frozen=True, kw_only=True):
@@ -78,20 +82,20 @@ class EdgeJob(Value, frozen=True, kw_only=True):
 
 
 class LinkJob(Value, frozen=True, kw_only=True):
-    """Rate and one-way delay, as text with units."""
+    """Rate and one-way delay, as text with units; the radio whose power sending takes, and the joules of its tail."""
 
     rate: str = "1 Mbit/s"
     delay: str = "5 ms"
+    radio: Literal["3g", "4g", "wifi"] | None = None
+    radio_tail: float = 0.0
 
 
 class GoalJob(Value, frozen=True, kw_only=True):
-    """What to minimise, and the top-1 points that may be lost.
+    """What to minimise, the top-1 points that may be lost, and the joules that a request may take of the device."""
 
-    Energy is a goal of `coinfer plan`, which is told the powers.
-    """
-
-    minimise: Literal["latency", "throughput", "bytes"] = "latency"
+    minimise: Literal["latency", "throughput", "bytes", "energy"] = "latency"
     max_loss: float = 1.0
+    max_energy: float | None = None
 
 
 class BuildJob(Value, frozen=True, kw_only=True):
@@ -159,6 +163,11 @@ class Job(Value, frozen=True, kw_only=True):
             raise JobError(f"[goal] max_loss must be at least 0 points, got {self.goal.max_loss}")
         if not (self.device.slowdown > 0 and (self.device.int8_slowdown or 1.0) > 0 and self.edge.load > 0):
             raise JobError("[device] slowdown and int8_slowdown and [edge] load must be above 0")
+        is_powered = self.device.power is not None and self.link.radio is not None
+        if (self.goal.minimise == "energy" or self.goal.max_energy is not None) and not is_powered:
+            raise JobError("[goal] an energy needs [device] power and [link] radio")
+        if not ((self.device.power or 0.0) >= 0 and self.link.radio_tail >= 0 and (self.goal.max_energy or 0.0) >= 0):
+            raise JobError("[device] power, [link] radio_tail and [goal] max_energy must be at least 0")
         if (self.model.mean is None) != (self.model.std is None):
             raise JobError("[model] mean and std must be given together")
         if self.model.top is not None and self.model.top < 1:
@@ -249,8 +258,13 @@ def conditions_of(job: Job, *, int8_ratio: float) -> Conditions:
     """
     device = job.device
     int8 = device.int8_slowdown if device.int8_slowdown is not None else device.slowdown * int8_ratio
+    radio = None
+    if job.link.radio is not None:
+        radio = msgspec.structs.replace(RADIOS[job.link.radio], tail_j=job.link.radio_tail)
     return Conditions(
         link=Link(rate_bps=parse_rate_bps(job.link.rate), delay_s=parse_duration_s(job.link.delay)),
         device=Slowdown(fp32=device.slowdown, int8=int8),
         edge_load=job.edge.load,
+        device_power_w=device.power,
+        radio=radio,
     )

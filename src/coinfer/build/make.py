@@ -83,7 +83,9 @@ def build(
     samples = np.ascontiguousarray(workshop.validation.pixels[:4])
     candidates, profile = timed(work, candidates, samples, workshop.outputs, progress=progress)
     conditions = conditions_of(job, int8_ratio=int8_ratio)
-    goal = Goal(minimise=job.goal.minimise, max_loss_points=job.goal.max_loss)
+    goal = Goal(
+        minimise=job.goal.minimise, max_loss_points=job.goal.max_loss, max_energy_j=job.goal.max_energy
+    )
     chosen = menu(candidates, goal, int8_ratio=int8_ratio, base=conditions, also=(conditions,))
     main = next(c for c in candidates if c.plan.head == workshop.whole_name(workshop.main, "fp32"))
     manifest = _manifest(workshop, candidates, main, int8_ratio)

@@ -9,15 +9,8 @@ import msgspec
 
 from ..bundle import Bundle
 from ..errors import PlanError, UsageError
-from ..profile import Conditions, Link, Profile, Radio, Slowdown
+from ..profile import RADIOS, Conditions, Link, Profile, Slowdown
 from ..units import parse_duration_s, parse_rate_bps
-
-# Power of sending, P = alpha x rate + beta: 3G, LTE and Wi-Fi of Huang et al., MobiSys 2012.
-RADIOS = {
-    "3g": Radio(name="3g", alpha_w_per_bps=868.98e-9, beta_w=0.81788),
-    "4g": Radio(name="4g", alpha_w_per_bps=438.39e-9, beta_w=1.28804),
-    "wifi": Radio(name="wifi", alpha_w_per_bps=283.17e-9, beta_w=0.13286),
-}
 
 
 class Options(NamedTuple):

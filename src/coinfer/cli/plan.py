@@ -12,8 +12,9 @@ import typer
 from ..bundle import Bundle, load_bundle
 from ..errors import UsageError
 from ..plan import Candidate
+from ..profile import RADIOS
 from ..units import format_bytes, format_duration, parse_duration_s
-from .conditions import RADIOS, Options, conditions_of, load_profile
+from .conditions import Options, conditions_of, load_profile
 from .options import (
     BundleFolder,
     EdgeLoad,
@@ -150,6 +151,7 @@ def _entry(ranking: Ranking, candidates: list[Candidate], place: int, on_menu: s
     return {
         "plan": plan.number,
         "kind": plan.kind,
+        "way": plan.way,
         "variant": plan.variant,
         "precision": plan.precision,
         "cut": plan.cut,

@@ -86,7 +86,7 @@ class CellRow(Value, frozen=True, kw_only=True):
 
     `baselines` maps a way to its baseline's plan, `ratios` to that baseline's median over the chosen plan's.
     `best` is the plan with the least median that keeps the accuracy limit, `regret` the chosen plan over it.
-    `speedup` is the least ratio of the other kinds' baselines: what choosing this kind brings.
+    `speedup` is the least ratio of the other ways' baselines: what choosing this way brings.
     `device_rss_bytes` is the device process's resident memory after the cell, None where the log has it not.
     """
 
@@ -291,7 +291,9 @@ def _cell_row(
         medians = {number: statistics.median(latencies) for number, latencies in finals.items()}
         winner = min(medians, key=lambda number: medians[number])
         best, regret = by_number[winner], medians[cell.chosen] / medians[winner]
-    rivals = [ratio for way, ratio in ratios.items() if by_number[cell.baselines[way]].kind != chosen.kind]
+    # A plain split is a rival of a split with a unit, as device and upload are; not so two of one way.
+    own = [way for way, number in cell.baselines.items() if number == cell.chosen] or [chosen.kind]
+    rivals = [ratio for way, ratio in ratios.items() if way not in own]
     return CellRow(
         cell=cell.cell,
         rate_bps=cell.link.rate_bps,

@@ -14,10 +14,10 @@ from rich.text import Text
 
 from ..plan import Candidate, Kind, Value, Way
 from ..search.menu import Cell, RegimeMap
-from ..search.solve import KINDS, WAYS, Ranking, RankingRow
+from ..search.solve import WAYS, Ranking, RankingRow
 from ..units import format_bytes, format_duration, format_rate
 
-KIND_STYLES = {"device": "blue", "upload": "yellow", "split": "green"}
+KIND_STYLES = {"device": "blue", "upload": "yellow", "split": "green", "unit": "green"}
 
 
 class TextTable(Value, frozen=True, kw_only=True):
@@ -98,12 +98,12 @@ def markdown(table: TextTable) -> str:
 
 
 def ranking_table(ranking: Ranking, *, limit: int = 10, rejected: int = 5) -> TextTable:
-    """The best `limit` feasible plans, the best of each kind, and `rejected` rejected ones with the reason."""
+    """The best `limit` feasible plans, the best of each way, and `rejected` rejected ones with the reason."""
     rows = ranking.rows
     feasible = rows[: ranking.num_feasible]
     shown = list(feasible[:limit])
-    for kind in KINDS:
-        first = next((row for row in feasible if ranking.table.kinds[row.index] == kind), None)
+    for way in WAYS:
+        first = next((row for row in feasible if ranking.table.ways[row.index] == way), None)
         if first is not None and first not in shown:
             shown.append(first)
     has_energy = rows[0].energy_j is not None
@@ -152,11 +152,11 @@ def _ranking_cells(candidate: Candidate, row: RankingRow, place: str, has_energy
 
 
 def _plan_cells(candidate: Candidate) -> tuple[str, ...]:
-    """Plan number, kind, network, cut, codec, payload bytes."""
+    """Plan number, way, network, cut, codec, payload bytes."""
     plan = candidate.plan
     return (
         str(plan.number),
-        plan.kind,
+        plan.way,
         plan.variant if plan.precision == "fp32" else f"{plan.variant} {plan.precision}",
         plan.cut or "",
         "" if plan.codec is None else plan.codec.name,

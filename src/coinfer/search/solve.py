@@ -123,17 +123,18 @@ class Ranking:
 
     @cached_property
     def reason(self) -> str:
-        """Why the first won against the best of each other kind, and which stage dominates each."""
-        best_of = _first_of_kinds(self.table, self.order[: self.num_feasible])
-        won = self.table.kinds[self.best]
+        """Why the first won against the best of each other way, and which stage dominates each."""
+        best_of = _first_of_ways(self.table, self.order[: self.num_feasible])
+        won = self.table.ways[self.best]
         sentences = [f"The best plan is {self._plan_text(self.best)}."]
-        for kind in KINDS:
-            if kind == won:
+        for way in WAYS:
+            if way == won:
                 continue
-            if kind in best_of:
-                sentences.append(f"The best {kind} plan is {self._plan_text(best_of[kind])}.")
-            elif (self.table.kinds == kind).any():
-                sentences.append(f"No {kind} plan meets the constraints.")
+            name = "split with a unit" if way == "unit" else f"{way} plan"
+            if way in best_of:
+                sentences.append(f"The best {name} is {self._plan_text(best_of[way])}.")
+            elif (self.table.ways == way).any():
+                sentences.append(f"No {name} meets the constraints.")
         return " ".join(sentences)
 
     def _plan_text(self, index: int) -> str:
@@ -279,13 +280,13 @@ def _sorted(table: Table, priced: Priced, rows: NDArray[np.int64]) -> NDArray[np
     return rows[np.lexsort((rows, *keys))]
 
 
-def _first_of_kinds(table: Table, ordered: NDArray[np.int64]) -> dict[Kind, int]:
-    """The first of each kind in an order that is best first."""
-    found: dict[Kind, int] = {}
-    for kind in KINDS:
-        places = np.flatnonzero(table.kinds[ordered] == kind)
+def _first_of_ways(table: Table, ordered: NDArray[np.int64]) -> dict[Way, int]:
+    """The first of each way in an order that is best first."""
+    found: dict[Way, int] = {}
+    for way in WAYS:
+        places = np.flatnonzero(table.ways[ordered] == way)
         if places.size:
-            found[kind] = int(ordered[places[0]])
+            found[way] = int(ordered[places[0]])
     return found
 
 
