@@ -66,6 +66,27 @@ def test_bits_are_the_cost_of_the_symbols_under_the_prior() -> None:
     assert quantiser(values, 1)[1].sum() < quantiser(values, 0)[1].sum()
 
 
+def test_the_priors_gradient_is_the_same_in_any_number_of_threads() -> None:
+    torch.manual_seed(0)
+    quantiser = Quantiser(32, 5)
+    values = torch.randn(128, 32, 4, 4)
+    quantiser.start_from(values)
+    weights = torch.rand(128)
+    gradients = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 2, 4):
+            torch.set_num_threads(count)
+            quantiser.zero_grad()
+            (quantiser(values)[1] * weights).sum().backward()
+            gradients.append(quantiser.logits.grad.clone())
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients[1:])
+    # Of one symbol: what it costs more where its share is less.
+    assert gradients[0].abs().sum() > 0 and torch.allclose(gradients[0].sum(2), torch.zeros(1, 32), atol=1e-2)
+
+
 def test_gradients_reach_features_grid_and_prior() -> None:
     values = torch.randn(4, 2, 6, requires_grad=True)
     quantiser = Quantiser(2, 4)
