@@ -101,6 +101,7 @@ def quantize_onnx(whole: Whole, images: NDArray[np.uint8], path: Path) -> Whole:
             f"got {images.dtype.name} {images.shape}"
         )
     model = load(whole.path)
+    _unshare(model)
     # Batch norms are folded and shapes simple already, which is what this mark tells the quantiser.
     add_pre_process_metadata(model)
     own = [node.name for node in model.graph.node if node.name.startswith("preprocess_")]
@@ -132,6 +133,26 @@ def quantize_onnx(whole: Whole, images: NDArray[np.uint8], path: Path) -> Whole:
     result = msgspec.structs.replace(whole, path=path, precision="int8", cuts=_cuts(whole, quantised))
     save_record(result)
     return result
+
+
+def _unshare(model: onnx.ModelProto) -> None:
+    """Give each layer weights of its own; in place.
+
+    Equal weights are exported once, but a convolution's channels lie on another axis than those of its mirror: one
+    scale for each channel cannot suit both.
+    """
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    taken: set[str] = set()
+    for number, node in enumerate(model.graph.node):
+        for place, name in enumerate(node.input):
+            if name in taken and node.op_type in QUANTISED:
+                copy = onnx.TensorProto()
+                copy.CopyFrom(weights[name])
+                copy.name = f"{name}.{number}"
+                model.graph.initializer.append(copy)
+                node.input[place] = copy.name
+            elif name in weights:
+                taken.add(name)
 
 
 def _full_width(model: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:
