@@ -150,6 +150,40 @@ def prior_rows(curves: Sequence[dict[str, Any]]) -> Iterator[Row]:
             )
 
 
+def gap_rows() -> Iterator[Row]:
+    """The unit of four rates against units trained for one rate each, at equal bytes."""
+    lines = read_raw(RAW / "prior.jsonl.gz")
+    alone = [line for line in lines if line["unit"].startswith("late-only")]
+    if not alone:
+        return
+    known = [(line["num_bytes"], line["accuracy"]) for line in lines if line["unit"] == "late"]
+    sizes, rights = zip(*sorted(known), strict=True)
+    gaps = [
+        line["accuracy"] - float(np.interp(np.log(line["num_bytes"]), np.log(sizes), rights)) for line in alone
+    ]
+    yield Row(
+        name="variable_rate_gap",
+        value=max(gaps),
+        unit="points of top-1",
+        how="measured",
+        n=len(gaps),
+        against="units at late, each trained for one rate alone, at their bytes (prior); in torch",
+        spread=spread(gaps),
+        raw="prior.jsonl.gz",
+    )
+
+
+def gap_section() -> list[str]:
+    """Both kinds of unit side by side."""
+    lines = [line for line in read_raw(RAW / "prior.jsonl.gz") if line["unit"].startswith(("late", "middle"))]
+    rows = [
+        (c["unit"], f"{c['rate']}", f"{c['num_bytes']:.1f}", f"{c['accuracy']:.2f}", f"{c['num_images']}") for c in lines
+    ]
+    columns = ("unit", "rate", "B by the prior", "top-1 %", "images")
+    title = "One unit of four rates (`late`), of one rate each (`late-only`), through JPEG (`middle-jpeg`); in torch"
+    return [markdown(TextTable(columns=columns, rows=tuple(rows), title=title)), ""]
+
+
 def exactness_rows() -> Iterator[Row]:
     """What a unit of full width and 8 bits changes of the top-1."""
     for line in read_raw(RAW / "exactness.jsonl.gz"):
@@ -314,7 +348,7 @@ def main() -> None:
     summary = NET.summary()
     curves = read_raw(RAW / CURVES)
     regimes = map_of(NET, summary)
-    rows = [*unit_rows(curves), macs_row(), webp_row(curves), *prior_rows(curves), *exactness_rows()]
+    rows = [*unit_rows(curves), macs_row(), webp_row(curves), *prior_rows(curves), *gap_rows(), *exactness_rows()]
     rows += [*butterfly_results.rows(), *split_rows(summary), *net_rows(NET, summary)]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     machine = summary.header.machine
@@ -327,7 +361,7 @@ def main() -> None:
     )
     write_results(DOCS / "bottleneck.json", results)
     head = (Path(__file__).parent / "bottleneck.head.md").read_text()
-    page = [head, "## Rows", "", results_markdown(results), "", *curve_section(curves)]
+    page = [head, "## Rows", "", results_markdown(results), "", *curve_section(curves), *gap_section()]
     page += [*section(NET, summary, regimes), *bbnet_section(summary), *butterfly_results.text()]
     write_atomically(DOCS / "bottleneck.md", ("\n".join(page).rstrip() + "\n").encode())
     print(f"{len(rows)} rows written to {DOCS / 'bottleneck.json'}")
