@@ -177,7 +177,8 @@ def gap_section() -> list[str]:
     """Both kinds of unit side by side."""
     lines = [line for line in read_raw(RAW / "prior.jsonl.gz") if line["unit"].startswith(("late", "middle"))]
     rows = [
-        (c["unit"], f"{c['rate']}", f"{c['num_bytes']:.1f}", f"{c['accuracy']:.2f}", f"{c['num_images']}") for c in lines
+        (c["unit"], str(c["rate"]), f"{c['num_bytes']:.1f}", f"{c['accuracy']:.2f}", str(c["num_images"]))
+        for c in lines
     ]
     columns = ("unit", "rate", "B by the prior", "top-1 %", "images")
     title = "One unit of four rates (`late`), of one rate each (`late-only`), through JPEG (`middle-jpeg`); in torch"
