@@ -147,7 +147,7 @@ UNITS |= {
 
 
 # The units that the pages of results are made with.
-FINISHED = ("last", "late", "middle", "light")
+FINISHED = ("last", "late", "middle", "early")
 STUDY = Study(
     "resnet56-units",
     tuple((rate, slowdown) for slowdown in (60.0, 100.0, 170.0, 300.0) for rate in (100e3, 300e3, 1e6)),
