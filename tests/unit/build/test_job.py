@@ -45,6 +45,46 @@ def test_conditions_use_the_ratio_unless_int8_is_given(tmp_path: Path) -> None:
     assert conditions_of(given, int8_ratio=1.5).device.int8 == 60.0
 
 
+def test_energies_take_the_radio_and_the_devices_power(tmp_path: Path) -> None:
+    text = FULL.replace("slowdown = 30.0", "slowdown = 30.0\npower = 2.5").replace(
+        'delay = "5 ms"', 'delay = "5 ms"\nradio = "4g"\nradio_tail = 0.5'
+    )
+    conditions = conditions_of(load_job(job_file(tmp_path, text)), int8_ratio=1.0)
+    assert conditions.device_power_w == 2.5 and conditions.radio is not None
+    assert (conditions.radio.name, conditions.radio.tail_j) == ("4g", 0.5)
+    assert conditions.radio.power_w(5.85e6) == pytest.approx(3.8526, abs=1e-3)
+    load_job(job_file(tmp_path, text.replace('"latency"', '"energy"')))
+    for goal in ('minimise = "energy"', 'minimise = "latency"\nmax_energy = 0.1'):
+        with pytest.raises(JobError, match=r"an energy needs \[device\] power and \[link\] radio"):
+            load_job(job_file(tmp_path, FULL.replace('minimise = "latency"', goal)))
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ("widths = [0]", "widths and strides at least 1"),
+        ("strides = [0]", "widths and strides at least 1"),
+        ("widths = []", "at least one of widths and one of strides"),
+        ("widths = [8, 8]", r"widths must not name a value twice, got \[8, 8\]"),
+        ("light = [0.1, 0.1]", "light must not name a value twice"),
+        ("light = [1.5]", "light must be shares above 0 and up to 1"),
+        ("seed = -1", "seed must be 0 to 4294967295, got -1"),
+        ("images = 0", "images must be at least 1"),
+        ("refine = -1", "refine 0 or more"),
+        ("mixes = -1", "mixes must be 0 or more, got -1"),
+        ("epochs = [1, -1, 0]", "epochs 0 or more"),
+        ("bits = 9", "bits 1 to 8"),
+        ('bits = "few"', "bits"),
+        ("bits_loss = -0.5", "bits_loss must be at least 0 points, got -0.5"),
+        ("prices = [0.2, 0.1]", "prices must be 0 or more and rise"),
+        ("width = [8]", "width"),
+    ],
+)
+def test_a_bottleneck_that_makes_no_sense_names_itself(tmp_path: Path, section: str, words: str) -> None:
+    with pytest.raises(JobError, match=words):
+        load_job(job_file(tmp_path, f'{FULL}[bottleneck]\ncuts = ["layer1*"]\n{section}\n'))
+
+
 def test_smaller_weights_are_found_beside(tmp_path: Path) -> None:
     job = load_job(job_file(tmp_path, FULL))
     with pytest.raises(JobError, match=r'"resnet32".*cifar10_resnet32'):
