@@ -84,17 +84,17 @@ UNITS = {
     "late": Order(
         "layer3.3#0",
         UnitSpec(width=48, stride=4, bits=5, gains=GAINS, refine=1, is_rectified=True),
-        UnitRecipe(alone=4, together=4, whole=3, prices=(0.05, 0.15, 0.5, 1.5), together_lr=1e-3),
+        UnitRecipe(alone=4, together=4, whole=2, prices=(0.05, 0.15, 0.5, 1.5)),
     ),
     "middle": Order(
         "layer2.8#0",
         UnitSpec(width=48, stride=4, bits=5, gains=GAINS, refine=1, is_rectified=True),
-        UnitRecipe(alone=4, together=4, whole=4, prices=(0.05, 0.15, 0.5, 1.5), together_lr=1e-3),
+        UnitRecipe(alone=4, together=4, whole=3, prices=(0.05, 0.15, 0.5, 1.5)),
     ),
     "early": Order(
         "layer1.1#0",
         UnitSpec(width=48, stride=4, bits=5, gains=GAINS, refine=1, is_rectified=True),
-        UnitRecipe(alone=2, together=0, whole=12, prices=(0.02, 0.06, 0.2, 0.6), whole_lr=1e-3),
+        UnitRecipe(alone=2, together=0, whole=8, prices=(0.03, 0.1, 0.3, 0.8)),
     ),
     "light": Order(
         "layer2.8#0",

@@ -54,7 +54,7 @@ class UnitRecipe(Value, frozen=True, kw_only=True):
     whole: int = 0
     lr: float = 2e-3
     together_lr: float = 5e-4
-    whole_lr: float = 5e-4
+    whole_lr: float = 2e-4
     prices: tuple[float, ...] = (0.02,)
     temperature: float = 2.0
     label_share: float = 0.0
