@@ -175,7 +175,8 @@ def codecs_of(unit: Unit, crossing: TensorSpec, *, scale: float = 1.0, zero_poin
             spec, shares = unit.quantiser.codec_spec, None
         else:
             spec = CodecSpec(transform="uniform", coder=coder, bits=unit.spec.bits, per_channel=True, rate=rate)
-            shares = torch.softmax(unit.quantiser.logits[rate].detach().double(), dim=1).cpu().numpy()
+            shares = unit.quantiser.shares[rate].detach().double().cpu().numpy()
+            shares /= shares.sum(1, keepdims=True)
         grid = ((low / scale + zero_point).astype(np.float32), (step / scale).astype(np.float32))
         rates.append(Rate(spec, Tables((learned_tensor(spec, crossing, *grid, shares),))))
     return rates

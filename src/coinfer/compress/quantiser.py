@@ -5,6 +5,10 @@
 
 Gradients go straight through the rounding (Bengio et al., 2013).  The prior is factorised: a row of shares for each
 channel and rate, learned with the rest and frozen into the codec's integer tables afterwards.
+
+NOTE The shares that make given symbols cheapest are those of the symbols themselves, so the prior follows them, as a
+running mean over batches.  Learned by gradient it lagged behind: after 12 epochs of a unit of 24 channels it cost 282 B
+where the symbols' own shares cost 198 B, and all the while the loss was told the wrong price.
 """
 
 from __future__ import annotations
@@ -13,11 +17,14 @@ import math
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..codec import HEADER_BYTES, Tables, TensorTables, make_codec
 from ..plan import CodecSpec, TensorSpec
+
+# Of a batch in the running mean of the shares; and the least share, which costs 20 bits.
+_MOMENTUM = 0.05
+_LEAST_SHARE = 1e-6
 
 
 class Quantiser(nn.Module):
@@ -35,7 +42,8 @@ class Quantiser(nn.Module):
         self.centre = nn.Parameter(torch.zeros(width))
         self.log_step = nn.Parameter(torch.tensor(gains).log()[:, None].repeat(1, width))
         if self.has_prior:
-            self.logits = nn.Parameter(torch.zeros(len(gains), width, self.num_levels))
+            self.shares: Tensor
+            self.register_buffer("shares", torch.full((len(gains), width, self.num_levels), 1 / self.num_levels))
 
     def grid(self, rate: int) -> tuple[Tensor, Tensor]:
         """`low` and `step` (c',) of one rate."""
@@ -48,7 +56,10 @@ class Quantiser(nn.Module):
         symbols = place + (place.round() - place).detach()
         low, step = (part.view(-1, *[1] * (values.ndim - 2)) for part in self.grid(rate))
         # A value that is not a number stays one in what is restored, and so breaks the loss; no symbol stands for it.
-        return low + step * symbols, self._bits(place.nan_to_num(), symbols.detach().nan_to_num(), rate)
+        known = symbols.detach().nan_to_num()
+        if self.training:
+            self._learn(known, rate)
+        return low + step * symbols, self._bits(place.nan_to_num(), known, rate)
 
     @torch.no_grad()
     def symbols(self, values: Tensor, rate: int = 0) -> Tensor:
@@ -73,28 +84,30 @@ class Quantiser(nn.Module):
             symbols = self.symbols(values, rate).transpose(0, 1).flatten(1).long()
             for channel, row in enumerate(symbols):
                 counts = torch.bincount(row, minlength=self.num_levels) + 0.5
-                self.logits[rate, channel].copy_((counts / counts.sum()).log())
+                self.shares[rate, channel] = counts / counts.sum()
 
     def _places(self, values: Tensor, rate: int) -> Tensor:
         low, step = (part.view(-1, *[1] * (values.ndim - 2)) for part in self.grid(rate))
         return ((values.float() - low) / step).clamp(0, self.num_levels - 1)
 
-    def _bits(self, place: Tensor, symbols: Tensor, rate: int) -> Tensor:
-        """(N,) bits: value and the prior's gradient from the symbols, the slope from the places between.
+    @torch.no_grad()
+    def _learn(self, symbols: Tensor, rate: int) -> None:
+        """Move the prior towards the shares of the symbols of a batch."""
+        channels, levels = self.shares.shape[1:]
+        rows = torch.arange(channels, device=symbols.device).view(-1, *[1] * (symbols.ndim - 2)) * levels
+        counts = torch.bincount((symbols.long() + rows).flatten(), minlength=channels * levels).view(channels, levels)
+        seen = counts / counts.sum(1, keepdim=True)
+        self.shares[rate] = ((1 - _MOMENTUM) * self.shares[rate] + _MOMENTUM * seen).clamp_min(_LEAST_SHARE)
 
-        NOTE The prior's gradient is a sum over counts, not over looked-up costs: the backward of a look-up adds in the
-        order in which threads come, and a training that is resumed would end elsewhere.
-        """
-        cost = -F.log_softmax(self.logits[rate], dim=1) / math.log(2)
-        count, channels, levels = len(place), *cost.shape
+    def _bits(self, place: Tensor, symbols: Tensor, rate: int) -> Tensor:
+        """(N,) bits: their value from the symbols, their slope from the places between."""
+        channels, levels = self.shares.shape[1:]
+        shares = self.shares[rate]
+        cost = -(shares / shares.sum(1, keepdim=True)).log2().flatten()
         rows = torch.arange(channels, device=cost.device).view(-1, *[1] * (place.ndim - 2)) * levels
-        samples = torch.arange(count, device=cost.device).view(-1, *[1] * (place.ndim - 1)) * (channels * levels)
-        counts = torch.bincount((symbols.long() + rows + samples).flatten(), minlength=count * channels * levels)
-        total = (counts.view(count, channels, levels) * cost).sum((1, 2))
-        fixed = cost.detach().flatten()
         below = place.detach().floor().clamp(max=levels - 2).long() + rows
-        between = (fixed[below + 1] - fixed[below]) * place
-        return total + (between - between.detach()).flatten(1).sum(1)
+        between = (cost[below + 1] - cost[below]) * place
+        return (cost[symbols.long() + rows] + between - between.detach()).flatten(1).sum(1)
 
 
 class JpegQuantiser(Quantiser):

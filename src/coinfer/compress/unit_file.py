@@ -21,7 +21,7 @@ from .divided import Divided, insert_unit
 from .train import save_tensors
 from .unit_training import UnitRecipe
 
-FORMAT = "coinfer-unit-1"
+FORMAT = "coinfer-unit-2"
 
 
 class Trained(NamedTuple):
