@@ -177,7 +177,7 @@ def train(name: str) -> None:
     source = load_source(order.trainee.source)
     cut, spec = graph.cut(order.cut), order.spec
     if order.light_share:
-        width = light_width(cut, graph, spec.width, spec.stride, order.light_share)
+        width = light_width(cut, graph, spec, order.light_share)
         print(f"light head of width {width}", flush=True)
         spec = msgspec.structs.replace(spec, head_width=width)
     teacher = taught(order.trainee, graph, source, model)

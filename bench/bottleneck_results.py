@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from coinfer.codec import HEADER_BYTES
+from coinfer.compress.divided import Reduction
 from coinfer.compress.encoder import num_macs
 from coinfer.compress.unit_file import load_unit
 from coinfer.files import write_atomically
@@ -93,12 +94,13 @@ def macs_row() -> Row:
     """What the early unit's device computes of the network's multiply-accumulates, its reduction counted."""
     model, graph = network()
     unit = load_unit(path_of(FIRST), graph, network=weights_digest(model.module))
-    spec, reduce = unit.divided.unit.spec, unit.divided.unit.reduce
+    spec, device = unit.divided.unit.spec, Reduction(unit.divided.unit)
     _, height, width = unit.cut.specs[0].shape
     code = (height // spec.stride, width // spec.stride)
     own = unit.cut.compute_share * graph.num_macs
     head = num_macs(graph.inputs[0].shape, code, spec.head_width) if spec.head_width else own
-    share = (head + reduce.weight.numel() * code[0] * code[1]) / graph.num_macs
+    weights = sum(weight.numel() for weight in device.parameters() if weight.ndim == 4)
+    share = (head + weights * code[0] * code[1]) / graph.num_macs
     return Row(
         name="first_macs_share", value=share, unit="share", how="measured", n=1,
         against=f"the network's {graph.num_macs} multiply-accumulates; unit {FIRST}",

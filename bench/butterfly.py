@@ -21,7 +21,7 @@ import torch
 from coinfer.codec import make_codec
 from coinfer.compress.batches import as_inputs
 from coinfer.compress.bottleneck import UnitSpec
-from coinfer.compress.divided import BEHIND_REDUCTION, Deployable, codecs_of, first_of, insert_unit
+from coinfer.compress.divided import Deployable, behind_reduction, codecs_of, first_of, insert_unit
 from coinfer.data import load_source
 from coinfer.engine.measure import allowed_cores, measure_interleaved, pinned
 from coinfer.engine.onnx import Session
@@ -58,9 +58,10 @@ def measure() -> None:
                     divided.unit.start_from(first_of(divided.head(inputs)))
                 deployed = capture(Deployable(divided), torch.zeros(2, 3, 224, 224))
                 cut_network = export_onnx(deployed, folder / "unit.onnx", preprocess=model.preprocess)
-                cut_onnx(cut_network, BEHIND_REDUCTION, head=folder / "head.onnx", tail=folder / "tail.onnx")
+                place = behind_reduction(divided.unit.spec)
+                cut_onnx(cut_network, place, head=folder / "head.onnx", tail=folder / "tail.onnx")
                 head, tail = Session(folder / "head.onnx"), Session(folder / "tail.onnx")
-                crossing = cut_network.cut(BEHIND_REDUCTION).specs[0]
+                crossing = cut_network.cut(place).specs[0]
                 ((spec, tables),) = codecs_of(divided.unit, crossing)
                 codec = make_codec(spec, (crossing,), tables)
                 given = head.run([pixels[:1]])

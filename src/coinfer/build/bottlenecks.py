@@ -266,12 +266,13 @@ def wanted_units(job: BottleneckJob, graph: Graph) -> Iterator[Wanted]:
                 if share and len(crossing.shape) != 3:
                     raise CutError(f'a light head ends in a map (C, H, W), at "{cut.name}" crosses {crossing.shape}')
                 if share:
-                    head_width = light_width(cut, graph, width, stride, share)
+                    head_width = light_width(cut, graph, UnitSpec(width=width, stride=stride, prepare=job.prepare), share)
                 spec = UnitSpec(
                     width=width,
                     stride=stride,
                     bits=8 if job.bits == "search" else job.bits,
                     gains=gains,
+                    prepare=job.prepare,
                     refine=job.refine,
                     is_rectified=is_rectified,
                     head_width=head_width,
@@ -288,12 +289,14 @@ def wanted_units(job: BottleneckJob, graph: Graph) -> Iterator[Wanted]:
                 yield Wanted(cut, spec, recipe, job.bits_loss if job.bits == "search" else None)
 
 
-def light_width(cut: Cut, graph: Graph, width: int, stride: int, share: float) -> int:
-    """Channels of the widest light head that takes at most `share` of the network's multiply-accumulates."""
+def light_width(cut: Cut, graph: Graph, spec: UnitSpec, share: float) -> int:
+    """Channels of the widest light head that takes, with the unit, at most `share` of the network's compute."""
     _, height, wide = cut.specs[0].shape
-    picture, code = graph.inputs[0].shape, (height // stride, wide // stride)
+    picture, code = graph.inputs[0].shape, (height // spec.stride, wide // spec.stride)
+    # Each of the blocks behind the reduction has two convolutions of 3 x 3.
+    prepare = spec.prepare * 2 * 9 * spec.width**2 * code[0] * code[1]
     try:
-        return width_for(picture, code, share * graph.num_macs, sent=width)
+        return width_for(picture, code, share * graph.num_macs - prepare, sent=spec.width)
     except ModelError as error:
         raise ModelError(f'{error} (cut "{cut.name}", {100 * share:g} % of {graph.num_macs})') from error
 

@@ -131,6 +131,7 @@ class BottleneckJob(Value, frozen=True, kw_only=True):
     light: tuple[float, ...] = ()
     bits: int | Literal["search"] = 6
     bits_loss: float = 0.5
+    prepare: int = 0
     refine: int = 1
     prices: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
     epochs: tuple[int, int, int] = (4, 4, 0)
@@ -188,8 +189,8 @@ class Job(Value, frozen=True, kw_only=True):
                 raise JobError(f"[bottleneck] {name} must not name a value twice, got {list(values)}")
         if not 0 <= units.seed < 2**32:
             raise JobError(f"[bottleneck] seed must be 0 to {2**32 - 1}, got {units.seed}")
-        if units.images < 1 or units.refine < 0:
-            raise JobError("[bottleneck] images must be at least 1 and refine 0 or more")
+        if units.images < 1 or min(units.refine, units.prepare) < 0:
+            raise JobError("[bottleneck] images must be at least 1, prepare and refine 0 or more")
         if units.mixes < 0:
             raise JobError(f"[bottleneck] mixes must be 0 or more, got {units.mixes}")
         if not units.bits_loss >= 0:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from .. import __version__
 from ..compress.batches import as_planes
 from ..compress.bottleneck import Unit
-from ..compress.divided import BEHIND_REDUCTION, Deployable, Rate, codecs_of
+from ..compress.divided import Deployable, Rate, behind_reduction, codecs_of
 from ..compress.int8 import quantize_onnx
 from ..compress.unit_file import Trained
 from ..data import Images, Source, load_source
@@ -308,7 +308,7 @@ def _with_unit(
     wholes = {}
     for precision, whole in made.wholes.items():
         # A precision in which nothing can be cut there, such as where int8 fused the reduction away, has no such plan.
-        for cut in (cut for cut in whole.cuts if cut.name == BEHIND_REDUCTION):
+        for cut in (cut for cut in whole.cuts if cut.name == behind_reduction(spec)):
             named = msgspec.structs.replace(cut, name=unit.cut.name)
             wholes[precision] = msgspec.structs.replace(whole, cuts=(named,))
     return Network(name, wholes, made.weights_sha256, unit.divided.unit)

@@ -1,16 +1,17 @@
 """A trained pair around a cut, so that tens of bytes cross where kilobytes did.
 
-    picture --head--> features (C, H, W) --reduce--> (c', H/s, W/s) --quantise--> symbols     device
-    answer <--tail-- features <--restore-- values <--look up-- symbols                         edge
+    picture --head--> features (C, H, W) --reduce, prepare--> (c', H/s, W/s) --quantise--> symbols     device
+    answer <--tail-- features <--restore-- recovered <--recover-- values <--look up-- symbols           edge
 
 `reduce` is one convolution of size and stride s, C -> c' (on tokens (T, C) a linear map); `restore` is its mirror.
 With s = 1 this is the butterfly unit (Eshratifar et al., ISQED 2019) and BBNet's feature compression layer (Zhou et
 al., Sensors 2021); with s > 1 the unit of BottleNet (Eshratifar et al., ISLPED 2019), its two convolutions in one.
 Nothing follows the convolution: a norm would fold into it, and the quantiser's ranges are learned and signed.
 
-Two things go beyond them, both optional.  `refine` puts residual blocks behind the restoration, where compute is
-cheap.  A light head (`encoder`) takes the place of all layers before the cut on a weak device, as in Entropic Student
-(Matsubara et al., WACV 2022); `reduce` is then a 1 x 1 convolution behind it.
+Three things go beyond them, all optional.  `prepare` puts residual blocks behind the reduction and before its mirror,
+where the map is small: a transform that is not linear costs little there.  `refine` puts some behind the restoration,
+where compute is cheap.  A light head (`encoder`) takes the place of all layers before the cut on a weak device, as in
+Entropic Student (Matsubara et al., WACV 2022); `reduce` is then a 1 x 1 convolution behind it.
 
 One set of weights serves several rates: each has a step for every channel and a prior of its own, both learned.
 """
@@ -34,7 +35,8 @@ class UnitSpec(Value, frozen=True, kw_only=True):
     """The shape of a unit: `width` channels cross (c'), at 1 / `stride` of height and width, `bits` a symbol.
 
     `gains` are the first factors of the quantiser's steps, one for each rate that the unit serves, finest first.
-    `refine` residual blocks follow the restoration; `is_rectified`: so does a ReLU, for features without negative
+    `prepare` residual blocks follow the reduction, and as many go before the restoration; `refine` of them follow the
+    restoration; `is_rectified`: so does a ReLU, for features without negative
     values.  `head_width`: channels of the first stage of a light head (0: the network's own layers).  `jpeg`: 8-bit
     symbols go through JPEG of that quality instead of an entropy coder, as in BottleNet, for comparison.
 
@@ -46,6 +48,7 @@ class UnitSpec(Value, frozen=True, kw_only=True):
     stride: int = 1
     bits: int = 8
     gains: tuple[float, ...] = (1.0,)
+    prepare: int = 0
     refine: int = 0
     is_rectified: bool = False
     head_width: int = 0
@@ -54,8 +57,9 @@ class UnitSpec(Value, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if self.width < 1 or self.stride < 1:
             raise ModelError(f"a unit's width and stride must be at least 1, got {self.width} and {self.stride}")
-        if self.refine < 0 or self.head_width < 0:
-            raise ModelError(f"a unit's blocks and head width must be 0 or more, got {self.refine}, {self.head_width}")
+        if min(self.prepare, self.refine, self.head_width) < 0:
+            given = f"{self.prepare}, {self.refine}, {self.head_width}"
+            raise ModelError(f"a unit's blocks and head width must be 0 or more, got {given}")
         if not 1 <= self.bits <= 8:
             raise ModelError(f"a unit's bits must be 1 to 8, got {self.bits}")
         if self.jpeg is not None and (not 1 <= self.jpeg <= 100 or self.bits != 8 or len(self.gains) != 1):
@@ -71,10 +75,11 @@ class UnitSpec(Value, frozen=True, kw_only=True):
         'c8s2b4'
         """
         rates = f"v{len(self.gains)}" if len(self.gains) > 1 else ""
+        prepare = f"p{self.prepare}" if self.prepare else ""
         refine = f"r{self.refine}" if self.refine else ""
         light = f"h{self.head_width}" if self.head_width else ""
         jpeg = f"j{self.jpeg}" if self.jpeg is not None else ""
-        return f"c{self.width}s{self.stride}b{self.bits}{rates}{refine}{light}{jpeg}"
+        return f"c{self.width}s{self.stride}b{self.bits}{rates}{prepare}{refine}{light}{jpeg}"
 
 
 class Unit(nn.Module):
@@ -97,10 +102,14 @@ class Unit(nn.Module):
             self.reduce: nn.Conv2d | nn.Linear = nn.Conv2d(seen, spec.width, patch, stride=patch)
             back: nn.Module = nn.ConvTranspose2d(spec.width, channels, size, stride=size)
             blocks: list[nn.Module] = [ResidualBlock(channels) for _ in range(spec.refine)]
+            small: type[ResidualBlock | ResidualMap] = ResidualBlock
         else:
             self.reduce = nn.Linear(crossing.shape[-1], spec.width)
             back = nn.Linear(spec.width, crossing.shape[-1])
             blocks = [ResidualMap(crossing.shape[-1]) for _ in range(spec.refine)]
+            small = ResidualMap
+        self.prepare = nn.Sequential(*(small(spec.width) for _ in range(spec.prepare)))
+        self.recover = nn.Sequential(*(small(spec.width) for _ in range(spec.prepare)))
         self.restore = nn.Sequential(back, *blocks, *([nn.ReLU()] if spec.is_rectified else []))
         if spec.jpeg is None:
             self.quantiser = Quantiser(spec.width, spec.bits, spec.gains)
@@ -117,9 +126,14 @@ class Unit(nn.Module):
 
     def forward(self, features: Tensor, rate: int = 0) -> tuple[Tensor, Tensor]:
         """Restored features, like `features`, and the bits of each sample (N,)."""
-        values, bits = self.quantiser(self._swapped(self.reduce(features)), rate)
-        restored: Tensor = self.restore(self._swapped(values).to(features.dtype))
+        values, bits = self.quantiser(self._swapped(self.code(features)), rate)
+        restored: Tensor = self.restore(self.recover(self._swapped(values).to(features.dtype)))
         return restored, bits
+
+    def code(self, features: Tensor) -> Tensor:
+        """What is quantised of `features`: (N, c', H/s, W/s), or (N, T, c')."""
+        code: Tensor = self.prepare(self.reduce(features))
+        return code
 
     @torch.no_grad()
     def start_from(self, features: Tensor) -> None:
@@ -174,7 +188,7 @@ class Unit(nn.Module):
     @torch.no_grad()
     def start_grid_from(self, features: Tensor) -> None:
         """Grid and priors for what the reduction makes of `features` now."""
-        self.quantiser.start_from(self._swapped(self.reduce(features)))
+        self.quantiser.start_from(self._swapped(self.code(features)))
 
     def _patches(self, features: Tensor) -> Tensor:
         """(M, K) what each output position of the reduction sees, K values of it."""

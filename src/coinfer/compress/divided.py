@@ -134,17 +134,31 @@ def several_cross(graph: Graph, cut: Cut) -> CutError:
     return CutError(f'a unit needs a cut that one tensor crosses, at "{cut.name}" cross {names}{near}')
 
 
-# Where a Deployable is cut.
-BEHIND_REDUCTION = "reduce#0"
+def behind_reduction(spec: UnitSpec) -> str:
+    """The name of the cut where a Deployable with a unit of `spec` is cut."""
+    return f"reduce.prepare.{spec.prepare - 1}#0" if spec.prepare else "reduce.reduce#0"
+
+
+class Reduction(nn.Module):
+    """All of a unit that the device runs, as one module with one output."""
+
+    def __init__(self, unit: Unit) -> None:
+        super().__init__()
+        self.reduce, self.prepare = unit.reduce, unit.prepare
+
+    def forward(self, features: Tensor) -> Tensor:
+        """As `Unit.code`."""
+        code: Tensor = self.prepare(self.reduce(features))
+        return code
 
 
 class Deployable(nn.Module):
-    """A divided network without its quantiser: what is exported, and cut behind `reduce`."""
+    """A divided network without its quantiser: what is exported, and cut behind `reduce` (`behind_reduction`)."""
 
     def __init__(self, divided: Divided) -> None:
         super().__init__()
-        self.head, self.reduce = divided.head, divided.unit.reduce
-        self.restore, self.tail = divided.unit.restore, divided.tail
+        self.head, self.reduce = divided.head, Reduction(divided.unit)
+        self.restore, self.tail = nn.Sequential(divided.unit.recover, divided.unit.restore), divided.tail
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's output with nothing lost on the way but what the reduction drops."""

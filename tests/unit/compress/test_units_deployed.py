@@ -10,7 +10,7 @@ from torch import nn
 from coinfer.codec import make_codec
 from coinfer.compress.batches import as_inputs
 from coinfer.compress.bottleneck import UnitSpec
-from coinfer.compress.divided import BEHIND_REDUCTION, Deployable, codecs_of, first_of, insert_unit
+from coinfer.compress.divided import Deployable, behind_reduction, codecs_of, first_of, insert_unit
 from coinfer.compress.int8 import quantize_onnx
 from coinfer.engine.onnx import Session
 from coinfer.model.export import cut_onnx, export_onnx
@@ -42,6 +42,8 @@ def vision_transformer() -> nn.Module:
 NETWORKS = {
     "tokens": (vision_transformer, (65, 32), UnitSpec(width=12, bits=6, refine=1)),
     "two outputs": (Two, (8, 32, 32), UnitSpec(width=6, stride=2, bits=6)),
+    "prepared": (Two, (8, 32, 32), UnitSpec(width=6, stride=2, bits=6, prepare=2)),
+    "prepared tokens": (vision_transformer, (65, 32), UnitSpec(width=12, bits=6, prepare=1)),
     "light head": (Two, (8, 32, 32), UnitSpec(width=6, stride=4, bits=6, head_width=8)),
 }
 
@@ -62,13 +64,19 @@ def test_a_unit_answers_deployed_as_in_torch(tmp_path: Path, name: str, precisio
             divided.unit.start_grid_from(features)
         else:
             divided.unit.start_from(features)
+        for name, parameter in divided.unit.named_parameters():
+            # Blocks begin as nothing.
+            if "second.weight" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        divided.unit.start_grid_from(features)
         want = first_of(divided(inputs)).numpy()
     deployable = capture(Deployable(divided), torch.zeros(2, 3, 32, 32))
     whole = export_onnx(deployable, tmp_path / "a.onnx", preprocess=PREPROCESS)
     if precision == "int8":
         whole = quantize_onnx(whole, pixels, tmp_path / "b.onnx")
-    cut_onnx(whole, BEHIND_REDUCTION, head=tmp_path / "head.onnx", tail=tmp_path / "tail.onnx")
-    deployed = whole.cut(BEHIND_REDUCTION)
+    place = behind_reduction(spec)
+    cut_onnx(whole, place, head=tmp_path / "head.onnx", tail=tmp_path / "tail.onnx")
+    deployed = whole.cut(place)
     scale = {"scale": deployed.scales[0], "zero_point": deployed.zero_points[0]} if deployed.scales else {}
     ((codec_spec, tables),) = codecs_of(divided.unit, deployed.specs[0], **scale)
     codec = make_codec(codec_spec, deployed.specs, tables)
