@@ -266,7 +266,8 @@ def wanted_units(job: BottleneckJob, graph: Graph) -> Iterator[Wanted]:
                 if share and len(crossing.shape) != 3:
                     raise CutError(f'a light head ends in a map (C, H, W), at "{cut.name}" crosses {crossing.shape}')
                 if share:
-                    head_width = light_width(cut, graph, UnitSpec(width=width, stride=stride, prepare=job.prepare), share)
+                    bare = UnitSpec(width=width, stride=stride, prepare=job.prepare)
+                    head_width = light_width(cut, graph, bare, share)
                 spec = UnitSpec(
                     width=width,
                     stride=stride,
