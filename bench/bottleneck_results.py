@@ -24,7 +24,7 @@ from coinfer.lab.summary import Summary
 from coinfer.model.zoo import weights_digest
 from coinfer.plan import Candidate
 from coinfer.profile import Conditions, Link, Slowdown
-from coinfer.report.plots import RateCurve, plot_rates
+from coinfer.report.rates_plot import RateCurve, plot_rates
 from coinfer.report.results import Results, Row, read_raw, results_markdown, write_results
 from coinfer.report.table import TextTable, markdown
 from coinfer.search.estimate import Table, estimate
@@ -353,6 +353,9 @@ def _curve_table(title: str, lines: Sequence[dict[str, Any]]) -> TextTable:
 
 def main() -> None:
     """Everything that the raw logs allow."""
+    if not NET.log.is_file():
+        print(f"no cells with units were measured: there is no {NET.log}")
+        return
     summary = NET.summary()
     curves = read_raw(RAW / CURVES)
     regimes = map_of(NET, summary)

@@ -41,7 +41,7 @@ ROLE_NAMES = {
     "split": "best plain split",
     "unit": "best split with a unit",
 }
-_GREY = "#666666"
+GREY = "#666666"
 _EMPTY = "#eeeeee"
 # The gain at which a cell of the regime map has its kind's full colour.
 _DEEPEST_RATIO = 8.0
@@ -71,15 +71,15 @@ def plot_latency(path: Path, curves: Sequence[Curve], *, title: str, note: str =
         DataError: no curves, a role without a colour, or a curve whose lengths differ.
     """
     _check_curves(curves)
-    figure, axes = _figure(8.6, 4.8, title, note)
+    figure, axes = new_figure(8.6, 4.8, title, note)
     for curve in sorted(curves, key=lambda curve: curve.role == "chosen"):
         _draw_curve(axes, curve)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("link rate")
     axes.set_ylabel("latency of one request")
-    _unit_axis(axes.xaxis, format_rate, axes.get_xlim())
-    _unit_axis(axes.yaxis, format_duration, axes.get_ylim())
+    unit_axis(axes.xaxis, format_rate, axes.get_xlim())
+    unit_axis(axes.yaxis, format_duration, axes.get_ylim())
     axes.grid(True, which="major", color="#e2e2e2", linewidth=0.8)
     axes.set_axisbelow(True)
     handles = [
@@ -94,10 +94,10 @@ def plot_latency(path: Path, curves: Sequence[Curve], *, title: str, note: str =
     ]
     if any(curve.low_s for curve in curves):
         handles.append(
-            Line2D([], [], color=_GREY, marker="|", markersize=9, linestyle="none", label="5th to 95th percentile")
+            Line2D([], [], color=GREY, marker="|", markersize=9, linestyle="none", label="5th to 95th percentile")
         )
-    _legend_outside(axes, handles)
-    _save(figure, path)
+    legend_outside(axes, handles)
+    save(figure, path)
 
 
 def _check_curves(curves: Sequence[Curve]) -> None:
@@ -146,7 +146,7 @@ def plot_regimes(
     Each cell has its kind's colour, the deeper the larger the gain, and the gain as text where
     the map is coarse enough to read it. A dot marks each `measured` (rate in bit/s, slowdown).
     """
-    figure, axes = _figure(9.8, 5.0, title, note)
+    figure, axes = new_figure(9.8, 5.0, title, note)
     x, y = _borders(regimes.rates_bps), _borders(regimes.slowdowns)
     picture = np.array([[_shade(cell) for cell in row] for row in regimes.cells])
     axes.pcolormesh(x, y, picture)
@@ -160,20 +160,20 @@ def plot_regimes(
         axes.plot(rate_bps, slowdown, "o", color="black", markeredgecolor="white", markersize=6)
     axes.set_xlabel("link rate")
     axes.set_ylabel("device slowdown (fp32)")
-    _unit_axis(axes.xaxis, format_rate, axes.get_xlim())
-    _unit_axis(axes.yaxis, lambda factor: f"{factor:g}x", axes.get_ylim())
+    unit_axis(axes.xaxis, format_rate, axes.get_xlim())
+    unit_axis(axes.yaxis, lambda factor: f"{factor:g}x", axes.get_ylim())
     kinds = {cell.kind for row in regimes.cells for cell in row}
     names: dict[Kind, str] = {"device": "device alone", "upload": "image upload", "split": "split"}
     handles: list[Line2D | Patch] = [
         Patch(color=ROLE_COLOURS[kind], label=f"{name} wins") for kind, name in names.items() if kind in kinds
     ]
     if None in kinds:
-        handles.append(Patch(facecolor=_EMPTY, edgecolor=_GREY, label="nothing is feasible"))
+        handles.append(Patch(facecolor=_EMPTY, edgecolor=GREY, label="nothing is feasible"))
     if measured:
         dot: dict[str, Any] = {"marker": "o", "color": "black", "markeredgecolor": "white", "linestyle": "none"}
         handles.append(Line2D([], [], label="measured as well", **dot))
-    _legend_outside(axes, handles, title="2.3x: winner over the best\nplan of another kind")
-    _save(figure, path)
+    legend_outside(axes, handles, title="2.3x: winner over the best\nplan of another kind")
+    save(figure, path)
 
 
 def _draw_borders(axes: Axes, regimes: RegimeMap, x: Floats, y: Floats) -> None:
@@ -280,7 +280,7 @@ def plot_accuracy(
     known = [c for c in candidates if c.evidence.accuracy is not None]
     if not known:
         raise DataError("an accuracy plot needs a candidate with a measured accuracy, got none")
-    figure, axes = _figure(8.6, 4.8, title, note)
+    figure, axes = new_figure(8.6, 4.8, title, note)
     ways: tuple[Way, ...] = ("upload", "split", "unit")
     for way in ways:
         points = [(c.evidence.payload_bytes, (c.evidence.accuracy or 0.0)) for c in known if c.plan.way == way]
@@ -288,71 +288,18 @@ def plot_accuracy(
             _draw_frontier(axes, points, way)
     best = max(((c.evidence.accuracy or 0.0) for c in known if c.plan.kind == "device"), default=None)
     if reference is not None:
-        axes.axhline(reference, color=_GREY, linestyle="--", linewidth=1.2, label="unmodified network")
+        axes.axhline(reference, color=GREY, linestyle="--", linewidth=1.2, label="unmodified network")
     if best is not None:
         axes.axhline(best, color=ROLE_COLOURS["device"], linewidth=1.4, label="best on the device alone")
     axes.set_xscale("log")
     axes.set_xlabel("payload of one request")
     axes.set_ylabel("agreement with the unmodified network (%)" if is_agreement else "top-1 accuracy (%)")
-    _unit_axis(axes.xaxis, format_bytes, axes.get_xlim())
+    unit_axis(axes.xaxis, format_bytes, axes.get_xlim())
     axes.grid(True, which="major", color="#e2e2e2", linewidth=0.8)
     axes.set_axisbelow(True)
     handles, _ = axes.get_legend_handles_labels()
-    _legend_outside(axes, handles)
-    _save(figure, path)
-
-
-class RateCurve(Value, frozen=True, kw_only=True):
-    """Bytes and accuracy of one way of sending: `points` of payload bytes and accuracy in percent.
-
-    `is_plain`: drawn thin and dashed, for what others are compared with.
-    """
-
-    name: str
-    points: tuple[tuple[float, float], ...]
-    is_plain: bool = False
-
-
-_SERIES_COLOURS = ("#E69F00", "#CC79A7", "#56B4E9", "#0072B2", "#009E73", "#D55E00", "#000000", "#999999")
-_SERIES_MARKERS = ("^", "v", "o", "s", "D", "P", "X", "*")
-
-
-def plot_rates(
-    path: Path, curves: Sequence[RateCurve], *, title: str, reference: float | None = None, note: str = ""
-) -> None:
-    """Draw accuracy over payload bytes (log) of several ways of sending, each a line in its own colour and marker.
-
-    `reference`: accuracy of the unmodified network in percent, a line across.  Curves without a point are left out.
-
-    Raises:
-        DataError: no curve has a point.
-    """
-    drawn = [curve for curve in curves if curve.points]
-    if not drawn:
-        raise DataError("a plot of bytes and accuracy needs a curve with a point, got none")
-    figure, axes = _figure(9.4, 5.4, title, note)
-    if reference is not None:
-        axes.axhline(reference, color=_GREY, linestyle="--", linewidth=1.2, label="unmodified network")
-    for index, curve in enumerate(drawn):
-        x, y = np.array(sorted(curve.points)).T
-        style: dict[str, Any] = {"linewidth": 1.8, "markersize": 6}
-        if curve.is_plain:
-            style = {"linewidth": 1.0, "markersize": 4, "linestyle": ":"}
-        colour = _SERIES_COLOURS[index % len(_SERIES_COLOURS)]
-        axes.plot(x, y, color=colour, marker=_SERIES_MARKERS[index % len(_SERIES_MARKERS)], label=curve.name, **style)
-    best = max(accuracy for curve in drawn for _, accuracy in curve.points)
-    top = max(best, reference or 0.0)
-    worst = min(accuracy for curve in drawn for _, accuracy in curve.points)
-    # What has lost all says nothing, and would press the rest together.
-    axes.set_ylim(max(worst, top - 12) - 0.4, top + 0.8)
-    axes.set_xscale("log")
-    axes.set_xlabel("payload of one request")
-    axes.set_ylabel("top-1 accuracy (%)")
-    _unit_axis(axes.xaxis, format_bytes, axes.get_xlim())
-    axes.grid(True, which="major", color="#e2e2e2", linewidth=0.8)
-    axes.set_axisbelow(True)
-    _legend_outside(axes, axes.get_legend_handles_labels()[0])
-    _save(figure, path)
+    legend_outside(axes, handles)
+    save(figure, path)
 
 
 def _draw_frontier(axes: Axes, points: Sequence[tuple[float, float]], way: Way) -> None:
@@ -370,7 +317,7 @@ def _draw_frontier(axes: Axes, points: Sequence[tuple[float, float]], way: Way) 
     )
 
 
-def _figure(width_in: float, height_in: float, title: str, note: str) -> tuple[Figure, Axes]:
+def new_figure(width_in: float, height_in: float, title: str, note: str) -> tuple[Figure, Axes]:
     """An empty picture with a title at the left and a note below it in small grey type."""
     figure = Figure(figsize=(width_in, height_in), dpi=140, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
@@ -379,11 +326,11 @@ def _figure(width_in: float, height_in: float, title: str, note: str) -> tuple[F
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=8 + 13 * lines)
     if note:
         place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
-        axes.annotate(note, (0, 1), xytext=(0, 6), va="bottom", fontsize=8.5, color=_GREY, **place)
+        axes.annotate(note, (0, 1), xytext=(0, 6), va="bottom", fontsize=8.5, color=GREY, **place)
     return figure, axes
 
 
-def _unit_axis(axis: Axis, write: Callable[[float], str], limits: tuple[float, float]) -> None:
+def unit_axis(axis: Axis, write: Callable[[float], str], limits: tuple[float, float]) -> None:
     """Ticks with units: every decade, and 2 and 5 between where the axis spans little."""
     decades = math.log10(limits[1] / limits[0])
     subs = (1.0,) if decades > 2.8 else (1.0, 2.0, 5.0) if decades > 0.8 else tuple(np.arange(1.0, 10.0, 1.0))
@@ -393,7 +340,8 @@ def _unit_axis(axis: Axis, write: Callable[[float], str], limits: tuple[float, f
     axis.set_tick_params(labelsize=9)
 
 
-def _legend_outside(axes: Axes, handles: Sequence[Artist], *, title: str | None = None) -> None:
+def legend_outside(axes: Axes, handles: Sequence[Artist], *, title: str | None = None) -> None:
+    """A legend beside the axes, at the right."""
     legend = axes.legend(
         handles=list(handles),
         title=title,
@@ -409,7 +357,7 @@ def _legend_outside(axes: Axes, handles: Sequence[Artist], *, title: str | None 
     legend.set_in_layout(True)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """Write the PNG atomically, without the date or the version of the drawing library in it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
