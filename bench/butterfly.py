@@ -2,7 +2,8 @@
 
     python -m bench.butterfly       docs/results/raw/bottleneck/butterfly.jsonl.gz: times and bytes of all sixteen cuts
 
-Eshratifar et al., 2019: c' = 1 / 2 / 5 / 10 channels after blocks 1-3 / 4-7 / 8-13 / 14-16, s = 2, 8 bits.  Units are
+Eshratifar et al., 2019: c' = 1 / 2 / 5 / 10 channels after blocks 1-3 / 4-7 / 8-13 / 14-16, s = 2, 8 bits
+(s = 1 behind the last stage, whose 7 x 7 values 2 does not divide).  Units are
 started (principal components), not trained, on photographs; accuracy is not measured.  Segments run in ONNX Runtime,
 fp32, on one core, side by side; the codec is the range coder on per-channel tables.
 """
@@ -53,7 +54,9 @@ def measure() -> None:
         lines: list[dict[str, Any]] = []
         with pinned(next(iter(allowed_cores()), None)):
             for block, name in enumerate(BLOCKS, 1):
-                divided = insert_unit(graph, graph.cut(name), UnitSpec(width=WIDTHS[name[:6]], stride=2, bits=8))
+                cut = graph.cut(name)
+                stride = 2 if cut.specs[0].shape[1] % 2 == 0 else 1
+                divided = insert_unit(graph, cut, UnitSpec(width=WIDTHS[name[:6]], stride=stride, bits=8))
                 with torch.no_grad():
                     divided.unit.start_from(first_of(divided.head(inputs)))
                 deployed = capture(Deployable(divided), torch.zeros(2, 3, 224, 224))
@@ -80,6 +83,7 @@ def measure() -> None:
                         "block": block,
                         "cut": name,
                         "width": divided.unit.spec.width,
+                        "stride": stride,
                         "raw_bytes": crossing.num_elements,
                         "coded_bytes": float(np.mean(sizes)),
                         **{f"{stage}_s": timing.median_s for stage, timing in times.items()},
