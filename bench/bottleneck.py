@@ -28,12 +28,12 @@ from coinfer.build.bottlenecks import light_width
 from coinfer.build.make import build
 from coinfer.compress.batches import Views, as_inputs
 from coinfer.compress.bottleneck import UnitSpec
-from coinfer.compress.divided import Divided, first_of, insert_unit
+from coinfer.compress.divided import Divided, insert_unit
 from coinfer.compress.train import Step, save_tensors
 from coinfer.compress.unit_file import load_unit, save_unit
 from coinfer.compress.unit_training import Teacher, UnitRecipe, UnitTraining, rates_of, teacher_of
 from coinfer.data import Images, Source, load_source
-from coinfer.model.graph import Graph, capture
+from coinfer.model.graph import Graph, capture, first_of
 from coinfer.model.zoo import LoadedModel, build_model, weights_digest
 from coinfer.report.results import write_raw
 

@@ -22,12 +22,12 @@ import torch
 from coinfer.codec import make_codec
 from coinfer.compress.batches import as_inputs
 from coinfer.compress.bottleneck import UnitSpec
-from coinfer.compress.divided import Deployable, behind_reduction, codecs_of, first_of, insert_unit
+from coinfer.compress.divided import Deployable, behind_reduction, codecs_of, insert_unit
 from coinfer.data import load_source
 from coinfer.engine.measure import allowed_cores, measure_interleaved, pinned
 from coinfer.engine.onnx import Session
 from coinfer.model.export import cut_onnx, export_onnx
-from coinfer.model.graph import capture
+from coinfer.model.graph import capture, first_of
 from coinfer.model.zoo import build_model
 from coinfer.plan import CodecSpec, TensorSpec
 from coinfer.report.results import write_raw

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from coinfer.build.evaluate import Deployed, loss_of, proportion_ci
 from coinfer.build.job import Job, load_job
@@ -140,22 +141,23 @@ def report_accuracy(study: Study, bundle: Bundle, images: Images) -> None:
         plan = bundle.plan(number)
         show("accuracy", len(lines), len(wanted), plan.label)
         classes, num_bytes = Deployed(bundle.folder, plan).classify(images.pixels)
-        loss, loss_ci = loss_of(reference == truth, classes == truth)
-        lines.append(
-            {
-                "plan": number,
-                "label": plan.label,
-                "n": len(classes),
-                "is_agreement": images.labels is None,
-                "accuracy": 100 * float(np.mean(classes == truth)),
-                "accuracy_ci": proportion_ci(classes == truth),
-                "loss_points": loss,
-                "loss_ci_points": loss_ci,
-                "payload_bytes": float(np.mean(num_bytes)),
-                "payload_bytes_p95": float(np.percentile(num_bytes, 95)),
-            }
-        )
+        named = {"plan": number, "label": plan.label, "is_agreement": images.labels is None}
+        lines.append(named | scored(reference == truth, classes == truth, num_bytes))
     write_raw(study.raw / f"{study.name}.accuracy.jsonl.gz", lines)
+
+
+def scored(reference: NDArray[np.bool_], right: NDArray[np.bool_], num_bytes: NDArray[np.int64]) -> dict[str, Any]:
+    """Accuracy, loss and payload bytes of one plan, from which pictures it and the unmodified network get right."""
+    loss, loss_ci = loss_of(reference, right)
+    return {
+        "n": len(right),
+        "accuracy": 100 * float(np.mean(right)),
+        "accuracy_ci": proportion_ci(right),
+        "loss_points": loss,
+        "loss_ci_points": loss_ci,
+        "payload_bytes": float(np.mean(num_bytes)),
+        "payload_bytes_p95": float(np.percentile(num_bytes, 95)),
+    }
 
 
 def _note_commit(study: Study) -> None:

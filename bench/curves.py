@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from coinfer.build.evaluate import loss_of, proportion_ci
 from coinfer.build.make import assemble, build
 from coinfer.bundle import Bundle
 from coinfer.plan import Candidate, Plan
@@ -21,7 +20,7 @@ from coinfer.report.results import write_raw
 from coinfer.runtime.device import Device
 from coinfer.runtime.spawn import EdgeProcess
 
-from .cells import OUT, job_of, pictures_of, show, workshop_of
+from .cells import OUT, job_of, pictures_of, scored, show, workshop_of
 
 
 def is_shown(candidate: Candidate) -> bool:
@@ -59,21 +58,9 @@ def measure_curves(name: str, raw: Path) -> None:
         for done, plan in enumerate(bundle.manifest.menu):
             show("over the link", done, len(shown), plan.label)
             classes, payload, wire = _sent(device, bundle, plan.number, images.pixels)
-            loss, loss_ci = loss_of(reference == truth, classes == truth)
-            lines.append(
-                {
-                    **_named(plan),
-                    "validation_loss_points": chosen_on[plan.number],
-                    "n": len(classes),
-                    "accuracy": 100 * float(np.mean(classes == truth)),
-                    "accuracy_ci": proportion_ci(classes == truth),
-                    "loss_points": loss,
-                    "loss_ci_points": loss_ci,
-                    "payload_bytes": float(np.mean(payload)),
-                    "payload_bytes_p95": float(np.percentile(payload, 95)),
-                    "wire_bytes": float(np.mean(wire)),
-                }
-            )
+            named = {**_named(plan), "validation_loss_points": chosen_on[plan.number]}
+            sizes = {"wire_bytes": float(np.mean(wire))}
+            lines.append(named | scored(reference == truth, classes == truth, payload) | sizes)
     write_raw(raw / f"{name}.curves.jsonl.gz", lines)
 
 

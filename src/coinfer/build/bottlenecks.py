@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,7 +125,7 @@ class _Workbench:
         self._views = Views(is_mirrored=job.bottleneck.mirror, mixes=job.bottleneck.mixes)
         self._validation = source.drawn("validation", SELECTION_PICTURES)
         # All that the trainings of all cells, and the choice among them, depend on.
-        self._given = (VERSIONS, network, _digest(images), _digest(self._validation), preprocess, self._views)
+        self._given = (VERSIONS, network, images.digest, self._validation.digest, preprocess, self._views)
         self._teacher: Teacher | None = None
         self._checkpoints: list[Path] = []
         self.num_begun = 0
@@ -261,13 +260,6 @@ def wanted_units(job: BottleneckJob, graph: Graph) -> Iterator[Wanted]:
         is_rectified = _is_rectified(graph, cut)
         for share in job.light or (0.0,):
             for stride, width in product(job.strides, job.widths):
-                check_unit(crossing, UnitSpec(width=width, stride=stride))
-                head_width = 0
-                if share and len(crossing.shape) != 3:
-                    raise CutError(f'a light head ends in a map (C, H, W), at "{cut.name}" crosses {crossing.shape}')
-                if share:
-                    bare = UnitSpec(width=width, stride=stride, prepare=job.prepare)
-                    head_width = light_width(cut, graph, bare, share)
                 spec = UnitSpec(
                     width=width,
                     stride=stride,
@@ -276,22 +268,26 @@ def wanted_units(job: BottleneckJob, graph: Graph) -> Iterator[Wanted]:
                     prepare=job.prepare,
                     refine=job.refine,
                     is_rectified=is_rectified,
-                    head_width=head_width,
                 )
                 check_unit(crossing, spec)
+                if share:
+                    spec = msgspec.structs.replace(spec, head_width=light_width(cut, graph, spec, share))
                 alone, together, whole = job.epochs
                 recipe = UnitRecipe(
-                    alone=alone,
-                    together=together,
-                    whole=whole,
-                    prices=job.prices,
-                    seed=job.seed,
+                    alone=alone, together=together, whole=whole, prices=job.prices, seed=job.seed
                 )
                 yield Wanted(cut, spec, recipe, job.bits_loss if job.bits == "search" else None)
 
 
 def light_width(cut: Cut, graph: Graph, spec: UnitSpec, share: float) -> int:
-    """Channels of the widest light head that takes, with the unit, at most `share` of the network's compute."""
+    """Channels of the widest light head that takes, with the unit, at most `share` of the network's compute.
+
+    Raises:
+        CutError: what crosses is no map.
+        ModelError: not even the smallest head is so light, or none ends at the code's size.
+    """
+    if len(cut.specs[0].shape) != 3:
+        raise CutError(f'a light head ends in a map (C, H, W), at "{cut.name}" crosses {cut.specs[0].shape}')
     _, height, wide = cut.specs[0].shape
     picture, code = graph.inputs[0].shape, (height // spec.stride, wide // spec.stride)
     # Each of the blocks behind the reduction has two convolutions of 3 x 3.
@@ -326,13 +322,6 @@ def _cuts(job: BottleneckJob, graph: Graph) -> list[Cut]:
                 raise several_cross(graph, cut)
             found[cut.name] = cut
     return list(found.values())
-
-
-def _digest(images: Images) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(images.pixels).tobytes())
-    if images.labels is not None:
-        digest.update(images.labels.tobytes())
-    return digest.hexdigest()
 
 
 def _shown(progress: Progress, stage: str) -> StepProgress:

@@ -121,8 +121,7 @@ class BottleneckJob(Value, frozen=True, kw_only=True):
     `bits` "search" takes the fewest whose accuracy after the first phase is at most `bits_loss` points below that of 8.
     `prices` of 1,000 bits, in nats, give one rate each.  `epochs` are those of the three phases: the unit alone, the
     unit and the tail, the whole network; on at most `images` pictures, mirrored ones too where `mirror`, and
-    `mixes` mixes of each with another.  `units` are
-    files of units that were trained before.
+    `mixes` mixes of each with another.  `units` are files of units that were trained before.
     """
 
     cuts: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ import fnmatch
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +32,7 @@ from ..data import Images, Source, load_source
 from ..engine.onnx import Session
 from ..errors import DataError, JobError
 from ..model.export import DeployedCut, Whole, cut_onnx, export_onnx, load_whole
-from ..model.graph import TOLERANCE, capture, tensors_in
+from ..model.graph import TOLERANCE, capture, first_of
 from ..model.tap import tap_onnx
 from ..model.zoo import IMAGENET, build_model, weights_digest
 from ..plan import Preprocess, TensorSpec
@@ -209,11 +209,15 @@ def prepare(job: Job, folder: Path, *, progress: Progress = quiet, data_dir: Pat
     )
     _check_channels(job, source, preprocess)
     calibration = source.drawn("train", job.build.calibration_images).pixels
-    networks = {}
+    networks: dict[str, Network] = {}
+
+    def export(name: str, module: torch.nn.Module) -> Network:
+        return _export(name, module, source, preprocess, calibration, folder, job)
+
     for done, (name, model) in enumerate(loaded.items()):
         progress("networks", done, len(names), name)
         safe = safe_name(name)
-        networks[safe] = _export(safe, model.module, source, preprocess, calibration, folder, job)
+        networks[safe] = export(safe, model.module)
     progress("networks", len(names), len(names), "")
     main_name = safe_name(job.model.source)
     validation = source.drawn("validation", job.build.rounds[-1])
@@ -229,7 +233,7 @@ def prepare(job: Job, folder: Path, *, progress: Progress = quiet, data_dir: Pat
         notes += [grid.text] if grid.num_cells else []
         for done, unit in enumerate(units):
             progress("units", done, len(units), unit.cut.name)
-            extended = _with_unit(main_name, unit, networks, source, preprocess, calibration, folder, job)
+            extended = _with_unit(main_name, unit, networks, export)
             networks[extended.name] = extended
         progress("units", len(units), len(units), "")
     return Workshop(job, folder, source, preprocess, networks, main_name, calibration, validation, notes)
@@ -291,20 +295,13 @@ def _export(
 
 
 def _with_unit(
-    main: str,
-    unit: Trained,
-    networks: dict[str, Network],
-    source: Source,
-    preprocess: Preprocess,
-    calibration: NDArray[np.uint8],
-    folder: Path,
-    job: Job,
+    main: str, unit: Trained, networks: dict[str, Network], export: Callable[[str, torch.nn.Module], Network]
 ) -> Network:
     """The main network with a unit in it; its one cut has the name of the cut where the unit is."""
     spec = unit.divided.unit.spec
     same = sum(network.name.split("-")[0] == f"{main}.{spec.name}" for network in networks.values())
     name = f"{main}.{spec.name}" + (f"-{same + 1}" if same else "")
-    made = _export(name, Deployable(unit.divided), source, preprocess, calibration, folder, job)
+    made = export(name, Deployable(unit.divided))
     wholes = {}
     for precision, whole in made.wholes.items():
         # A precision in which nothing can be cut there, such as where int8 fused the reduction away, has no such plan.
@@ -318,6 +315,6 @@ def _is_same(module: torch.nn.Module, exported: Path, preprocess: Preprocess, pi
     """Whether the exported network still answers as the module does: its code may have changed, not its weights."""
     with torch.no_grad():
         given = module(as_planes(pictures[:1], preprocess))
-    wanted = next(tensors_in(given)).numpy()
+    wanted = first_of(given).numpy()
     got = Session(exported).run([pictures[:1]])[0]
     return wanted.shape == got.shape and bool(np.abs(wanted - got).max() <= TOLERANCE * np.abs(wanted).max())

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import DataError
-from ..model.graph import tensors_in
+from ..model.graph import first_of
 from ..plan import Preprocess
 from .hardware import has_bfloat16, layout_of, training_device
 from .losses import Batch
@@ -233,7 +233,7 @@ def seen_by(
             inputs = as_inputs(part, preprocess).to(device, memory_format=layout)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device)):
                 given = module(inputs)
-            values = next(tensors_in(given))
+            values = first_of(given)
             if not whole.numel():
                 whole = _room((views.num_views, len(pixels), *values.shape[1:]))
             whole[view, first : first + len(part)] = values.clamp(-_HALF_MAX, _HALF_MAX)

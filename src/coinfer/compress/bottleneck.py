@@ -36,9 +36,9 @@ class UnitSpec(Value, frozen=True, kw_only=True):
 
     `gains` are the first factors of the quantiser's steps, one for each rate that the unit serves, finest first.
     `prepare` residual blocks follow the reduction, and as many go before the restoration; `refine` of them follow the
-    restoration; `is_rectified`: so does a ReLU, for features without negative
-    values.  `head_width`: channels of the first stage of a light head (0: the network's own layers).  `jpeg`: 8-bit
-    symbols go through JPEG of that quality instead of an entropy coder, as in BottleNet, for comparison.
+    restoration; `is_rectified`: so does a ReLU, for features without negative values.  `head_width`: channels of a
+    light head at the code's size (0: the network's own layers).  `jpeg`: 8-bit symbols go through JPEG of that quality
+    instead of an entropy coder, as in BottleNet, for comparison.
 
     Raises:
         ModelError: a number is out of range.
@@ -129,6 +129,10 @@ class Unit(nn.Module):
         values, bits = self.quantiser(self._swapped(self.code(features)), rate)
         restored: Tensor = self.restore(self.recover(self._swapped(values).to(features.dtype)))
         return restored, bits
+
+    def drawn_rate(self) -> int:
+        """The rate that a batch of training is for."""
+        return int(torch.randint(len(self.spec.gains), ()))
 
     def code(self, features: Tensor) -> Tensor:
         """What is quantised of `features`: (N, c', H/s, W/s), or (N, T, c')."""

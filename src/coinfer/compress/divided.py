@@ -9,16 +9,15 @@ Deployable   the same without the quantiser: exported as one network and cut beh
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..codec import Tables, available_coders, learned_tensor
 from ..errors import CutError
 from ..model.cut import Cut, split
-from ..model.graph import Graph, tensors_in
+from ..model.graph import Graph, first_of
 from ..plan import CodecSpec, Coder, TensorSpec
 from .bottleneck import Unit, UnitSpec, check_unit
 from .encoder import LightHead
@@ -44,7 +43,7 @@ class Divided(nn.Module):
 
     def after(self, features: Tensor) -> Coded | Tensor:
         """The same from the cut on, for features that were computed before."""
-        rate = self.drawn_rate() if self.training else self.rate
+        rate = self.unit.drawn_rate() if self.training else self.rate
         restored, bits = self.unit(features, rate)
         outputs = first_of(self.tail(restored))
         return Coded(outputs, bits, rate) if self.training else outputs
@@ -57,10 +56,6 @@ class Divided(nn.Module):
             self.head.eval()
         return self
 
-    def drawn_rate(self) -> int:
-        """The rate that a batch of training is for."""
-        return int(torch.randint(len(self.unit.spec.gains), ()))
-
 
 class Before(nn.Module):
     """A divided network's light head and unit, as a module of its own: what it gives has no logits."""
@@ -68,12 +63,10 @@ class Before(nn.Module):
     def __init__(self, divided: Divided) -> None:
         super().__init__()
         self.head, self.unit = divided.head, divided.unit
-        # In a list, so that the tail's weights are none of this module's.
-        self._divided = [divided]
 
     def forward(self, x: Tensor) -> Coded:
         """Restored features and bits of a batch of pictures, at a rate drawn for it."""
-        rate = self._divided[0].drawn_rate()
+        rate = self.unit.drawn_rate()
         restored, bits = self.unit(first_of(self.head(x)), rate)
         return Coded(None, bits, rate, restored)
 
@@ -96,11 +89,6 @@ class Behind(nn.Module):
         self.training = mode
         self._divided[0].train(mode)
         return self
-
-
-def first_of(given: Any) -> Tensor:
-    """The first tensor of what a module gives: a head of a graph gives a tuple, a network perhaps a dict of several."""
-    return next(tensors_in(given))
 
 
 def insert_unit(graph: Graph, cut: Cut, spec: UnitSpec) -> Divided:

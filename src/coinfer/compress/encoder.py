@@ -1,6 +1,6 @@
 """A light head: a small network that takes the place of all layers before a cut, down to the size of the code.
 
-    picture (3, H, W) --halve--> w/2 channels --halve--> w channels (h, w) --block--> --block--> (w, h, w)
+    picture (3, H, W) --halve--> w/2 channels --halve--> w channels --block--> --block--> w channels
 
 Height and width halve by 4 x 4 convolutions of stride 2 whose channels double, and the compute goes where the map is
 small: two residual blocks of two 3 x 3 convolutions (He et al., 2016) at the size of the code.  On a slow core a layer

@@ -28,7 +28,7 @@ def layout_of(model: nn.Module, inputs: Tensor) -> torch.memory_format:
         return torch.contiguous_format
     was_training = model.training
     try:
-        model.eval()(inputs[:2].to(memory_format=torch.channels_last))
+        model.eval()(inputs.to(memory_format=torch.channels_last))
     except RuntimeError:
         return torch.contiguous_format
     finally:

@@ -81,31 +81,35 @@ class Quantiser(nn.Module):
             self.log_step[rate] = math.log(step * gain)
             if not self.has_prior:
                 continue
-            symbols = self.symbols(values, rate).transpose(0, 1).flatten(1).long()
-            for channel, row in enumerate(symbols):
-                counts = torch.bincount(row, minlength=self.num_levels) + 0.5
-                self.shares[rate, channel] = counts / counts.sum()
+            counts = self._counts(self.symbols(values, rate)) + 0.5
+            self.shares[rate] = counts / counts.sum(1, keepdim=True)
 
     def _places(self, values: Tensor, rate: int) -> Tensor:
         low, step = (part.view(-1, *[1] * (values.ndim - 2)) for part in self.grid(rate))
         return ((values.float() - low) / step).clamp(0, self.num_levels - 1)
 
+    def _counts(self, symbols: Tensor) -> Tensor:
+        """(c', L) how often each symbol of each channel is there in (N, c', ...)."""
+        places = (symbols.long() + self._rows(symbols)).flatten()
+        return torch.bincount(places, minlength=symbols.shape[1] * self.num_levels).view(-1, self.num_levels)
+
+    def _rows(self, values: Tensor) -> Tensor:
+        """Where each channel's row begins in a (c', L) table made flat, to be added to (N, c', ...)."""
+        first: Tensor = torch.arange(values.shape[1], device=values.device) * self.num_levels
+        return first.view(-1, *[1] * (values.ndim - 2))
+
     @torch.no_grad()
     def _learn(self, symbols: Tensor, rate: int) -> None:
         """Move the prior towards the shares of the symbols of a batch."""
-        channels, levels = self.shares.shape[1:]
-        rows = torch.arange(channels, device=symbols.device).view(-1, *[1] * (symbols.ndim - 2)) * levels
-        counts = torch.bincount((symbols.long() + rows).flatten(), minlength=channels * levels).view(channels, levels)
+        counts = self._counts(symbols)
         seen = counts / counts.sum(1, keepdim=True)
         self.shares[rate] = ((1 - _MOMENTUM) * self.shares[rate] + _MOMENTUM * seen).clamp_min(_LEAST_SHARE)
 
     def _bits(self, place: Tensor, symbols: Tensor, rate: int) -> Tensor:
         """(N,) bits: their value from the symbols, their slope from the places between."""
-        channels, levels = self.shares.shape[1:]
-        shares = self.shares[rate]
+        shares, rows = self.shares[rate], self._rows(place)
         cost = -(shares / shares.sum(1, keepdim=True)).log2().flatten()
-        rows = torch.arange(channels, device=cost.device).view(-1, *[1] * (place.ndim - 2)) * levels
-        below = place.detach().floor().clamp(max=levels - 2).long() + rows
+        below = place.detach().floor().clamp(max=self.num_levels - 2).long() + rows
         between = (cost[below + 1] - cost[below]) * place
         return (cost[symbols.long() + rows] + between - between.detach()).flatten(1).sum(1)
 

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from ..data import Images
 from ..errors import DataError, ModelError
 from ..model.cut import Cut, split
-from ..model.graph import Graph
+from ..model.graph import Graph, first_of
 from ..model.zoo import weights_digest
 from ..plan import Preprocess, Value
 from .batches import Augment, Batches, FeatureBatches, PictureBatches, Views, as_inputs, seen_by
 from .bottleneck import Unit, UnitSpec
-from .divided import Before, Behind, Divided, first_of, insert_unit
+from .divided import Before, Behind, Divided, insert_unit
 from .hardware import training_device
 from .losses import Loss, distillation, imitation, rate_distortion
 from .train import Schedule, Step, fit
@@ -85,13 +85,6 @@ class Teacher(NamedTuple):
     views: Views
     logits: Tensor
 
-    @property
-    def digest(self) -> str:
-        """Hex sha256 of the pictures, what they are called, and how they become inputs."""
-        labels = b"" if self.images.labels is None else self.images.labels.tobytes()
-        parts = (np.ascontiguousarray(self.images.pixels).tobytes(), labels, msgspec.json.encode(self.preprocess))
-        return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-
 
 def teacher_of(graph: Graph, images: Images, preprocess: Preprocess, views: Views) -> Teacher:
     """The network's own logits of all views of all pictures, computed once for all of its units."""
@@ -142,7 +135,10 @@ class UnitTraining:
         self.divided = insert_unit(graph, cut, spec).to(self._device)
         self._teacher, self._recipe = teacher, recipe
         begun = None if wider is None else weights_digest(wider)
-        given = (VERSIONS, weights_digest(graph.module), cut.name, spec, recipe, teacher.views, teacher.digest, begun)
+        given = (
+            *(VERSIONS, weights_digest(graph.module), cut.name, spec, recipe),
+            *(teacher.images.digest, teacher.preprocess, teacher.views, begun),
+        )
         self._key = hashlib.sha256(msgspec.json.encode(given)).hexdigest()
         self.checkpoints = None if checkpoints is None else checkpoints / f"{spec.name}.{self._key[:12]}.training"
         self._progress = progress

@@ -9,6 +9,7 @@ A source that comes with two parts only gets its validation part by `hold_out`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -34,6 +35,14 @@ class Images:
     def pick(self, which: slice | NDArray[np.int64] | NDArray[np.bool_]) -> Images:
         """The pictures at these positions, with their labels."""
         return Images(self.pixels[which], None if self.labels is None else self.labels[which])
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of the pictures and their classes."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.pixels).tobytes())
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.pixels)

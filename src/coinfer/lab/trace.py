@@ -104,19 +104,19 @@ def _read_mahimahi(text: str, bin_s: float) -> list[tuple[float, float]]:
     packets = [0] * len(ends)
     for time_s in times_s:
         packets[min(max(math.ceil(time_s / bin_s) - 1, 0), len(ends) - 1)] += 1
-    loops = [b - a for a, b in zip([0.0, *ends], ends, strict=False)]
-    return [(length, count * _PACKET_BITS / length) for length, count in zip(loops, packets, strict=True) if length]
+    lengths = [b - a for a, b in zip([0.0, *ends], ends, strict=False)]
+    return [(length, count * _PACKET_BITS / length) for length, count in zip(lengths, packets, strict=True) if length]
 
 
 def _read_own(text: str) -> list[tuple[float, float]]:
     rows = [(float(row[0]), float(row[1])) for row in list(csv.reader(text.splitlines()))[1:] if row]
     if not rows:
         raise ValueError("has a header but no rows")
-    loops = [b[0] - a[0] for a, b in zip(rows, rows[1:], strict=False)]
-    if any(length <= 0 for length in loops):
+    lengths = [b[0] - a[0] for a, b in zip(rows, rows[1:], strict=False)]
+    if any(length <= 0 for length in lengths):
         raise ValueError("seconds must increase from row to row")
-    loops.append(statistics.median(loops) if loops else 1.0)
-    return [(length, rate) for length, (_, rate) in zip(loops, rows, strict=True)]
+    lengths.append(statistics.median(lengths) if lengths else 1.0)
+    return [(length, rate) for length, (_, rate) in zip(lengths, rows, strict=True)]
 
 
 def _read_nettrack(text: str, column: str) -> list[tuple[float, float]]:

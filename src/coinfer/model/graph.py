@@ -196,6 +196,11 @@ def tensors_in(structure: object) -> Iterator[Tensor]:
             yield from tensors_in(part)
 
 
+def first_of(given: object) -> Tensor:
+    """The first tensor of what a module gives: a head gives a tuple, a network perhaps a dict of several."""
+    return next(tensors_in(given))
+
+
 def _spec(node: fx.Node, facts: dict[str, Fact], model: str) -> TensorSpec:
     fact = facts[node.name]
     if fact.shape is None or not fact.has_batch:

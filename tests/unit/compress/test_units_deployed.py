@@ -10,11 +10,11 @@ from torch import nn
 from coinfer.codec import make_codec
 from coinfer.compress.batches import as_inputs
 from coinfer.compress.bottleneck import UnitSpec
-from coinfer.compress.divided import Deployable, behind_reduction, codecs_of, first_of, insert_unit
+from coinfer.compress.divided import Deployable, behind_reduction, codecs_of, insert_unit
 from coinfer.compress.int8 import quantize_onnx
 from coinfer.engine.onnx import Session
 from coinfer.model.export import cut_onnx, export_onnx
-from coinfer.model.graph import capture
+from coinfer.model.graph import capture, first_of
 from coinfer.model.nets_branch import VisionTransformer
 from coinfer.plan import Preprocess
 
