@@ -83,18 +83,18 @@ UNITS = {
     ),
     "late": Order(
         "layer3.3#0",
-        UnitSpec(width=48, stride=4, bits=5, gains=GAINS, refine=1, is_rectified=True),
-        UnitRecipe(alone=4, together=4, whole=2, prices=(0.05, 0.15, 0.5, 1.5)),
+        UnitSpec(width=32, stride=2, bits=5, gains=GAINS, prepare=1, refine=1, is_rectified=True),
+        UnitRecipe(alone=4, together=8, prices=(0.05, 0.15, 0.5, 1.5)),
     ),
     "middle": Order(
         "layer2.8#0",
-        UnitSpec(width=48, stride=4, bits=5, gains=GAINS, refine=1, is_rectified=True),
-        UnitRecipe(alone=4, together=4, whole=3, prices=(0.05, 0.15, 0.5, 1.5)),
+        UnitSpec(width=48, stride=4, bits=5, gains=GAINS, prepare=1, refine=1, is_rectified=True),
+        UnitRecipe(alone=3, together=4, whole=6, prices=(0.1, 0.25, 0.5, 1.2), whole_lr=8e-4, network_share=0.25),
     ),
     "early": Order(
-        "layer1.1#0",
-        UnitSpec(width=48, stride=4, bits=5, gains=GAINS, refine=1, is_rectified=True),
-        UnitRecipe(alone=2, together=0, whole=8, prices=(0.03, 0.1, 0.3, 0.8)),
+        "layer1.0#0",
+        UnitSpec(width=32, stride=4, bits=5, gains=GAINS, prepare=2, refine=1, is_rectified=True),
+        UnitRecipe(alone=0, together=0, whole=24, prices=(0.05, 0.15, 0.3, 0.7), whole_lr=8e-4, network_share=0.25),
     ),
     "light": Order(
         "layer2.8#0",

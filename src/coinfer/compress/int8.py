@@ -144,15 +144,15 @@ def _unshare(model: onnx.ModelProto) -> None:
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     taken: set[str] = set()
     for number, node in enumerate(model.graph.node):
-        for place, name in enumerate(node.input):
-            if name in taken and node.op_type in QUANTISED:
+        own = weights.keys() & set(node.input)
+        if node.op_type in QUANTISED:
+            for name in sorted(own & taken):
                 copy = onnx.TensorProto()
                 copy.CopyFrom(weights[name])
                 copy.name = f"{name}.{number}"
                 model.graph.initializer.append(copy)
-                node.input[place] = copy.name
-            elif name in weights:
-                taken.add(name)
+                node.input[:] = [copy.name if given == name else given for given in node.input]
+        taken |= own
 
 
 def _full_width(model: onnx.ModelProto) -> dict[str, list[dict[str, Any]]]:

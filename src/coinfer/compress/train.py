@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -95,12 +95,14 @@ def fit(
     seed: int = 0,
     is_bfloat16: bool | None = None,
     key: str = "",
+    slower: Mapping[str, float] | None = None,
 ) -> Fitted:
     """Train `model` in place; it ends in evaluation mode, on the device where it was.
 
     Forward passes run in channels_last memory (where the model takes it) and, with `is_bfloat16`, under bfloat16
     autocast (None: where the machine computes in it, see `has_bfloat16`); weights, momentum and batch norm statistics
     stay float32.  `key` stands for all else that the training depends on: a checkpoint of another key is refused.
+    `slower` are names of submodules, each with the share of the learning rate that its parameters get.
 
     Raises:
         ModelError: the loss or its gradient became NaN or infinite; the checkpoint still has the last whole epoch.
@@ -108,7 +110,7 @@ def fit(
     """
     device = next(model.parameters()).device
     is_autocast = has_bfloat16(device) if is_bfloat16 is None else is_bfloat16
-    optimizer = _optimizer(model, schedule)
+    optimizer = _optimizer(model, schedule, slower or {})
     first = 0
     if checkpoint is not None and checkpoint.is_file():
         first = _resume(checkpoint, model, optimizer, schedule, key)
@@ -123,7 +125,7 @@ def fit(
             step = epoch * len(batches) + index
             rate = one_cycle(step, steps, peak=schedule.lr, warmup=schedule.warmup)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["share"]
             batch = _moved(batch, device, layout)
             value, slope, outputs = _step(model, batch, loss, optimizer, is_bfloat16=is_autocast)
             if not (math.isfinite(value) and math.isfinite(slope)):
@@ -175,12 +177,14 @@ def _seen(outputs: Any, batch: Batch) -> tuple[float | None, float | None]:
     return accuracy, float(outputs.bits.mean()) / 8 if isinstance(outputs, Coded) else None
 
 
-def _optimizer(model: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": schedule.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def _optimizer(model: nn.Module, schedule: Schedule, slower: Mapping[str, float]) -> torch.optim.Optimizer:
+    parts: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            share = next((share for part, share in slower.items() if name.startswith(f"{part}.")), 1.0)
+            decay = schedule.weight_decay if parameter.ndim >= 2 else 0.0
+            parts.setdefault((share, decay), []).append(parameter)
+    groups = [{"params": part, "share": share, "weight_decay": decay} for (share, decay), part in parts.items()]
     if schedule.optimizer == "adam":
         return torch.optim.AdamW(groups, lr=schedule.lr, betas=(schedule.momentum, 0.999))
     return torch.optim.SGD(groups, lr=schedule.lr, momentum=schedule.momentum, nesterov=True)

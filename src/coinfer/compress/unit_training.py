@@ -21,6 +21,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..data import Images
@@ -45,6 +46,8 @@ Progress = Callable[[str, Step], None]
 class UnitRecipe(Value, frozen=True, kw_only=True):
     """How a unit is trained: epochs of the three phases, `prices` of 1,000 bits for each rate (in nats of the loss).
 
+    `network_share`: of the learning rate, for the network's own layers beside what is new.
+
     Raises:
         ModelError: no price, or prices that do not rise.
     """
@@ -55,6 +58,7 @@ class UnitRecipe(Value, frozen=True, kw_only=True):
     lr: float = 2e-3
     together_lr: float = 5e-4
     whole_lr: float = 2e-4
+    network_share: float = 1.0
     prices: tuple[float, ...] = (0.02,)
     temperature: float = 2.0
     label_share: float = 0.0
@@ -133,7 +137,7 @@ class UnitTraining:
         torch.manual_seed(recipe.seed)
         self._device = training_device()
         self.divided = insert_unit(graph, cut, spec).to(self._device)
-        self._teacher, self._recipe = teacher, recipe
+        self._graph, self._cut, self._teacher, self._recipe = graph, cut, teacher, recipe
         begun = None if wider is None else weights_digest(wider)
         given = (
             *(VERSIONS, weights_digest(graph.module), cut.name, spec, recipe),
@@ -143,25 +147,30 @@ class UnitTraining:
         self.checkpoints = None if checkpoints is None else checkpoints / f"{spec.name}.{self._key[:12]}.training"
         self._progress = progress
         self._is_light = spec.head_width > 0
-        if features is None and (recipe.alone or not self._is_light):
-            head, _ = split(graph, cut)
-            features = seen_by(head, teacher.images.pixels, teacher.preprocess, teacher.views)
+        is_cached = recipe.alone if self._is_light else recipe.alone or recipe.together
+        if features is None and is_cached:
+            features = self._seen(teacher.images.pixels)
         self._features = features
         # A mixed picture has no label.
         self._labels = None if teacher.views.mixes else teacher.images.labels
         share = recipe.label_share if self._labels is not None else 0.0
         self._task = distillation(temperature=recipe.temperature, label_share=share)
+        first = teacher.images.pixels[:START_PICTURES]
         if self._is_light:
-            first = as_inputs(teacher.images.pixels[:START_PICTURES], teacher.preprocess).to(self._device)
             with torch.no_grad():
-                self.divided.unit.start_grid_from(first_of(self.divided.head(first)))
+                pictures = as_inputs(first, teacher.preprocess).to(self._device)
+                self.divided.unit.start_grid_from(first_of(self.divided.head(pictures)))
             return
-        assert features is not None
-        start = features[0, :START_PICTURES].float().to(self._device)
+        start = (self._seen(first) if features is None else features)[0, :START_PICTURES].float().to(self._device)
         if wider is None:
             self.divided.unit.start_from(start)
         else:
             self.divided.unit.start_from_wider(wider, start)
+
+    def _seen(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """What the network's own head makes of pictures, in all views."""
+        head, _ = split(self._graph, self._cut)
+        return seen_by(head, pixels, self._teacher.preprocess, self._teacher.views)
 
     def alone(self) -> None:
         """The unit, or the unit and its light head; the rest of the network is as it was.
@@ -188,8 +197,8 @@ class UnitTraining:
         divided.requires_grad_(True)
         divided.head.requires_grad_(self._is_light)
         module: nn.Module = divided if self._is_light else Behind(divided)
-        batches: Batches = self._pictures(shift=recipe.shift) if self._is_light else self._behind()
         if recipe.together:
+            batches: Batches = self._pictures(shift=recipe.shift) if self._is_light else self._behind()
             self._fit("together", module, batches, self._task, recipe.together, recipe.together_lr)
 
     def whole(self) -> None:
@@ -230,6 +239,7 @@ class UnitTraining:
             progress=None if progress is None else partial(progress, phase),
             seed=self._recipe.seed,
             key=self._key,
+            slower={} if self._is_light else dict.fromkeys(("head", "tail"), self._recipe.network_share),
         )
         self.divided.eval()
 

@@ -56,6 +56,21 @@ def test_depthwise_weights_use_all_bits(tmp_path: Path) -> None:
     assert {(value.shape, int(np.abs(value).max())) for value in weights} == {((3, 1, 3, 3), 127), ((5, 3, 1, 1), 64)}
 
 
+class Halvings(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = torch.relu(x[:, :, ::2, ::2] - 0.1)
+        return x.mean((2, 3))
+
+
+def test_nothing_is_said_of_constants_that_layers_share(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    whole = export_onnx(capture(make(Halvings), pictures(1)), tmp_path / "whole.onnx", preprocess=PREPROCESS)
+    shared = [set(n.input) for n in onnx.load(whole.path).graph.node if n.op_type == "Slice"]
+    assert shared[0] & shared[1]
+    quantize_onnx(whole, IMAGES, tmp_path / "int8.onnx")
+    assert "initializer" not in capfd.readouterr().err
+
+
 def test_weights_are_seven_bits_wide_one_scale_a_channel(pair: tuple[Whole, Whole]) -> None:
     model = onnx.load(pair[1].path)
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
