@@ -96,6 +96,11 @@ UNITS = {
         UnitSpec(width=32, stride=4, bits=5, gains=GAINS, prepare=2, refine=1, is_rectified=True),
         UnitRecipe(alone=0, together=0, whole=24, prices=(0.05, 0.15, 0.3, 0.7), whole_lr=8e-4, network_share=0.25),
     ),
+    "stem": Order(
+        "/relu#0",
+        UnitSpec(width=32, stride=4, bits=5, gains=GAINS, prepare=3, refine=1, is_rectified=True),
+        UnitRecipe(alone=0, together=0, whole=24, prices=(0.05, 0.15, 0.3, 0.7), whole_lr=8e-4, network_share=0.25),
+    ),
     "light": Order(
         "layer2.8#0",
         UnitSpec(width=16, stride=2, bits=5, gains=GAINS, refine=2, is_rectified=True),

@@ -274,8 +274,9 @@ def wanted_units(job: BottleneckJob, graph: Graph) -> Iterator[Wanted]:
                     spec = msgspec.structs.replace(spec, head_width=light_width(cut, graph, spec, share))
                 alone, together, whole = job.epochs
                 recipe = UnitRecipe(
-                    alone=alone, together=together, whole=whole, prices=job.prices, seed=job.seed
-                )
+                    alone=alone, together=together, whole=whole,
+                    prices=job.prices, label_share=job.labels, seed=job.seed,
+                )  # fmt: skip
                 yield Wanted(cut, spec, recipe, job.bits_loss if job.bits == "search" else None)
 
 

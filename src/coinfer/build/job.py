@@ -121,7 +121,8 @@ class BottleneckJob(Value, frozen=True, kw_only=True):
     `bits` "search" takes the fewest whose accuracy after the first phase is at most `bits_loss` points below that of 8.
     `prices` of 1,000 bits, in nats, give one rate each.  `epochs` are those of the three phases: the unit alone, the
     unit and the tail, the whole network; on at most `images` pictures, mirrored ones too where `mirror`, and
-    `mixes` mixes of each with another.  `units` are files of units that were trained before.
+    `mixes` mixes of each with another.  `labels`: of the loss, beside the network's own answers (mixed pictures have
+    no label).  `units` are files of units that were trained before.
     """
 
     cuts: tuple[str, ...] = ()
@@ -137,6 +138,7 @@ class BottleneckJob(Value, frozen=True, kw_only=True):
     images: int = 50_000
     mirror: bool = True
     mixes: int = 1
+    labels: float = 0.0
     seed: int = 0
     units: tuple[str, ...] = ()
 
@@ -192,6 +194,9 @@ class Job(Value, frozen=True, kw_only=True):
             raise JobError("[bottleneck] images must be at least 1, prepare and refine 0 or more")
         if units.mixes < 0:
             raise JobError(f"[bottleneck] mixes must be 0 or more, got {units.mixes}")
+        if not 0 <= units.labels <= 1 or (units.labels and (units.mixes or not self.data.labels)):
+            allowed = "0 to 1, above 0 only with mixes = 0 and labelled data"
+            raise JobError(f"[bottleneck] labels must be a share of {allowed}, got {units.labels}")
         if not units.bits_loss >= 0:
             raise JobError(f"[bottleneck] bits_loss must be at least 0 points, got {units.bits_loss}")
         if not all(0 < share <= 1 for share in units.light):

@@ -28,6 +28,8 @@ from ..errors import CutError, ModelError
 from ..plan import TensorSpec, Value
 from .quantiser import JpegQuantiser, Quantiser
 
+# Values of a patch up to which its principal components are exact: the covariance of more takes gigabytes and minutes.
+_EXACT_COMPONENTS = 4096
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
@@ -147,9 +149,7 @@ class Unit(nn.Module):
         """
         patches = self._patches(features)
         mean = patches.mean(0)
-        centred = patches - mean
-        _, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
-        basis = vectors.flip(1)[:, : self.spec.width].T.contiguous()
+        basis = _components(patches - mean, self.spec.width)
         lost = mean - basis.T @ (basis @ mean)
         back = self.back
         _bias(self.reduce).zero_()
@@ -170,11 +170,9 @@ class Unit(nn.Module):
 
         What follows the restoration is taken over as it is; the grid is new.
         """
-        code = self._swapped(wider.reduce(features)).transpose(0, 1).flatten(1)
-        mean = code.mean(1)
-        centred = code - mean[:, None]
-        _, vectors = torch.linalg.eigh(centred @ centred.T / centred.shape[1])
-        basis = vectors.flip(1)[:, : self.spec.width].T
+        code = self._swapped(wider.reduce(features)).transpose(0, 1).flatten(1).T
+        mean = code.mean(0)
+        basis = _components(code - mean, self.spec.width)
         lost = mean - basis.T @ (basis @ mean)
         back, wide_back = self.back, wider.back
         self.reduce.weight.copy_(torch.tensordot(basis, wider.reduce.weight, dims=1))
@@ -232,6 +230,16 @@ class ResidualMap(nn.Module):
         """Like `x`, (N, T, C)."""
         change: Tensor = self.second(F.relu(self.first(x)))
         return x + change
+
+
+def _components(centred: Tensor, count: int) -> Tensor:
+    """(count, K) principal components of (M, K), the largest first; those of large K found at random (Halko, 2011)."""
+    vectors: Tensor
+    if centred.shape[1] <= _EXACT_COMPONENTS or count > min(centred.shape) // 2:
+        vectors = torch.linalg.eigh(centred.T @ centred / len(centred))[1].flip(1)[:, :count]
+    else:
+        vectors = torch.pca_lowrank(centred, count, center=False)[2]
+    return vectors.T.contiguous()
 
 
 def _bias(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> Tensor:

@@ -73,6 +73,8 @@ def test_energies_take_the_radio_and_the_devices_power(tmp_path: Path) -> None:
         ("refine = -1", "prepare and refine 0 or more"),
         ("prepare = -1", "prepare and refine 0 or more"),
         ("mixes = -1", "mixes must be 0 or more, got -1"),
+        ("labels = 1.5", "labels must be a share of 0 to 1"),
+        ("labels = 0.5", "above 0 only with mixes = 0"),
         ("epochs = [1, -1, 0]", "epochs 0 or more"),
         ("bits = 9", "bits 1 to 8"),
         ('bits = "few"', "bits"),

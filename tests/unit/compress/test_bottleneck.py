@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from coinfer.compress import bottleneck
 from coinfer.compress.bottleneck import Unit, UnitSpec
 from coinfer.compress.divided import Deployable, insert_unit
 from coinfer.compress.quantiser import Quantiser
@@ -41,6 +42,19 @@ def test_at_full_width_nothing_but_the_quantising_is_lost(stride: int, width: in
     restored, _ = unit(features)
     assert torch.allclose(unit.restore(unit.reduce(features)), features, atol=1e-4)
     assert (restored - features).abs().mean() < 0.02 * features.std()
+
+
+def test_components_of_large_patches_are_found_without_their_covariance(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    # Of 4 components and nothing else, so that 4 channels lose nothing.
+    patches = torch.randn(256, 4) @ torch.randn(4, MAP.shape[0] * 16)
+    sides = (MAP.shape[1] // 4, MAP.shape[2] // 4)
+    rows = patches.view(-1, sides[0] * sides[1], patches.shape[1]).transpose(1, 2)
+    features = torch.nn.functional.fold(rows, MAP.shape[1:], 4, stride=4)
+    monkeypatch.setattr(bottleneck, "_EXACT_COMPONENTS", 0)
+    unit = Unit(MAP, UnitSpec(width=4, stride=4))
+    unit.start_from(features)
+    assert torch.allclose(unit.restore(unit.reduce(features)), features, atol=1e-3)
 
 
 def test_tokens_are_reduced_by_a_linear_map() -> None:
