@@ -1,4 +1,4 @@
-"""Learned bottlenecks of ResNet-56 on CIFAR-10: units trained and kept in zoo/units, and what they do.
+"""Learned bottlenecks of networks on CIFAR-10: units trained and kept in zoo/units, and what they do.
 
     python -m bench.bottleneck train NAME...    units of UNITS, in the background: each goes on where it was stopped
     python -m bench.bottleneck show NAME...     what finished ones send and keep at each rate, on validation images
@@ -55,6 +55,12 @@ class Trainee(NamedTuple):
 
 
 RESNET56 = Trainee("resnet56", Path("../shared/data/weights/cifar10_resnet56.safetensors"), "cifar10", Views(mixes=1))
+RESNET18 = Trainee(
+    "resnet18-half",
+    Path("../shared/data/weights/cifar10_resnet18_half_warm_fp16.safetensors"),
+    "cifar10",
+    Views(mixes=1),
+)
 SCENES = Trainee(
     "scene-resnet", Path("zoo/scene_resnet.safetensors"), "scene-digits", Views(is_mirrored=False, mixes=1)
 )
@@ -128,6 +134,30 @@ UNITS = {
         UnitRecipe(alone=6, together=30, prices=(0.05, 0.15, 0.5, 1.5), together_lr=1e-3),
         trainee=SCENES,
     ),
+    "half-last": Order(
+        "layer4.1#0",
+        UnitSpec(width=16, stride=4, bits=5, gains=(1.0, 1.5, 2.2, 3.3), is_rectified=True),
+        UnitRecipe(alone=8, together=0, prices=(0.05, 0.15, 0.5, 1.5)),
+        trainee=RESNET18,
+    ),
+    "half-late": Order(
+        "layer3.1#0",
+        UnitSpec(width=32, stride=2, bits=5, gains=GAINS, prepare=1, refine=1, is_rectified=True),
+        UnitRecipe(alone=4, together=0, prices=(0.05, 0.15, 0.5, 1.5)),
+        trainee=RESNET18,
+    ),
+    "half-middle": Order(
+        "layer2.1#0",
+        UnitSpec(width=48, stride=4, bits=5, gains=GAINS, prepare=1, refine=1, is_rectified=True),
+        UnitRecipe(alone=4, together=0, prices=(0.1, 0.25, 0.5, 1.2)),
+        trainee=RESNET18,
+    ),
+    "half-early": Order(
+        "layer1.0#0",
+        UnitSpec(width=32, stride=4, bits=5, gains=GAINS, prepare=2, refine=1, is_rectified=True),
+        UnitRecipe(alone=3, together=0, prices=(0.05, 0.15, 0.3, 0.7)),
+        trainee=RESNET18,
+    ),
 }  # fmt: skip
 # `late` at one rate alone, each price with its own training: what a unit of four rates is compared with.
 LATE = UNITS["late"]
@@ -151,8 +181,12 @@ UNITS |= {
 }
 
 
-# The units that the pages of results are made with.
-FINISHED = ("last", "late", "middle", "early")
+# The units that the page of results is made with, by network; each has a job "NETWORK-rates".
+FINISHED = {
+    RESNET56.name: ("last", "late", "middle", "early"),
+    RESNET18.name: ("half-last", "half-late", "half-middle", "half-early"),
+}
+TRAINEES = {trainee.name: trainee for trainee in (RESNET56, RESNET18)}
 STUDY = Study(
     "resnet56-units",
     tuple((rate, slowdown) for slowdown in (60.0, 100.0, 170.0, 300.0) for rate in (100e3, 300e3, 1e6)),
@@ -165,7 +199,7 @@ def path_of(name: str) -> Path:
     """Where a finished unit lies."""
     network = UNITS[name].trainee.name.replace("-", "_")
     folder = UNITS_FOLDER if UNITS[name].is_kept else CHECKPOINTS / "compared"
-    return folder / f"{network}.{name.removeprefix('scenes-')}.safetensors"
+    return folder / f"{network}.{name.removeprefix('scenes-').removeprefix('half-')}.safetensors"
 
 
 def network(trainee: Trainee = RESNET56) -> tuple[LoadedModel, Graph]:
@@ -218,22 +252,25 @@ def show_rates(name: str) -> None:
 
 def prior() -> None:
     """Bytes by the prior of each unit that was trained, and top-1, in torch, on the test images; and exactness."""
-    model, graph = network()
-    images = load_source("cifar10").images("test")
     lines: list[dict[str, object]] = []
-    for name in (name for name in UNITS if UNITS[name].trainee == RESNET56 and path_of(name).is_file()):
-        _say(f"prior of {name}")
-        unit = load_unit(path_of(name), graph, network=weights_digest(model.module))
-        spec = unit.divided.unit.spec
-        for point in rates_of(unit.divided, images, model.preprocess):
-            lines.append({"unit": name, "variant": f"resnet56.{spec.name}", "cut": unit.cut.name, **point._asdict()})
+    exactness: list[dict[str, object]] = []
+    for trainee in TRAINEES.values():
+        model, graph = network(trainee)
+        images = load_source(trainee.source).images("test")
+        for name in (name for name in UNITS if UNITS[name].trainee == trainee and path_of(name).is_file()):
+            _say(f"prior of {name}")
+            unit = load_unit(path_of(name), graph, network=weights_digest(model.module))
+            named = {"unit": name, "variant": f"{trainee.name}.{unit.divided.unit.spec.name}", "cut": unit.cut.name}
+            points = rates_of(unit.divided, images, model.preprocess)
+            lines += [{**named, **point._asdict()} for point in points]
+        exactness += _exactness(trainee, graph, images, model)
     write_raw(RAW / "prior.jsonl.gz", lines)
-    write_raw(RAW / "exactness.jsonl.gz", list(_exactness(graph, images, model)))
+    write_raw(RAW / "exactness.jsonl.gz", exactness)
 
 
-def _exactness(graph: Graph, images: Images, model: LoadedModel) -> Iterator[dict[str, object]]:
+def _exactness(trainee: Trainee, graph: Graph, images: Images, model: LoadedModel) -> Iterator[dict[str, object]]:
     """A unit of full width and 8 bits, begun and not trained, at each cut that has a trained one."""
-    for cut_name in dict.fromkeys(UNITS[name].cut for name in FINISHED):
+    for cut_name in dict.fromkeys(UNITS[name].cut for name in FINISHED[trainee.name]):
         cut = graph.cut(cut_name)
         divided = insert_unit(graph, cut, UnitSpec(width=cut.specs[0].shape[0], bits=8))
         right = {"network": 0, "unit": 0}
@@ -247,8 +284,15 @@ def _exactness(graph: Graph, images: Images, model: LoadedModel) -> Iterator[dic
                 for key, given in (("network", features), ("unit", restored)):
                     answers = divided.tail(given).argmax(1).numpy()
                     right[key] += int((answers == images.labels[first : first + 250]).sum())
-        _say(f"exactness {cut_name}: {right}")
-        yield {"cut": cut_name, "n": len(images), **{key: 100 * value / len(images) for key, value in right.items()}}
+        _say(f"exactness {trainee.name} {cut_name}: {right}")
+        shares = {key: 100 * value / len(images) for key, value in right.items()}
+        yield {"trainee": trainee.name, "cut": cut_name, "n": len(images), **shares}
+
+
+def curves() -> None:
+    """Every test picture over the link, network by network."""
+    for name in TRAINEES:
+        measure_curves(f"{name}-rates", RAW)
 
 
 def cells() -> None:
@@ -291,7 +335,7 @@ def main(words: list[str]) -> None:
     named: dict[str, Callable[[str], None]] = {"train": train, "show": show_rates}
     plain: dict[str, Callable[[], None]] = {
         "prior": prior,
-        "curves": lambda: measure_curves("resnet56-rates", RAW),
+        "curves": curves,
         "cells": cells,
     }
     if len(words) == 1 and words[0] in plain:

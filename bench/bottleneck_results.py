@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,9 @@ from .tables import DOCS, Measured, cell_name, int8_ratio_of, map_of, measured_c
 
 RAW = Path("docs/results/raw/bottleneck")
 NET = Measured("resnet56-units", "ResNet-56, CIFAR-10, with units among the candidates", RAW)
-CURVES = "resnet56-rates.curves.jsonl.gz"
+NETWORK = "resnet56"
+CURVES = f"{NETWORK}-rates.curves.jsonl.gz"
+TITLES = {NETWORK: "ResNet-56", "resnet18-half": "ResNet-18 of half width, warm start"}
 # The grid that the issue names: 30 kbit/s to 30 Mbit/s, slowdown 3 to 300.
 GRID_RATES = tuple(float(f"{rate:.3g}") for rate in np.geomspace(30e3, 30e6, 13))
 GRID_SLOWDOWNS = tuple(float(f"{slow:.3g}") for slow in np.geomspace(3, 300, 9))
@@ -60,7 +62,7 @@ def points(unit: str, curves: Sequence[dict[str, Any]], **wanted: Any) -> list[d
 
 def is_of(line: dict[str, Any], prior: dict[str, Any]) -> bool:
     """Whether a line of the curves is of the unit of a line of the priors: same cut, same shape."""
-    name = line["variant"].split("-")[0]
+    name = line["variant"].removesuffix("-int8")
     return line["rate"] is not None and (line["cut"], name) == (prior["cut"], prior["variant"])
 
 
@@ -77,8 +79,7 @@ def unit_rows(curves: Sequence[dict[str, Any]]) -> Iterator[Row]:
 
     Rate and precision are chosen on the images that choices are made on; the figures are of the others.
     """
-    for unit in (unit for unit in ASKED if unit in FINISHED):
-        num_bytes, loss = ASKED[unit]
+    for unit, (num_bytes, loss) in ASKED.items():
         line = best_within(points(unit, curves), loss)
         name, how = ROW_NAMES[unit], f"{line['label']}; asked: at most {num_bytes} B at {loss:g} points"
         for key, value, unit_name in (
@@ -133,11 +134,13 @@ def bytes_at(known: Sequence[tuple[float, float]], accuracy: float) -> float:
     return float(np.exp(np.interp(accuracy, rights, np.log(sizes))))
 
 
-def prior_rows(curves: Sequence[dict[str, Any]]) -> Iterator[Row]:
+def prior_rows(known: Mapping[str, Sequence[dict[str, Any]]]) -> Iterator[Row]:
     """Bytes on the wire's end against what training expected of the same test images, at each rate in fp32."""
     errors = []
+    sent_lines = [line for lines in known.values() for line in lines]
     for line in read_raw(RAW / "prior.jsonl.gz"):
-        for sent in (c for c in curves if is_of(c, line) and (c["rate"], c["precision"]) == (line["rate"], "fp32")):
+        wanted = (line["rate"], "fp32")
+        for sent in (c for c in sent_lines if is_of(c, line) and (c["rate"], c["precision"]) == wanted):
             expected = line["num_bytes"] + HEADER_BYTES
             errors.append((abs(sent["payload_bytes"] / expected - 1), sent["label"], line["num_bytes"]))
     # A code has whole bytes, half a byte more than its bits on average: much of a code of 5 B, little of one of 25 B.
@@ -153,7 +156,7 @@ def prior_rows(curves: Sequence[dict[str, Any]]) -> Iterator[Row]:
                 n=len(mine),
                 against=f"the prior's bytes and {HEADER_BYTES} B; worst: {worst[1]}, {worst[2]:.1f} B",
                 spread=spread([error[0] for error in mine]),
-                raw=CURVES,
+                raw="*-rates.curves.jsonl.gz",
             )
 
 
@@ -196,7 +199,7 @@ def exactness_rows() -> Iterator[Row]:
     """What a unit of full width and 8 bits changes of the top-1."""
     for line in read_raw(RAW / "exactness.jsonl.gz"):
         yield Row(
-            name=f"identity_change@{line['cut']}",
+            name=f"identity_change@{line['trainee']}/{line['cut']}",
             value=line["network"] - line["unit"],
             unit="points of top-1",
             how="measured",
@@ -302,30 +305,31 @@ def bbnet_section(summary: Summary) -> list[str]:
     return ["## BBNet's table", "", markdown(TextTable(columns=columns, rows=tuple(rows), title=title)), ""]
 
 
-def curve_section(curves: Sequence[dict[str, Any]]) -> list[str]:
-    """The picture of all curves, and a table for each cut."""
+def curve_section(name: str, curves: Sequence[dict[str, Any]]) -> list[str]:
+    """The picture of all curves of one network, and a table for each cut."""
     drawn = [
         RateCurve(name="WebP", points=_xy([c for c in curves if c["kind"] == "upload" and c["coder"][:4] == "webp"])),
         RateCurve(name="JPEG", points=_xy([c for c in curves if c["coder"] == "jpeg-bare" and c["kind"] == "upload"])),
     ]
     text: list[str] = []
-    cuts = dict.fromkeys(UNITS[unit].cut for unit in FINISHED)
+    cuts = dict.fromkeys(UNITS[unit].cut for unit in FINISHED[name])
     for cut in cuts:
         plain = [c for c in curves if c["cut"] == cut and c["rate"] is None]
         drawn.append(RateCurve(name=f"plain at {cut}", points=_xy(plain), is_plain=True))
-    for unit in FINISHED:
+    for unit in FINISHED[name]:
         drawn.append(RateCurve(name=f"unit: {unit}", points=_xy(points(unit, curves, precision="fp32"))))
     reference = next(c["accuracy"] for c in curves if c["kind"] == "device")
     count = curves[0]["n"]
-    title = "ResNet-56, CIFAR-10: bytes and accuracy over the link"
-    plot_rates(DOCS / "bottleneck-rates.png", drawn, title=title, reference=reference, note=f"{count} test images")
-    text += [f"![{title}](bottleneck-rates.png)", ""]
+    title = f"{TITLES[name]}, CIFAR-10: bytes and accuracy over the link"
+    picture = f"bottleneck-rates-{name}.png"
+    plot_rates(DOCS / picture, drawn, title=title, reference=reference, note=f"{count} test images")
+    text += [f"![{title}]({picture})", ""]
     uploads = [c for c in curves if c["kind"] == "upload"]
     text += [markdown(_curve_table("Picture codecs", uploads)), ""]
     for cut in cuts:
         here = [c for c in curves if c["cut"] == cut]
         text += [markdown(_curve_table(f"At {cut}: units, then plain quantised features", here)), ""]
-    return ["## Bytes and accuracy", "", *text]
+    return [f"## Bytes and accuracy, {TITLES[name]}", "", *text]
 
 
 def _xy(lines: Iterable[dict[str, Any]]) -> tuple[tuple[float, float], ...]:
@@ -357,9 +361,10 @@ def main() -> None:
         print(f"no cells with units were measured: there is no {NET.log}")
         return
     summary = NET.summary()
-    curves = read_raw(RAW / CURVES)
+    known = {name: read_raw(RAW / f"{name}-rates.curves.jsonl.gz") for name in TITLES}
+    curves = known[NETWORK]
     regimes = map_of(NET, summary)
-    rows = [*unit_rows(curves), macs_row(), webp_row(curves), *prior_rows(curves), *gap_rows(), *exactness_rows()]
+    rows = [*unit_rows(curves), macs_row(), webp_row(curves), *prior_rows(known), *gap_rows(), *exactness_rows()]
     rows += [*butterfly_results.rows(), *split_rows(summary), *net_rows(NET, summary)]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     machine = summary.header.machine
@@ -372,7 +377,10 @@ def main() -> None:
     )
     write_results(DOCS / "bottleneck.json", results)
     head = (Path(__file__).parent / "bottleneck.head.md").read_text()
-    page = [head, "## Rows", "", results_markdown(results), "", *curve_section(curves), *gap_section()]
+    page = [head, "## Rows", "", results_markdown(results), ""]
+    for name, lines in known.items():
+        page += curve_section(name, lines)
+    page += gap_section()
     page += [*section(NET, summary, regimes), *bbnet_section(summary), *butterfly_results.text()]
     write_atomically(DOCS / "bottleneck.md", ("\n".join(page).rstrip() + "\n").encode())
     print(f"{len(rows)} rows written to {DOCS / 'bottleneck.json'}")
