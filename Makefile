@@ -48,6 +48,7 @@ bench-bottleneck: $(STAMP) ## measure everything in docs/results/bottleneck.md w
 	$(BIN)/python -m bench.bottleneck curves
 	$(BIN)/python -m bench.bottleneck cells
 	$(BIN)/python -m bench.butterfly
+	$(BIN)/python -m bench.grid
 	$(BIN)/python -m bench.bottleneck_results
 
 results: $(STAMP) ## recompute the tables and JSON of docs/results from the raw logs

@@ -32,7 +32,7 @@ from coinfer.search.goal import Goal
 from coinfer.search.menu import at
 from coinfer.search.solve import baselines
 
-from . import butterfly_results
+from . import butterfly_results, grid_results
 from .bottleneck import FINISHED, UNITS, network, path_of
 from .tables import DOCS, Measured, cell_name, int8_ratio_of, map_of, measured_commit, net_rows, section, spread
 
@@ -365,7 +365,7 @@ def main() -> None:
     curves = known[NETWORK]
     regimes = map_of(NET, summary)
     rows = [*unit_rows(curves), macs_row(), webp_row(curves), *prior_rows(known), *gap_rows(), *exactness_rows()]
-    rows += [*butterfly_results.rows(), *split_rows(summary), *net_rows(NET, summary)]
+    rows += [*butterfly_results.rows(), *grid_results.rows(), *split_rows(summary), *net_rows(NET, summary)]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     machine = summary.header.machine
     results = Results(
@@ -380,7 +380,7 @@ def main() -> None:
     page = [head, "## Rows", "", results_markdown(results), ""]
     for name, lines in known.items():
         page += curve_section(name, lines)
-    page += gap_section()
+    page += [*gap_section(), *grid_results.text()]
     page += [*section(NET, summary, regimes), *bbnet_section(summary), *butterfly_results.text()]
     write_atomically(DOCS / "bottleneck.md", ("\n".join(page).rstrip() + "\n").encode())
     print(f"{len(rows)} rows written to {DOCS / 'bottleneck.json'}")
