@@ -62,8 +62,9 @@ def points(unit: str, curves: Sequence[dict[str, Any]], **wanted: Any) -> list[d
 
 def is_of(line: dict[str, Any], prior: dict[str, Any]) -> bool:
     """Whether a line of the curves is of the unit of a line of the priors: same cut, same shape."""
-    name = line["variant"].removesuffix("-int8")
-    return line["rate"] is not None and (line["cut"], name) == (prior["cut"], prior["variant"])
+    # Units of one shape at several cuts are told apart by a number.
+    is_named = line["variant"] == prior["variant"] or line["variant"].startswith(f"{prior['variant']}-")
+    return line["rate"] is not None and line["cut"] == prior["cut"] and is_named
 
 
 def best_within(lines: Sequence[dict[str, Any]], loss: float) -> dict[str, Any]:
