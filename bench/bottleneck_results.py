@@ -105,7 +105,7 @@ def macs_row() -> Row:
     share = (head + weights * code[0] * code[1]) / graph.num_macs
     return Row(
         name="first_macs_share", value=share, unit="share", how="measured", n=1,
-        against=f"the network's {graph.num_macs} multiply-accumulates; unit {FIRST}",
+        against=f"the network's {graph.num_macs} multiply-accumulates; unit {FIRST}", raw=path_of(FIRST).name,
     )  # fmt: skip
 
 
@@ -314,11 +314,12 @@ def curve_section(name: str, curves: Sequence[dict[str, Any]]) -> list[str]:
     ]
     text: list[str] = []
     cuts = dict.fromkeys(UNITS[unit].cut for unit in FINISHED[name])
-    for cut in cuts:
-        plain = [c for c in curves if c["cut"] == cut and c["rate"] is None]
-        drawn.append(RateCurve(name=f"plain at {cut}", points=_xy(plain), is_plain=True))
     for unit in FINISHED[name]:
-        drawn.append(RateCurve(name=f"unit: {unit}", points=_xy(points(unit, curves, precision="fp32"))))
+        cut = UNITS[unit].cut
+        mine = points(unit, curves, precision="fp32")
+        plain = [c for c in curves if c["cut"] == cut and c["rate"] is None]
+        drawn.append(RateCurve(name=f"unit at {cut}", points=_xy(mine), group=cut))
+        drawn.append(RateCurve(name=f"plain at {cut}", points=_xy(plain), group=cut, is_plain=True))
     reference = next(c["accuracy"] for c in curves if c["kind"] == "device")
     count = curves[0]["n"]
     title = f"{TITLES[name]}, CIFAR-10: bytes and accuracy over the link"

@@ -17,11 +17,13 @@ from .plots import GREY, legend_outside, new_figure, save, unit_axis
 class RateCurve(Value, frozen=True, kw_only=True):
     """Bytes and accuracy of one way of sending: `points` of payload bytes and accuracy in percent.
 
-    `is_plain`: drawn thin and dashed, for what others are compared with.
+    `group`: curves of one group share colour and marker, each name is its own where none is given.  `is_plain`: drawn
+    thin and dashed, for what others of the group are compared with.
     """
 
     name: str
     points: tuple[tuple[float, float], ...]
+    group: str = ""
     is_plain: bool = False
 
 
@@ -32,7 +34,7 @@ _SERIES_MARKERS = ("^", "v", "o", "s", "D", "P", "X", "*")
 def plot_rates(
     path: Path, curves: Sequence[RateCurve], *, title: str, reference: float | None = None, note: str = ""
 ) -> None:
-    """Draw accuracy over payload bytes (log) of several ways of sending, each a line in its own colour and marker.
+    """Draw accuracy over payload bytes (log) of several ways of sending, each a line, each group in its own colour.
 
     `reference`: accuracy of the unmodified network in percent, a line across.  Curves without a point are left out.
 
@@ -45,7 +47,9 @@ def plot_rates(
     figure, axes = new_figure(9.4, 5.4, title, note)
     if reference is not None:
         axes.axhline(reference, color=GREY, linestyle="--", linewidth=1.2, label="unmodified network")
-    for index, curve in enumerate(drawn):
+    groups = list(dict.fromkeys(curve.group or curve.name for curve in drawn))
+    for curve in drawn:
+        index = groups.index(curve.group or curve.name)
         x, y = np.array(sorted(curve.points)).T
         style: dict[str, Any] = {"linewidth": 1.8, "markersize": 6}
         if curve.is_plain:
