@@ -12,8 +12,10 @@ Parameter names are those that published weights use: `linear` and `shortcut` fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,16 +28,42 @@ def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1) -> nn.Conv2
 class PadShortcut(nn.Module):
     """Option A of He et al., 2016 (arXiv:1512.03385, section 3.3): every second pixel, zero channels around.
 
-    (N, C, H, W) -> (N, 2C, H/2, W/2), without parameters.
+    (N, C, H, W) -> (N, 2C, H/2, W/2), without parameters.  `take_out` removes channels of either side: `selection`
+    (C', C, 1, 1) is then 1 where an input channel goes on as an output channel.
     """
+
+    selection: Tensor | None
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.padding = (out_channels - in_channels) // 2
+        self.register_buffer("selection", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Subsample and pad."""
-        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding))
+        x = x[:, :, ::2, ::2]
+        if self.selection is not None:
+            return F.conv2d(x, self.selection)
+        return F.pad(x, (0, 0, 0, 0, self.padding, self.padding))
+
+    def take_out(self, places: Sequence[int], *, axis: int) -> None:
+        """Remove output (`axis` 0) or input channels (1)."""
+        selection = self._selected()
+        gone = set(places)
+        stay = [place for place in range(selection.shape[axis]) if place not in gone]
+        self.selection = selection.index_select(axis, torch.tensor(stay, device=selection.device))
+        self.out_channels, self.in_channels = self.selection.shape[:2]
+
+    def mask(self, places: Tensor) -> None:
+        """Make output channels zero."""
+        self.selection = self._selected()
+        self.selection[places] = 0
+
+    def _selected(self) -> Tensor:
+        if self.selection is not None:
+            return self.selection.clone()
+        return F.pad(torch.eye(self.in_channels)[:, :, None, None], (0, 0, 0, 0, 0, 0, self.padding, self.padding))
 
 
 def projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:

@@ -1,0 +1,163 @@
+"""Channels that can go: what is removed equals what is masked, what cannot be removed is named."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from coinfer.compress.channels import Channels, Removal, replay
+from coinfer.errors import ModelError
+from coinfer.model.zoo import build_model
+from tiny_nets import Branches, Chain, Residual, Transformer
+
+ZOO = ("resnet20", "resnet18-half", "vgg16", "googlenet", "vit-tiny", "scene-resnet")
+
+
+class Mobile(nn.Module):
+    """A depthwise layer between two pointwise ones, then a flattened map into a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Sequential(nn.Conv2d(3, 6, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU6())
+        self.deep = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False), nn.BatchNorm2d(6), nn.ReLU6())
+        self.thin = nn.Conv2d(6, 4, 1)
+        self.hidden = nn.Linear(4 * 8 * 8, 7)
+        self.linear = nn.Linear(7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.max_pool2d(self.thin(self.deep(self.wide(x))), 2)
+        return self.linear(torch.relu(self.hidden(y.flatten(1))))
+
+
+def example(size: int = 16) -> tuple[Tensor]:
+    return (torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1)),)
+
+
+def awake(module: nn.Module) -> nn.Module:
+    """With batch norms that do something: a channel that is gone would show."""
+    torch.manual_seed(0)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.normal_(layer.bias, 0, 0.2)
+            layer.running_mean.normal_(0, 0.2)
+            layer.running_var.uniform_(0.5, 1.5)
+    return module.eval()
+
+
+def some_of_each(channels: Channels, share: float) -> list[Removal]:
+    return [Removal(group=g.name, places=tuple(range(int(g.size * share)))) for g in channels.groups]
+
+
+def assert_removed_is_masked(module: nn.Module, given: tuple[Tensor], share: float) -> None:
+    channels = Channels(module, given)
+    removals = some_of_each(channels, share)
+    before = sum(weight.numel() for weight in module.parameters())
+    with torch.no_grad():
+        wanted = channels.masked(removals)(*given)
+        channels.remove(removals)
+        got = module(*given)
+    assert torch.allclose(got, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+    assert sum(weight.numel() for weight in module.parameters()) < (1 - share / 2) * before
+
+
+@pytest.mark.parametrize("make", [Chain, Residual, Mobile])
+def test_what_is_removed_equals_what_is_masked(make: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    assert_removed_is_masked(awake(make()), example(), 0.5)
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_networks_of_the_zoo_lose_channels_everywhere(name: str, share: float) -> None:
+    torch.manual_seed(0)
+    model = build_model(name)
+    assert model.input_shape is not None
+    module = awake(model.module)
+    given = example(model.input_shape[-1])
+    assert_removed_is_masked(module, given, share)
+    module.train()
+    module(*given).sum().backward()
+    assert all(weight.grad is not None for weight in module.parameters())
+
+
+def test_groups_name_who_makes_and_who_reads() -> None:
+    torch.manual_seed(0)
+    channels = Channels(awake(Mobile()), example())
+    group = channels.group("wide.0")
+    assert (group.kind, group.size) == ("channels", 6)
+    assert {part.name for part in group.makers} == {"wide.0", "wide.1", "deep.0", "deep.1"}
+    assert {part.name for part in group.readers} == {"thin"}
+    (reader,) = channels.group("thin").readers
+    assert reader.name == "hidden"
+    assert reader.roots.tolist() == [channel for channel in range(4) for _ in range(64)]
+
+
+def test_classes_norms_over_channels_and_padded_sums_are_refused_by_name() -> None:
+    torch.manual_seed(0)
+    assert Channels(awake(Chain()), example()).refused == {"head": "the network's output has its channels"}
+    padded = Channels(awake(Residual()), example())
+    assert {group.name for group in padded.groups} == {"layer1.0.conv1", "layer2.0.conv1"}
+    stream = Channels(awake(Transformer()), example())
+    assert {group.name for group in stream.groups} == {"block.mlp.0"}
+    assert "masked" in "".join(Channels(build_model("vit-tiny").module, example(32)).refused.values())
+    with pytest.raises(ModelError, match=r'"left.0": without some of its channels the network fails'):
+        Channels(awake(Branches()), example())
+
+
+def test_heads_go_whole() -> None:
+    torch.manual_seed(0)
+    model = build_model("vit-tiny").module
+    channels = Channels(model, example(32), region=["blocks.1.attention.*"])
+    (group,) = channels.groups
+    assert (group.name, group.kind, group.size) == ("blocks.1.attention", "heads", 4)
+    channels.remove([Removal(group="blocks.1.attention", places=(1,))])
+    assert model.blocks[1].attention.num_heads == 3
+    assert model.blocks[1].attention.qkv.weight.shape == (3 * 96, 128)
+    assert channels.group("blocks.1.attention").size == 3
+
+
+def test_a_region_keeps_the_rest() -> None:
+    torch.manual_seed(0)
+    module = awake(build_model("scene-resnet").module)
+    channels = Channels(module, example(64), region=["layer2.*"])
+    assert {group.name for group in channels.groups} == {"layer2.0.conv1", "layer2.0.conv2", "layer2.1.conv1"}
+    with pytest.raises(ModelError, match=r"no channel .* in the region \['linear'\]; \"linear\": the network"):
+        Channels(module, example(64), region=["linear"])
+
+
+def test_removals_are_replayed_round_by_round() -> None:
+    torch.manual_seed(0)
+    module = awake(build_model("resnet20").module)
+    again = copy.deepcopy(module)
+    channels = Channels(module, example(32))
+    rounds = []
+    for places in ((0, 3), (1,)):
+        rounds.append([Removal(group=group.name, places=places) for group in channels.groups])
+        channels.remove(rounds[-1])
+    replay(again, example(32), rounds)
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in module.state_dict().items()}
+    assert torch.equal(again(*example(32)), module(*example(32)))
+
+
+@pytest.mark.parametrize(
+    ("group", "places", "words"),
+    [
+        ("wide.0", (6,), r'group "wide.0" has places 0 to 5, each once, got \(6,\)'),
+        ("wide.0", (1, 1), "each once"),
+        ("thin", (0, 1, 2, 3), 'all 4 channels of "thin" would go: at least one must stay'),
+        ("linear", (0,), '"linear" is no group of channels that can be removed: the network\'s output'),
+        ("wild", (0,), "the groups are"),
+    ],
+)
+def test_what_cannot_be_removed_is_refused_and_nothing_is_lost(group: str, places: tuple[int, ...], words: str) -> None:
+    torch.manual_seed(0)
+    module = awake(Mobile())
+    channels = Channels(module, example())
+    before = module(*example())
+    with pytest.raises(ModelError, match=words):
+        channels.remove([Removal(group="hidden", places=(0,)), Removal(group=group, places=places)])
+    assert torch.equal(module(*example()), before)
