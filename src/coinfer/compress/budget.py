@@ -21,7 +21,7 @@ from ..errors import ModelError
 from .channels import LAYERS, NORMS, Channels, Removal
 from .scores import Scores
 
-Budget = Literal["macs", "parameters", "latency"]
+Budget = Literal["macs", "parameters", "channels", "latency"]
 
 
 class Cost(NamedTuple):

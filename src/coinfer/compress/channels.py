@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -69,21 +69,28 @@ class Channels:
         module: in evaluation mode.
         example: what it is called with; a batch of 1 will do.
         region: shell patterns of layers' names: a group is kept whose makers all fit one of them.
-        is_checked: compare removed with masked for every group (False: these groups were checked before).
+        sound: names of groups that were found sound before: these alone, and they are not checked again.
 
     Raises:
         ModelError: the module cannot be traced, or nothing in the region can be removed (names what was refused).
     """
 
     def __init__(
-        self, module: nn.Module, example: Sequence[Tensor], *, region: Sequence[str] = ("*",), is_checked: bool = True
+        self,
+        module: nn.Module,
+        example: Sequence[Tensor],
+        *,
+        region: Sequence[str] = ("*",),
+        sound: Collection[str] | None = None,
     ) -> None:
         self.module, self._example = module, tuple(example)
         self._region, self.refused = tuple(region), dict[str, str]()
         self._trace()
         self.groups = tuple(group for group in self._found() if self._fits(group))
-        if is_checked:
+        if sound is None:
             self._refuse_unsound()
+        else:
+            self.groups = tuple(group for group in self.groups if group.name in sound)
         if not self.groups:
             why = "".join(f'; "{name}": {reason}' for name, reason in self.refused.items())
             raise ModelError(f"no channel can be removed in the region {list(region)}{why}")
@@ -201,8 +208,9 @@ def replay(module: nn.Module, example: Sequence[Tensor], removals: Sequence[Sequ
     Raises:
         ModelError: the network has no such channels.
     """
-    if removals:
-        channels = Channels(module, example, is_checked=False)
+    sound = {removal.group for some in removals for removal in some}
+    if sound:
+        channels = Channels(module, example, sound=sound)
         for some in removals:
             channels.remove(some)
 

@@ -1,0 +1,285 @@
+"""Iterative structural pruning: score the channels, remove the least needed, fine-tune, and again.
+
+    step 1 (Shi et al., 2019, arXiv:1903.03472)    the whole network, for less compute: budget "macs", "parameters", or
+                                                   "latency", measured
+    step 2 (the same)                              from there, the channels crossing a cut: `region`, budget "channels"
+    BBNet's order (Zhou et al., 2021)              score "slimming" with `sparse_epochs` of training before, one round,
+                                                   then `final_epochs` of the whole network
+
+Fine-tuning is distillation from the unmodified network, with a share of labels.  After every step the state is kept: a
+pruning that was stopped goes on there and ends with the same network.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from ..model.zoo import weights_digest
+from ..plan import Value
+from .batches import Augment, PictureBatches
+from .budget import Budget, Cost, Costs, choose
+from .channels import Channels, Removal, replay
+from .hardware import training_device
+from .losses import Loss, cross_entropy, distillation
+from .scores import Score, scores_of, slimmed
+from .train import Schedule, Step, fit, save_tensors
+from .unit_training import Teacher
+
+VERSIONS = ("pruning-1", f"torch {torch.__version__}")
+LEAST_BATCH = 8
+# Of the latency asked for: how near a measured one must come, and how often that is tried.
+_NEAR, _TRIES = 0.03, 5
+Progress = Callable[[str, Step], None]
+
+
+class PruneRecipe(Value, frozen=True, kw_only=True):
+    """How a network is pruned: to `keep` of the `budget`, in `rounds` of equal shares.
+
+    `budget` "channels" counts those of the region; "latency" is measured.  `epochs` of fine-tuning follow each round,
+    `final_epochs` the last one; `sparse_epochs` with an L1 penalty of `strength` on batch norm scales come first.
+    `region`: shell patterns of layers whose channels may go; `least` of them stay in each group.  `scored`: pictures
+    that "taylor" scores are computed on.  `label_share` of the loss is cross-entropy with labels, where there are any.
+
+    Raises:
+        ModelError: a number is out of range.
+    """
+
+    keep: float
+    budget: Budget = "macs"
+    score: Score = "taylor"
+    rounds: int = 4
+    epochs: int = 1
+    final_epochs: int = 4
+    sparse_epochs: int = 0
+    strength: float = 1e-4
+    region: tuple[str, ...] = ("*",)
+    least: int = 1
+    scored: int = 5000
+    lr: float = 0.02
+    final_lr: float = 0.02
+    label_share: float = 0.3
+    temperature: float = 4.0
+    weight_decay: float = 5e-4
+    batch_size: int = 128
+    shift: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep < 1:
+            raise ModelError(f"pruning keeps a share above 0 and below 1, got {self.keep}")
+        if self.rounds < 1 or min(self.epochs, self.final_epochs, self.sparse_epochs) < 0 or self.batch_size < 1:
+            raise ModelError(f"pruning takes at least 1 round and batch, epochs of 0 or more, got {self}")
+
+
+class Pruned(NamedTuple):
+    """A pruned network, what was removed round by round, and its cost now."""
+
+    module: nn.Module
+    rounds: tuple[tuple[Removal, ...], ...]
+    cost: Cost
+
+
+class Pruning:
+    """The pruning of one network, step by step.
+
+    Args:
+        module: in evaluation mode; a copy of it is pruned.
+        example: what it is called with, a batch of 1.
+        teacher: pictures with the unmodified network's logits of their views.
+        recipe: how far, by what.
+        latency_of: seconds that a network takes as it is deployed, for the budget "latency".
+        folder: where the state is kept; a pruning that finds its own goes on.
+        progress: is told the step's name and each training step.
+
+    Raises:
+        ModelError: nothing in the region can be removed, or the budget is a latency and nobody measures it.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        example: Sequence[Tensor],
+        teacher: Teacher,
+        recipe: PruneRecipe,
+        *,
+        latency_of: Callable[[nn.Module], float] | None = None,
+        folder: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if (recipe.budget == "latency") != (latency_of is not None):
+            raise ModelError('latency_of is for the budget "latency", which needs it')
+        device = training_device()
+        self._example = tuple(value.to(device) for value in example)
+        self._original = module
+        self.module = copy.deepcopy(module).to(device)
+        self._teacher, self._recipe, self._latency_of, self._progress = teacher, recipe, latency_of, progress
+        given = (
+            *(VERSIONS, weights_digest(module), recipe, teacher.images.digest, teacher.preprocess, teacher.views),
+            [list(value.shape) for value in example],
+        )
+        self._key = hashlib.sha256(msgspec.json.encode(given)).hexdigest()
+        self.folder = None if folder is None else folder / f"{self._key[:12]}.pruning"
+        self.rounds: list[list[Removal]] = []
+        self._channels = Channels(self.module, self._example, region=recipe.region)
+        self._sound = {group.name for group in self._channels.groups}
+        self._start = latency_of(self.module) if latency_of is not None else self._cost()({})
+        self._batch_size = recipe.batch_size
+
+    def run(self) -> Pruned:
+        """All steps, those that were done before left out.
+
+        Raises:
+            ModelError: the budget cannot be met, a score needs labels, the loss became NaN, or memory is too small.
+        """
+        recipe = self._recipe
+        steps: list[tuple[str, Callable[[], None]]] = []
+        if recipe.sparse_epochs:
+            steps.append(("sparse", partial(self._tune, "sparse", recipe.sparse_epochs, recipe.final_lr)))
+        for number in range(1, recipe.rounds + 1):
+            steps.append((f"remove {number}", partial(self._remove, number)))
+            steps.append((f"round {number}", partial(self._tune, f"round {number}", recipe.epochs, recipe.lr)))
+        steps.append(("final", partial(self._tune, "final", recipe.final_epochs, recipe.final_lr)))
+        done = self._resume()
+        for place, (_, step) in enumerate(steps[done:], done):
+            step()
+            self._keep(place + 1)
+        self.module.eval()
+        cost = Costs(self._channels, self._example).of({})
+        return Pruned(self.module, tuple(tuple(some) for some in self.rounds), cost)
+
+    def _remove(self, number: int) -> None:
+        recipe, images = self._recipe, self._teacher.images
+        self.module.eval()
+        pictures = images.pick(slice(recipe.scored))
+        batches = PictureBatches(
+            pictures.pixels, pictures.labels, self._teacher.preprocess,
+            batch_size=min(self._batch_size, len(pictures)), seed=recipe.seed,
+            teacher=None if pictures.labels is not None else self._teacher.logits[:1, : len(pictures)],
+        )  # fmt: skip
+        scores = scores_of(recipe.score, self._channels, lambda: batches.epoch(0), cross_entropy())
+        target = self._start * recipe.keep ** (number / recipe.rounds)
+        if recipe.budget == "latency":
+            removals = self._within_latency(scores, target)
+        else:
+            removals = choose(self._channels, scores, self._cost(), target, least=recipe.least)
+        self._channels.remove(removals)
+        self.rounds.append(removals)
+
+    def _cost(self) -> Callable[[Mapping[str, int]], float]:
+        """What the budget counts of the network without so many channels of each group."""
+        if self._recipe.budget == "channels":
+            total = sum(group.size for group in self._channels.groups)
+            return lambda gone: total - sum(gone.values())
+        costs = Costs(self._channels, self._example)
+        if self._recipe.budget == "parameters":
+            return lambda gone: costs.of(gone).parameters
+        return lambda gone: costs.of(gone).macs
+
+    def _within_latency(self, scores: Mapping[str, Tensor], target_s: float) -> list[Removal]:
+        """The channels whose removal brings the measured latency to `target_s`: tried by multiply-accumulates."""
+        assert self._latency_of is not None
+        macs = self._cost()
+        share = min(0.95, target_s / self._latency_of(self.module))
+        best: list[Removal] = []
+        for _ in range(_TRIES):
+            removals = choose(self._channels, scores, macs, share * macs({}), least=self._recipe.least)
+            smaller = copy.deepcopy(self.module)
+            Channels(smaller, self._example, sound=self._sound).remove(removals)
+            took_s = self._latency_of(smaller)
+            if took_s <= target_s * (1 + _NEAR):
+                best = removals
+                if took_s >= target_s * (1 - _NEAR):
+                    break
+            share *= max(0.5, min(1.5, target_s / took_s))
+        if not best:
+            raise ModelError(f"no network within {1e3 * target_s:.3g} ms was found in {_TRIES} tries")
+        return best
+
+    def _tune(self, name: str, epochs: int, lr: float) -> None:
+        """Fine-tuning, in smaller batches where memory is too small for these."""
+        if not epochs:
+            return
+        while True:
+            try:
+                self._fit(name, epochs, lr)
+                return
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                size = self._batch_size
+                if size // 2 < LEAST_BATCH:
+                    raise ModelError(f"memory is too small for batches of {size} pictures ({name})") from error
+                self._batch_size = size // 2
+                self._forget(name)
+
+    def _fit(self, name: str, epochs: int, lr: float) -> None:
+        recipe, teacher, progress = self._recipe, self._teacher, self._progress
+        labels = None if teacher.views.mixes else teacher.images.labels
+        share = recipe.label_share if labels is not None else 0.0
+        loss: Loss = distillation(temperature=recipe.temperature, label_share=share)
+        if name == "sparse":
+            loss = slimmed(loss, self.module, recipe.strength)
+        batches = PictureBatches(
+            teacher.images.pixels, labels, teacher.preprocess,
+            batch_size=self._batch_size, augment=Augment(recipe.shift, teacher.views), seed=recipe.seed,
+            teacher=teacher.logits,
+        )  # fmt: skip
+        fit(
+            self.module,
+            batches,
+            loss,
+            schedule=Schedule(lr=lr, epochs=epochs, weight_decay=recipe.weight_decay),
+            checkpoint=self._checkpoint(name),
+            progress=None if progress is None else partial(progress, name),
+            seed=recipe.seed,
+            key=f"{self._key} {self._batch_size}",
+        )
+
+    def _checkpoint(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{name.replace(' ', '-')}.safetensors"
+
+    def _forget(self, name: str) -> None:
+        checkpoint = self._checkpoint(name)
+        if checkpoint is not None:
+            checkpoint.unlink(missing_ok=True)
+
+    def _keep(self, done: int) -> None:
+        if self.folder is None:
+            return
+        metadata = {"key": self._key, "done": str(done), "rounds": msgspec.json.encode(self.rounds).decode()}
+        save_tensors(self.module.state_dict(), self.folder / "state.safetensors", metadata=metadata)
+        for checkpoint in self.folder.glob("*.safetensors"):
+            if checkpoint.name != "state.safetensors":
+                checkpoint.unlink()
+
+    def _resume(self) -> int:
+        """Steps that an earlier run has behind it."""
+        path = None if self.folder is None else self.folder / "state.safetensors"
+        if path is None or not path.is_file():
+            return 0
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            state = {name: file.get_tensor(name) for name in file.keys()}
+        self.rounds = msgspec.json.decode(metadata["rounds"], type=list[list[Removal]])
+        device = training_device()
+        self.module = copy.deepcopy(self._original).to(device)
+        replay(self.module, self._example, self.rounds)
+        self.module.load_state_dict(state)
+        self._channels = Channels(self.module, self._example, sound=self._sound)
+        return int(metadata["done"])
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    words = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in words or "not enough memory" in words

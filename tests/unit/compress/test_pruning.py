@@ -1,0 +1,155 @@
+"""Rounds of pruning: the budget is met, a stopped one ends as one that was not, and what cannot be is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from coinfer.compress import pruning
+from coinfer.compress.batches import Views
+from coinfer.compress.budget import Costs
+from coinfer.compress.channels import Channels
+from coinfer.compress.pruning import PruneRecipe, Pruning
+from coinfer.compress.unit_training import Teacher, teacher_of
+from coinfer.data import Images
+from coinfer.errors import ModelError
+from coinfer.model.graph import capture
+from tiny_nets import PREPROCESS
+
+EXAMPLE = (torch.zeros(1, 3, 16, 16),)
+FEW = {"epochs": 1, "final_epochs": 1, "batch_size": 32, "scored": 64, "shift": 1}
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.two = nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.linear = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.two(self.one(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def module() -> nn.Module:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def taught(module: nn.Module, *, is_labelled: bool = True) -> Teacher:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (128, 16, 16, 3), dtype=np.uint8)
+    images = Images(pixels, rng.integers(0, 4, 128) if is_labelled else None)
+    return teacher_of(capture(module, torch.zeros(2, 3, 16, 16)), images, PREPROCESS, Views())
+
+
+@pytest.mark.parametrize("budget", ["macs", "parameters"])
+@pytest.mark.parametrize("score", ["taylor", "magnitude"])
+def test_the_budget_is_met_and_the_network_given_stays(module: nn.Module, budget: str, score: str) -> None:
+    before = Costs(Channels(module, EXAMPLE), EXAMPLE).of({})
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+    recipe = PruneRecipe(keep=0.4, budget=budget, score=score, rounds=2, **FEW)
+    pruned = Pruning(module, EXAMPLE, taught(module), recipe).run()
+    assert len(pruned.rounds) == 2
+    assert 0.3 < getattr(pruned.cost, budget) / getattr(before, budget) <= 0.4
+    assert pruned.cost.parameters == sum(weight.numel() for weight in pruned.module.parameters())
+    assert pruned.module(EXAMPLE[0]).shape == (1, 4)
+    assert not pruned.module.training
+    assert all(torch.equal(module.state_dict()[name], value) for name, value in weights.items())
+
+
+def test_channels_of_a_region_are_counted_alone(module: nn.Module) -> None:
+    recipe = PruneRecipe(keep=0.25, budget="channels", region=("two.*",), rounds=1, **FEW)
+    pruned = Pruning(module, EXAMPLE, taught(module), recipe).run()
+    assert pruned.module.two[0].out_channels == 4
+    assert pruned.module.one[0].out_channels == 16
+
+
+def test_a_latency_is_measured_until_it_is_near(module: nn.Module) -> None:
+    asked: list[int] = []
+
+    def latency_of(smaller: nn.Module) -> float:
+        # A layer costs a fixed time beside its work: half of the latency cannot be had by half of the work.
+        asked.append(smaller.one[0].out_channels)
+        return 1e-3 + Costs(Channels(smaller, EXAMPLE), EXAMPLE).of({}).macs / 1e8
+
+    recipe = PruneRecipe(keep=0.6, budget="latency", score="magnitude", rounds=1, **FEW)
+    pruned = Pruning(module, EXAMPLE, taught(module), recipe, latency_of=latency_of).run()
+    start, end = latency_of(module), latency_of(pruned.module)
+    assert 0.5 < end / start <= 0.6 * 1.03
+    assert len(asked) > 3
+
+
+def test_slimming_trains_with_a_penalty_before(module: nn.Module) -> None:
+    steps: list[str] = []
+    recipe = PruneRecipe(keep=0.5, score="slimming", rounds=1, sparse_epochs=2, strength=0.05, **FEW)
+
+    def note(name: str, step: object) -> None:
+        if name not in steps:
+            steps.append(name)
+
+    torch.manual_seed(1)
+    Pruning(module, EXAMPLE, taught(module), recipe, progress=note).run()
+    assert steps == ["sparse", "round 1", "final"]
+
+
+@pytest.mark.parametrize("stop_at", [2, 5, 9])
+def test_a_stopped_pruning_ends_as_one_that_was_not(module: nn.Module, tmp_path: Path, stop_at: int) -> None:
+    recipe = PruneRecipe(keep=0.5, rounds=2, **FEW)
+    whole = Pruning(module, EXAMPLE, taught(module), recipe).run()
+    seen = 0
+
+    def stop(name: str, step: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == stop_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Pruning(module, EXAMPLE, taught(module), recipe, folder=tmp_path, progress=stop).run()
+    resumed = Pruning(module, EXAMPLE, taught(module), recipe, folder=tmp_path).run()
+    assert resumed.rounds == whole.rounds
+    for name, value in whole.module.state_dict().items():
+        assert torch.equal(resumed.module.state_dict()[name], value), name
+    again = Pruning(module, EXAMPLE, taught(module), recipe, folder=tmp_path, progress=stop).run()
+    assert again.cost == whole.cost
+
+
+def test_too_small_a_memory_halves_the_batch(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    fit = pruning.fit
+
+    def small(model: nn.Module, batches: object, *args: object, **options: object) -> object:
+        size = next(batches.epoch(0)).inputs.shape[0]
+        sizes.append(size)
+        if size > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return fit(model, batches, *args, **options)
+
+    monkeypatch.setattr(pruning, "fit", small)
+    Pruning(module, EXAMPLE, taught(module), PruneRecipe(keep=0.5, rounds=1, **FEW)).run()
+    assert sizes == [32, 16, 16]
+    monkeypatch.setattr(pruning, "LEAST_BATCH", 32)
+    with pytest.raises(ModelError, match=r"memory is too small for batches of 32 pictures \(round 1\)"):
+        Pruning(module, EXAMPLE, taught(module), PruneRecipe(keep=0.5, rounds=1, **FEW)).run()
+
+
+def test_what_makes_no_sense_is_refused(module: nn.Module) -> None:
+    for keep in (0.0, 1.0, 1.5):
+        with pytest.raises(ModelError, match=f"keeps a share above 0 and below 1, got {keep}"):
+            PruneRecipe(keep=keep)
+    with pytest.raises(ModelError, match="at least 1 round"):
+        PruneRecipe(keep=0.5, rounds=0)
+    unlabelled = taught(module, is_labelled=False)
+    with pytest.raises(ModelError, match='"taylor" needs labels'):
+        Pruning(module, EXAMPLE, unlabelled, PruneRecipe(keep=0.5, **FEW)).run()
+    Pruning(module, EXAMPLE, unlabelled, PruneRecipe(keep=0.5, score="magnitude", rounds=1, **FEW)).run()
+    with pytest.raises(ModelError, match='latency_of is for the budget "latency"'):
+        Pruning(module, EXAMPLE, unlabelled, PruneRecipe(keep=0.5, budget="latency", **FEW))
+    with pytest.raises(ModelError, match="with 1 channels left in every group the network costs"):
+        Pruning(module, EXAMPLE, taught(module), PruneRecipe(keep=0.001, rounds=1, **FEW)).run()
