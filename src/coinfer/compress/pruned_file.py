@@ -1,0 +1,82 @@
+"""A pruned network as one file: its weights, and how to come to its shape from the unmodified network.
+
+NAME.safetensors    all weights, as small as they are now
+                    metadata: format, sha256 of the unmodified network's weights, lineage: each pruning in order, its
+                    recipe and what its rounds removed
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..errors import ModelError, WeightsError
+from ..plan import Value
+from .channels import Removal, replay
+from .pruning import PruneRecipe
+from .train import save_tensors
+
+FORMAT = "coinfer-pruned-1"
+
+
+class Stage(Value, frozen=True, kw_only=True):
+    """One pruning: its recipe, and the channels that each round removed."""
+
+    recipe: PruneRecipe
+    rounds: tuple[tuple[Removal, ...], ...]
+
+
+class PrunedNetwork(NamedTuple):
+    """A pruned network in evaluation mode, and its lineage."""
+
+    module: nn.Module
+    lineage: tuple[Stage, ...]
+
+
+def save_pruned(module: nn.Module, path: Path, *, network: str, lineage: Sequence[Stage]) -> None:
+    """Write a pruned network; `network` is the sha256 of the unmodified network's weights."""
+    metadata = {"format": FORMAT, "network": network, "lineage": msgspec.json.encode(list(lineage)).decode()}
+    save_tensors(module.state_dict(), path, metadata=metadata)
+
+
+def load_pruned(path: Path, module: nn.Module, example: Sequence[Tensor], *, network: str) -> PrunedNetwork:
+    """The network of a file that `save_pruned` wrote.
+
+    Args:
+        path: the file.
+        module: the unmodified network; it is left as it is.
+        example: what it is called with, a batch of 1.
+        network: sha256 of its weights.
+
+    Raises:
+        WeightsError: no such file, not a pruned network, or one of another network or version.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            state = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"pruned network {path} cannot be read: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise WeightsError(f"pruned network {path} must be of format {FORMAT}, got {metadata.get('format')}")
+    if metadata.get("network") != network:
+        have, want = (str(text)[:12] for text in (metadata.get("network"), network))
+        raise WeightsError(f"pruned network {path} was made of another network: weights {have}, these are {want}")
+    smaller = copy.deepcopy(module)
+    try:
+        lineage = msgspec.json.decode(metadata["lineage"], type=tuple[Stage, ...])
+        for stage in lineage:
+            replay(smaller, example, stage.rounds)
+        smaller.load_state_dict(state)
+    except (KeyError, msgspec.MsgspecError, ModelError, RuntimeError) as error:
+        raise WeightsError(f"pruned network {path} does not fit: {error}") from error
+    if any(not torch.isfinite(value).all() for value in state.values() if value.is_floating_point()):
+        raise WeightsError(f"pruned network {path} holds weights that are no numbers")
+    return PrunedNetwork(smaller.eval(), lineage)
