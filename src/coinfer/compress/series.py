@@ -1,0 +1,120 @@
+"""Step 2 of two-step pruning: from one network, for one cut, a series of ever fewer channels that cross.
+
+Shi et al., 2019 (arXiv:1903.03472) prune only the layer before each cut, to log-spaced counts.  Here those are the
+groups of channels that some layer before the cut makes and some layer behind it reads: of a residual sum all its makers
+go together.  Each count begins with the network of the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from torch import Tensor, fx, nn
+
+from ..data import Images
+from ..errors import CutError, ModelError
+from ..model.cut import Cut, split
+from ..model.graph import Graph
+from ..model.naming import calls_of
+from .channels import Channels, Group
+from .pruned_file import Stage
+from .pruning import Pruned, PruneRecipe, Pruning
+from .recipes import top1
+from .train import Step
+from .unit_training import Teacher
+
+COUNTS = 8
+
+
+class Member(NamedTuple):
+    """One network of a series: channels that cross, the network, what was done since the first, top-1 in percent."""
+
+    num_channels: int
+    pruned: Pruned
+    lineage: tuple[Stage, ...]
+    accuracy: float
+
+
+def crossing_groups(channels: Channels, graph: Graph, cut: Cut) -> tuple[Group, ...]:
+    """The groups whose channels cross at `cut`; `graph` is of the same network.
+
+    Raises:
+        CutError: none of them can be removed (says what was refused).
+    """
+    head, tail = (_layers(part) for part in split(graph, cut))
+    found = tuple(
+        group
+        for group in channels.groups
+        if any(part.name in head for part in group.makers) and any(part.name in tail for part in group.readers)
+    )
+    if not found:
+        why = "".join(f'; "{name}": {reason}' for name, reason in channels.refused.items() if name in head)
+        raise CutError(f'no channel that crosses at "{cut.name}" can be removed{why}')
+    return found
+
+
+def _layers(part: fx.GraphModule) -> set[str]:
+    """The modules that run in a part of a network."""
+    return {path for node in part.graph.nodes for path, _ in calls_of(node)}
+
+
+def counts_below(size: int, steps: int = COUNTS) -> tuple[int, ...]:
+    """Log-spaced counts below `size`, down to 1, each once.
+
+    >>> counts_below(64, 3)
+    (16, 4, 1)
+    """
+    counts = np.geomspace(size, 1, steps + 1)[1:].round().astype(int)
+    return tuple(dict.fromkeys(int(count) for count in counts if count < size))
+
+
+def series(
+    module: nn.Module,
+    example: Sequence[Tensor],
+    graph: Graph,
+    cut: Cut,
+    teacher: Teacher,
+    recipe: PruneRecipe,
+    validation: Images,
+    *,
+    least_accuracy: float,
+    folder: Path | None = None,
+    progress: Callable[[str, Step], None] | None = None,
+) -> Iterator[Member]:
+    """Networks of fewer and fewer channels at `cut`, until one is less accurate than `least_accuracy` percent.
+
+    Args:
+        module: the network to begin with, of which `graph` is the capture.
+        example: what it is called with, a batch of 1.
+        cut: where they cross.
+        teacher: pictures with the unmodified network's logits.
+        recipe: of each count, by its score and epochs; its region, budget and share are set here.
+        validation: labelled images that accuracy is measured on.
+        least_accuracy: the series ends with the first network below it.
+        folder, progress: as for `Pruning`.
+
+    Raises:
+        CutError: no channel that crosses can be removed.
+        ModelError: the validation images have no labels.
+    """
+    if validation.labels is None:
+        raise ModelError("a series stops by accuracy, and the validation images have no labels")
+    groups = crossing_groups(Channels(module, example), graph, cut)
+    region = tuple({part.name: None for group in groups for part in group.makers})
+    have = sum(group.size for group in groups)
+    lineage: tuple[Stage, ...] = ()
+    for count in counts_below(have):
+        if count < len(groups):
+            return
+        step = msgspec.structs.replace(recipe, region=region, budget="channels", keep=count / have, rounds=1, epochs=0)
+        pruned = Pruning(module, example, teacher, step, folder=folder, progress=progress).run()
+        module, have = pruned.module, count
+        lineage = (*lineage, Stage(recipe=step, rounds=pruned.rounds))
+        accuracy = 100 * top1(module, validation.pixels, validation.labels, teacher.preprocess)
+        yield Member(count, pruned, lineage, accuracy)
+        if accuracy < least_accuracy:
+            return
