@@ -363,7 +363,8 @@ def main() -> None:
         print(f"no cells with units were measured: there is no {NET.log}")
         return
     summary = NET.summary()
-    known = {name: read_raw(RAW / f"{name}-rates.curves.jsonl.gz") for name in TITLES}
+    paths = {name: RAW / f"{name}-rates.curves.jsonl.gz" for name in TITLES}
+    known = {name: read_raw(path) for name, path in paths.items() if path.is_file()}
     curves = known[NETWORK]
     regimes = map_of(NET, summary)
     rows = [*unit_rows(curves), macs_row(), webp_row(curves), *prior_rows(known), *gap_rows(), *exactness_rows()]

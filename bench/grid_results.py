@@ -16,6 +16,8 @@ LOSSES = (0.25, 0.5, 1.0, 2.0)
 
 def rows() -> list[Row]:
     """Trainings of the whole grid, those begun and those ended."""
+    if not LOG.is_file():
+        return []
     counts = read_raw(LOG)[0]
     whole = counts["num_cells"]
     texts = {"begun": "first phase only or to its end", "finished": "both phases"}
@@ -30,6 +32,8 @@ def rows() -> list[Row]:
 
 def text() -> list[str]:
     """Fewest bytes within some points of loss at each cut, by the build's way and by the papers'."""
+    if not LOG.is_file():
+        return []
     counts, *lines = read_raw(LOG)
     found = []
     for cut in dict.fromkeys(line["cut"] for line in lines):
