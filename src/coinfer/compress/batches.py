@@ -2,6 +2,7 @@
 
     PictureBatches    pictures shuffled, augmented and normalised
     FeatureBatches    what crosses a cut, of every picture in each of its views
+    AnsweredBatches   pictures mixed anew each time, with a network's answers to just these
 
 With a teacher, each sample comes with the unmodified network's logits of its view (a shift by a few pixels hardly
 moves them).  The order and the augmentation of an epoch follow from (seed, epoch) alone, so
@@ -209,6 +210,41 @@ class FeatureBatches:
             chosen, views = order[part], drawn[part]
             inputs = self._features[torch.from_numpy(views), torch.from_numpy(chosen)].float()
             yield _batch(inputs, self._labels, self._teacher, views, chosen)
+
+
+class AnsweredBatches:
+    """Pictures mixed anew each time they are shown, with a network's own answers to just these.
+
+    Half of each batch of `pictures` stays as it is, half is mixed with others of the batch.  Answers to what is shown,
+    however it was changed, teach more than those to fixed views (Beyer et al., 2022, arXiv:2106.05237); each step costs
+    the network's forward pass more.  `network` is in evaluation mode, on the device where it runs.
+    """
+
+    def __init__(self, pictures: PictureBatches, network: nn.Module, *, seed: int = 0) -> None:
+        self._pictures, self._network, self._seed = pictures, network, seed
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    @torch.no_grad()
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """As `PictureBatches.epoch`, without labels."""
+        device = next(self._network.parameters()).device
+        draw = torch.Generator().manual_seed(self._seed * 1_000_003 + number)
+        for batch in self._pictures.epoch(number):
+            inputs = _mixed(batch.inputs, draw).to(device)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16(device)):
+                answers = first_of(self._network(inputs))
+            yield Batch(inputs, None, answers.float())
+
+
+def _mixed(inputs: Tensor, draw: torch.Generator) -> Tensor:
+    """Half of the pictures, each with another one: half to all of itself, the rest the other."""
+    count = len(inputs)
+    shares = torch.where(torch.rand(count, generator=draw) < 0.5, 1.0, 0.5 + 0.5 * torch.rand(count, generator=draw))
+    others = inputs[torch.randperm(count, generator=draw)]
+    share = shares.view(-1, *[1] * (inputs.ndim - 1))
+    return share * inputs + (1 - share) * others
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ of the bits at the rate that the batch was drawn for; a light head begins with i
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
 from functools import partial
@@ -30,7 +31,7 @@ from ..model.cut import Cut, split
 from ..model.graph import Graph, first_of
 from ..model.zoo import weights_digest
 from ..plan import Preprocess, Value
-from .batches import Augment, Batches, FeatureBatches, PictureBatches, Views, as_inputs, seen_by
+from .batches import AnsweredBatches, Augment, Batches, FeatureBatches, PictureBatches, Views, as_inputs, seen_by
 from .bottleneck import Unit, UnitSpec
 from .divided import Before, Behind, Divided, insert_unit
 from .hardware import training_device
@@ -46,7 +47,8 @@ Progress = Callable[[str, Step], None]
 class UnitRecipe(Value, frozen=True, kw_only=True):
     """How a unit is trained: epochs of the three phases, `prices` of 1,000 bits for each rate (in nats of the loss).
 
-    `network_share`: of the learning rate, for the network's own layers beside what is new.
+    `network_share`: of the learning rate, for the network's own layers beside what is new.  `is_answered_anew`: in the
+    third phase pictures are mixed anew each time, and the unmodified network answers just these.
 
     Raises:
         ModelError: no price, or prices that do not rise.
@@ -59,6 +61,7 @@ class UnitRecipe(Value, frozen=True, kw_only=True):
     together_lr: float = 5e-4
     whole_lr: float = 2e-4
     network_share: float = 1.0
+    is_answered_anew: bool = False
     prices: tuple[float, ...] = (0.02,)
     temperature: float = 2.0
     label_share: float = 0.0
@@ -206,8 +209,9 @@ class UnitTraining:
         recipe = self._recipe
         self.divided.requires_grad_(True)
         if recipe.whole:
-            pictures = self._pictures(shift=recipe.shift)
-            self._fit("whole", self.divided, pictures, self._task, recipe.whole, recipe.whole_lr)
+            task = distillation(temperature=recipe.temperature) if recipe.is_answered_anew else self._task
+            batches = self._answered() if recipe.is_answered_anew else self._pictures(shift=recipe.shift)
+            self._fit("whole", self.divided, batches, task, recipe.whole, recipe.whole_lr)
 
     def _behind(self) -> FeatureBatches:
         assert self._features is not None
@@ -227,6 +231,19 @@ class UnitTraining:
             teacher=teacher.logits,
             features=features,
         )  # fmt: skip
+
+    def _answered(self) -> AnsweredBatches:
+        recipe, teacher = self._recipe, self._teacher
+        plain = teacher.views._replace(mixes=0)
+        pictures = PictureBatches(
+            teacher.images.pixels, None, teacher.preprocess,
+            batch_size=recipe.batch_size,
+            augment=Augment(recipe.shift, plain),
+            seed=recipe.seed,
+            teacher=teacher.logits[: plain.num_views],
+        )  # fmt: skip
+        network = copy.deepcopy(self._graph.module).to(self._device)
+        return AnsweredBatches(pictures, network, seed=recipe.seed)
 
     def _fit(self, phase: str, module: nn.Module, batches: Batches, task: Loss, epochs: int, lr: float) -> None:
         progress = self._progress

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from coinfer.compress.batches import Augment, FeatureBatches, PictureBatches, Views, as_inputs, augmented, seen_by
+from coinfer.compress.batches import (
+    AnsweredBatches,
+    Augment,
+    FeatureBatches,
+    PictureBatches,
+    Views,
+    as_inputs,
+    augmented,
+    seen_by,
+)
 from coinfer.errors import DataError
 from coinfer.plan import Preprocess
 
@@ -130,3 +139,26 @@ def test_a_teacher_of_other_pictures_is_refused(shape):
         FeatureBatches(torch.zeros(2, 10, 3), None, batch_size=5, teacher=torch.zeros(shape))
     with pytest.raises(DataError, match="got neither"):
         FeatureBatches(torch.zeros(2, 10, 3), None, batch_size=5)
+
+
+def test_pictures_are_mixed_anew_and_answered_as_they_are_shown():
+    torch.manual_seed(0)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5)).eval()
+    plain = PictureBatches(pixels, np.zeros(64, np.int64), Preprocess(mean=(0.5,) * 3, std=(0.5,) * 3), batch_size=32)
+    batches = AnsweredBatches(plain, network, seed=3)
+    seen = [list(batches.epoch(number)) for number in (0, 0, 1)]
+    assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(seen[0], seen[1], strict=True))
+    assert len(seen[2]) == len(batches) == 2
+    for shown, batch in zip(seen[2], plain.epoch(1), strict=True):
+        assert shown.labels is None
+        assert torch.allclose(shown.teacher, network(shown.inputs), rtol=0.02, atol=0.02)
+        same = [torch.equal(a, b) for a, b in zip(shown.inputs, batch.inputs, strict=True)]
+        assert 6 < sum(same) < 26
+        for mixed, own in zip(shown.inputs, batch.inputs, strict=True):
+            # What is left of a mix without some share of its own picture is some other picture of the batch.
+            rest = [mixed - other for other in batch.inputs]
+            assert any(
+                np.linalg.matrix_rank(torch.stack([r.flatten(), (own - other).flatten()]).numpy(), tol=1e-3) < 2
+                for r, other in zip(rest, batch.inputs, strict=True)
+            )

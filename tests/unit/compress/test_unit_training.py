@@ -65,6 +65,14 @@ def train(graph: Graph, images: Images, spec: UnitSpec = SPEC, recipe: UnitRecip
     return training.divided
 
 
+def test_answers_anew_bring_the_whole_network_near(graph: Graph, images: Images) -> None:
+    short = {"alone": 0, "together": 0, "prices": (0.0, 0.01), "batch_size": 32}
+    before = train(graph, Images(images.pixels, None), recipe=UnitRecipe(**short))
+    recipe = UnitRecipe(**short, whole=8, whole_lr=2e-3, is_answered_anew=True)
+    after = train(graph, Images(images.pixels, None), recipe=recipe)
+    assert loss_after(graph, after, images) < 0.5 * loss_after(graph, before, images)
+
+
 def loss_after(graph: Graph, divided: nn.Module, images: Images) -> float:
     """Mean divergence from the network's own answers."""
     want, got = (seen_by(m, images.pixels, PREPROCESS, Views(False))[0].float() for m in (graph.module, divided))
