@@ -66,10 +66,11 @@ def train(graph: Graph, images: Images, spec: UnitSpec = SPEC, recipe: UnitRecip
 
 
 def test_answers_anew_bring_the_whole_network_near(graph: Graph, images: Images) -> None:
+    spec = UnitSpec(width=1, stride=2, bits=3, gains=(1.0, 2.0))
     short = {"alone": 0, "together": 0, "prices": (0.0, 0.01), "batch_size": 32}
-    before = train(graph, Images(images.pixels, None), recipe=UnitRecipe(**short))
-    recipe = UnitRecipe(**short, whole=8, whole_lr=2e-3, is_answered_anew=True)
-    after = train(graph, Images(images.pixels, None), recipe=recipe)
+    unlabelled = Images(images.pixels, None)
+    before = train(graph, unlabelled, spec, UnitRecipe(**short))
+    after = train(graph, unlabelled, spec, UnitRecipe(**short, whole=8, whole_lr=2e-3, is_answered_anew=True))
     assert loss_after(graph, after, images) < 0.5 * loss_after(graph, before, images)
 
 
