@@ -23,10 +23,10 @@ HEADING = "# Units trained around a cut"
 COLUMNS = ("file", "network", "cut", "made by", "unit", "B by its prior, 2,000 validation pictures")
 COLUMNS += ("top-1 % there (the network)", "bytes", "sha256")
 NOTE = """
-Made by `python -m bench.bottleneck train NAME` with torch 2.13.0 (CPU build, bfloat16), seed 0, on the training pictures
-of the network's data: as they are, mirrored (not the digits), and mixed with another. `resnet56` and `resnet18-half` have
-the given CIFAR-10 weights. A job uses a unit by `[bottleneck] units = ["zoo/units/FILE"]`; `make demo` has those of
-`scene-resnet`. This table: `python -m bench.zoo`.
+Made by `python -m bench.bottleneck train NAME` with torch 2.13.0 (CPU build, bfloat16), seed 0, on the training
+pictures of the network's data: as they are, mirrored (not the digits), and mixed with another. `resnet56` and
+`resnet18-half` have the given CIFAR-10 weights. A job uses a unit by `[bottleneck] units = ["zoo/units/FILE"]`;
+`make demo` has those of `scene-resnet`. This table: `python -m bench.zoo`.
 """
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     """Write the part anew; what is before it stays."""
     rows = tuple(row(name) for name, order in UNITS.items() if order.is_kept and path_of(name).is_file())
     before = README.read_text().split(HEADING)[0]
-    table = markdown(TextTable(columns=COLUMNS, rows=rows))
+    table = markdown(TextTable(title="", columns=COLUMNS, rows=rows))
     write_atomically(README, f"{before}{HEADING}\n\n{table}\n{NOTE}".encode())
 
 
