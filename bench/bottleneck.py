@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 from coinfer.build.bottlenecks import light_width
 from coinfer.build.make import build
+from coinfer.build.workshop import safe_name
 from coinfer.compress.batches import Views, as_inputs
 from coinfer.compress.bottleneck import UnitSpec
 from coinfer.compress.divided import Divided, insert_unit
@@ -35,9 +36,9 @@ from coinfer.compress.unit_training import Teacher, UnitRecipe, UnitTraining, ra
 from coinfer.data import Images, Source, load_source
 from coinfer.model.graph import Graph, capture, first_of
 from coinfer.model.zoo import LoadedModel, build_model, weights_digest
-from coinfer.report.results import write_raw
+from coinfer.report.results import read_raw, write_raw
 
-from .cells import OUT, Study, job_of, measure, show
+from .cells import OUT, Study, job_of, measure, note_commit, show
 from .curves import measure_curves
 
 UNITS_FOLDER = Path("zoo/units")
@@ -187,9 +188,13 @@ FINISHED = {
     RESNET18.name: ("half-last", "half-late", "half-middle", "half-early"),
 }
 TRAINEES = {trainee.name: trainee for trainee in (RESNET56, RESNET18)}
+# The grid that a split's share is counted on: 30 kbit/s to 30 Mbit/s, slowdown 3 to 300.
+GRID_RATES = tuple(float(f"{rate:.3g}") for rate in np.geomspace(30e3, 30e6, 13))
+GRID_SLOWDOWNS = tuple(float(f"{slow:.3g}") for slow in np.geomspace(3, 300, 9))
+# Measured of it: the slow half of its devices, three of its rates.
 STUDY = Study(
     "resnet56-units",
-    tuple((rate, slowdown) for slowdown in (60.0, 100.0, 170.0, 300.0) for rate in (100e3, 300e3, 1e6)),
+    tuple((rate, slowdown) for slowdown in GRID_SLOWDOWNS[-4:] for rate in GRID_RATES[3:9:2]),
     Path("docs/results/raw/bottleneck"),
 )
 RAW = STUDY.raw
@@ -251,8 +256,15 @@ def show_rates(name: str) -> None:
 
 
 def prior() -> None:
-    """Bytes by the prior of each unit that was trained, and top-1, in torch, on the test images; and exactness."""
-    lines: list[dict[str, object]] = []
+    """Bytes by the prior of each unit that was trained, and top-1, in torch, on the test images; and exactness.
+
+    Units for comparison are not kept in zoo/: the lines of one that is not at hand stay as they were measured.
+    """
+    path = RAW / "prior.jsonl.gz"
+    before = read_raw(path) if path.is_file() else []
+    lines: list[dict[str, object]] = [
+        line for line in before if line["unit"] in UNITS and not path_of(line["unit"]).is_file()
+    ]
     exactness: list[dict[str, object]] = []
     for trainee in TRAINEES.values():
         model, graph = network(trainee)
@@ -260,26 +272,29 @@ def prior() -> None:
         for name in (name for name in UNITS if UNITS[name].trainee == trainee and path_of(name).is_file()):
             _say(f"prior of {name}")
             unit = load_unit(path_of(name), graph, network=weights_digest(model.module))
-            named = {"unit": name, "variant": f"{trainee.name}.{unit.divided.unit.spec.name}", "cut": unit.cut.name}
+            variant = f"{safe_name(trainee.name)}.{unit.divided.unit.spec.name}"
+            named = {"unit": name, "variant": variant, "cut": unit.cut.name}
             points = rates_of(unit.divided, images, model.preprocess)
             lines += [{**named, **point._asdict()} for point in points]
         exactness += _exactness(trainee, graph, images, model)
-    write_raw(RAW / "prior.jsonl.gz", lines)
+    note_commit(RAW, "prior")
+    write_raw(path, lines)
     write_raw(RAW / "exactness.jsonl.gz", exactness)
 
 
 def _exactness(trainee: Trainee, graph: Graph, images: Images, model: LoadedModel) -> Iterator[dict[str, object]]:
     """A unit of full width and 8 bits, begun and not trained, at each cut that has a trained one."""
+    begun = as_inputs(load_source(trainee.source).images("validation").pixels[:250], model.preprocess)
     for cut_name in dict.fromkeys(UNITS[name].cut for name in FINISHED[trainee.name]):
         cut = graph.cut(cut_name)
         divided = insert_unit(graph, cut, UnitSpec(width=cut.specs[0].shape[0], bits=8))
+        with torch.no_grad():
+            divided.unit.start_from(first_of(divided.head(begun)))
         right = {"network": 0, "unit": 0}
         for first in range(0, len(images), 250):
             inputs = as_inputs(images.pixels[first : first + 250], model.preprocess)
             with torch.no_grad():
                 features = first_of(divided.head(inputs))
-                if not first:
-                    divided.unit.start_from(features)
                 restored, _ = divided.unit(features)
                 for key, given in (("network", features), ("unit", restored)):
                     answers = divided.tail(given).argmax(1).numpy()

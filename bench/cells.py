@@ -113,7 +113,7 @@ def measure(study: Study) -> None:
     numbers = contenders(study, workshop)
     print(f"{name}: {len(numbers)} plans to measure of {len(workshop.manifest.menu)} survivors", flush=True)
     bundle = assemble(workshop.folder, numbers, OUT / f"{name}.bench")
-    _note_commit(study)
+    note_commit(raw, name)
     write_raw(raw / f"{name}.candidates.jsonl.gz", [_evidence_line(c) for c in candidates if c.dropped is None])
     images = pictures_of(name)
     goal = Goal(max_loss_points=workshop.manifest.max_loss_points)
@@ -160,13 +160,13 @@ def scored(reference: NDArray[np.bool_], right: NDArray[np.bool_], num_bytes: ND
     }
 
 
-def _note_commit(study: Study) -> None:
-    """Keep which commit measured this network."""
+def note_commit(raw: Path, name: str) -> None:
+    """Keep which commit measured what is logged under this name."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    path = study.raw / "commits.json"
+    path = raw / "commits.json"
     known = msgspec.json.decode(path.read_bytes(), type=dict[str, str]) if path.is_file() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(known | {study.name: commit}), indent=1) + b"\n")
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(known | {name: commit}), indent=1) + b"\n")
 
 
 def _evidence_line(candidate: Candidate) -> dict[str, Any]:

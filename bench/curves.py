@@ -2,8 +2,8 @@
 
     measure_curves(NAME, raw)     a bundle of its units, picture codecs and plain quantised splits; a line a plan
 
-The bundle is of a job that keeps all candidates (`keep_all`).  Device and edge are two processes on loopback, pictures
-are sent one at a time; what is counted is what crossed.
+The bundle is of a job that keeps all candidates (`keep_all`).  Device and edge are two processes on loopback, each
+request is one picture; what is counted is what crossed.
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ from coinfer.report.results import write_raw
 from coinfer.runtime.device import Device
 from coinfer.runtime.spawn import EdgeProcess
 
-from .cells import OUT, job_of, pictures_of, scored, show, workshop_of
+from .cells import OUT, job_of, note_commit, pictures_of, scored, show, workshop_of
 
 
 def is_shown(candidate: Candidate) -> bool:
-    """Every unit, every picture codec behind fp32, and the plain splits whose symbols are coded channel by channel."""
+    """Device alone, every unit, every picture codec behind fp32, plain splits whose symbols are coded by channel."""
     plan, codec = candidate.plan, candidate.plan.codec
-    if codec is None:
-        return plan.precision == "fp32"
-    if codec.rate is not None and isinstance(codec.rate, int):
+    if codec is None or plan.way == "unit":
         return True
     if plan.precision != "fp32":
         return False
@@ -61,6 +59,7 @@ def measure_curves(name: str, raw: Path) -> None:
             named = {**_named(plan), "validation_loss_points": chosen_on[plan.number]}
             sizes = {"wire_bytes": float(np.mean(wire))}
             lines.append(named | scored(reference == truth, classes == truth, payload) | sizes)
+    note_commit(raw, name)
     write_raw(raw / f"{name}.curves.jsonl.gz", lines)
 
 
@@ -74,7 +73,7 @@ def _named(plan: Plan) -> dict[str, Any]:
         "cut": plan.cut,
         "codec": None if codec is None else codec.name,
         "coder": None if codec is None else codec.coder,
-        "rate": codec.rate if codec is not None and isinstance(codec.rate, int) else None,
+        "rate": codec.rate if codec is not None and plan.way == "unit" else None,
         "label": plan.label,
     }
 

@@ -25,7 +25,7 @@ from coinfer.model.graph import capture
 from coinfer.model.zoo import build_model, weights_digest
 from coinfer.report.results import write_raw
 
-from .cells import job_of, show
+from .cells import job_of, note_commit, show
 
 JOB = "scenes-grid"
 LOG = Path("docs/results/raw/bottleneck/grid.jsonl.gz")
@@ -70,6 +70,7 @@ def main() -> None:
         show("every cell", len(lines), 0, f"{name} {cell.spec.name}")
     took_s["every cell"] = time.perf_counter() - begun_s
     counts = {"num_cells": grid.num_cells, "num_begun": grid.num_begun, "num_finished": grid.num_finished}
+    note_commit(LOG.parent, "grid")
     write_raw(LOG, [{"way": "counts", "took_s": took_s, **counts}, *lines])
 
 

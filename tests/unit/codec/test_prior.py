@@ -76,3 +76,16 @@ def test_shared_rows_cost_little_more_than_a_row_each() -> None:
 def test_pool_adds_up_each_groups_channels() -> None:
     counts = np.array([[1, 2], [10, 20], [100, 200]])
     assert pool(counts, np.array([0, 1, 0], np.uint8)).tolist() == [[101, 202], [10, 20]]
+
+
+def test_few_channels_share_rows_at_hardly_a_bit_more():
+    # Learned symbols: most channels nearly always in the middle, a few wide ones; Lloyd's iteration costs 0.7 % more.
+    rng = np.random.default_rng(0)
+    spread = np.concatenate([np.geomspace(0.08, 0.3, 36), np.geomspace(0.5, 3, 12)])[rng.permutation(48)]
+    shares = np.exp(-np.abs(np.arange(32) - 16 - rng.uniform(-0.2, 0.2, 48)[:, None]) / spread[:, None])
+    counts = np.rint(1e6 * shares / shares.sum(1, keepdims=True)).astype(np.int64)
+    groups = group_channels(counts)
+    assert len(np.unique(groups)) == MAX_GROUPS
+    own = counts / counts.sum(1, keepdims=True)
+    entropy = -(own * np.log2(np.where(own > 0, own, 1))).sum()
+    assert entropy <= (own * cost_bits(frequencies(pool(counts, groups)))[groups]).sum() < 1.005 * entropy
