@@ -32,6 +32,8 @@ from coinfer.model.zoo import build_model
 from coinfer.plan import CodecSpec, TensorSpec
 from coinfer.report.results import write_raw
 
+from .cells import note_commit
+
 RAW = Path("docs/results/raw/bottleneck/butterfly.jsonl.gz")
 BLOCKS = tuple(f"layer{stage}.{block}#0" for stage, count in ((1, 3), (2, 4), (3, 6), (4, 3)) for block in range(count))
 WIDTHS = {"layer1": 1, "layer2": 2, "layer3": 5, "layer4": 10}
@@ -94,6 +96,7 @@ def measure() -> None:
                 )
                 print({key: value for key, value in lines[-1].items() if key != "repeats"}, flush=True)
             lines.append(_uploads(pixels, whole))
+    note_commit(RAW.parent, "butterfly")
     write_raw(RAW, lines)
 
 
