@@ -111,8 +111,8 @@ def _paper_table(blocks: list[dict[str, Any]], whole: dict[str, Any]) -> TextTab
         rows=tuple(table),
         title=(
             "(a) The paper's machines, estimated: shares of the network measured here, scaled to 15.7 ms and 1.3 W on "
-            "the device and a thirtieth on the edge; x: the raw upload over it, mean of the three radios; raw B without a "
-            "header, coded B with 6 B of it, of a network whose weights are drawn at random"
+            "the device and a thirtieth on the edge; x: the raw upload over it, mean of the three radios; raw B "
+            "without a header, coded B with 6 B of it, of a network whose weights are drawn at random"
         ),
     )
 
@@ -155,7 +155,7 @@ def _measured(blocks: list[dict[str, Any]], whole: dict[str, Any]) -> list[str]:
     table.append(("device alone", "0", "0", f"{1e3 * alone_s:.0f}", "", "", "", *alone, f"{raw_s / 3 / alone_s:.1f}"))
     title = (
         f"(b) The same with times measured here: fp32 segments and codecs on one core, the device {EDGE_TIMES:g} times "
-        "slower, the link by its bytes at the radio's rate (1.1, 5.85, 18.88 Mbit/s), totals added up; x: the raw upload "
-        "over it, mean of the three; energy is not measured: this machine has no sensor of power"
+        "slower, the link by its bytes at the radio's rate (1.1, 5.85, 18.88 Mbit/s), totals added up; x: the raw "
+        "upload over it, mean of the three; energy is not measured: this machine has no sensor of power"
     )
     return [markdown(TextTable(columns=(*columns, "latency x"), rows=tuple(table), title=title)), ""]

@@ -78,6 +78,9 @@ def test_a_second_build_finds_its_units(built: Bundle, monkeypatch: pytest.Monke
     stages: list[str] = []
     build(job(UNITS), folder / "bundle", progress=lambda stage, *_: stages.append(stage))
     assert unit.stat().st_mtime_ns == made and not any("alone" in stage for stage in stages)
+    unit.unlink()
+    build(job(UNITS), folder / "bundle", progress=lambda stage, *_: stages.append(stage))
+    assert unit.is_file() and any("alone" in stage for stage in stages)
     # The same unit from its file, in a job that trains nothing.
     given = BottleneckJob(units=(str(unit),))
     again = build(job(given), folder / "given", work=folder / "bundle.work")
@@ -114,6 +117,7 @@ def test_the_fewest_bits_are_searched_by_halving(
     [
         ({"cuts": ("layer9#0",)}, CutError, "no cut"),
         ({"cuts": ("layer9*",)}, JobError, "fits none"),
+        ({"cuts": ("*",), "widths": (999,)}, JobError, "fits none of the .* where widths and strides fit"),
         ({"widths": (999,)}, Exception, "at most"),
         ({"strides": (3,)}, CutError, "does not divide 4 x 4"),
     ],

@@ -31,7 +31,16 @@ from ..compress.divided import several_cross
 from ..compress.encoder import width_for
 from ..compress.train import Step
 from ..compress.unit_file import Trained, load_unit, save_unit
-from ..compress.unit_training import VERSIONS, RatePoint, Teacher, UnitRecipe, UnitTraining, rates_of, teacher_of
+from ..compress.unit_training import (
+    VERSIONS,
+    RatePoint,
+    Teacher,
+    UnitRecipe,
+    UnitTraining,
+    is_cached,
+    rates_of,
+    teacher_of,
+)
 from ..compress.unit_training import Progress as StepProgress
 from ..data import Images, Source
 from ..errors import CutError, JobError, ModelError
@@ -134,8 +143,9 @@ class _Workbench:
         """The units of one cut's cells that no other dominates, from their files or trained now."""
         key = hashlib.sha256(msgspec.json.encode([self._given, *(_named(cell) for cell in cells)]))
         done = self._folder / f"{key.hexdigest()[:12]}.json"
-        if done.is_file():
-            found = msgspec.json.decode(done.read_bytes(), type=Done)
+        found = msgspec.json.decode(done.read_bytes(), type=Done) if done.is_file() else None
+        # Where somebody removed a unit's file, the cells are trained again.
+        if found is not None and all((self._folder / name).is_file() for name in found.names):
             self.num_begun += found.num_begun
             return [load_unit(self._folder / name, self._graph, network=self._network) for name in found.names]
         begun_before = self.num_begun
@@ -166,7 +176,7 @@ class _Workbench:
         assert self._teacher is not None
         features: Tensor | None = None
         is_light = cells[0].spec.head_width > 0
-        if cells[0].recipe.alone or not is_light:
+        if is_cached(cells[0].spec, cells[0].recipe):
             self._progress(f"features at {cells[0].cut.name}", 0, 1, f"{len(self._images)} pictures")
             head, _ = split(self._graph, cells[0].cut)
             features = seen_by(head, self._images.pixels, self._preprocess, self._views)
@@ -250,7 +260,7 @@ def wanted_units(job: BottleneckJob, graph: Graph) -> Iterator[Wanted]:
 
     Raises:
         CutError: no such cut, one that several tensors cross, or one that the unit does not fit.
-        JobError: a pattern that fits no cut where one tensor crosses.
+        JobError: a pattern that fits no cut where one tensor crosses and units of all widths and strides fit.
     """
     gains = tuple(GAIN**k for k in range(len(job.prices)))
     if job.cuts and graph.why_fixed_batch is not None:
@@ -312,10 +322,14 @@ def _cuts(job: BottleneckJob, graph: Graph) -> list[Cut]:
     found: dict[str, Cut] = {}
     for pattern in job.cuts:
         names = fnmatch.filter(single, pattern)
-        if names:
+        if "*" in pattern or "?" in pattern:
+            fitting = {name: single[name] for name in names if _is_fit(single[name], job)}
+            if not fitting:
+                where = f"{len(single)} cuts that one tensor crosses where widths and strides fit"
+                raise JobError(f'[bottleneck] cuts "{pattern}" fits none of the {where}')
+            found |= fitting
+        elif names:
             found |= {name: single[name] for name in names}
-        elif "*" in pattern or "?" in pattern:
-            raise JobError(f'[bottleneck] cuts "{pattern}" fits none of the {len(single)} cuts that one tensor crosses')
         else:
             # The name of a cut by another name, or of one that several tensors cross: that is refused with the nearest.
             cut = graph.cut(pattern)
@@ -323,6 +337,16 @@ def _cuts(job: BottleneckJob, graph: Graph) -> list[Cut]:
                 raise several_cross(graph, cut)
             found[cut.name] = cut
     return list(found.values())
+
+
+def _is_fit(cut: Cut, job: BottleneckJob) -> bool:
+    """Whether a unit of every width and stride fits there: a pattern passes over the cuts where one does not."""
+    try:
+        for width, stride in product(job.widths, job.strides):
+            check_unit(cut.specs[0], UnitSpec(width=width, stride=stride, head_width=1 if job.light else 0))
+    except (CutError, ModelError):
+        return False
+    return True
 
 
 def _shown(progress: Progress, stage: str) -> StepProgress:

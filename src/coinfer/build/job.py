@@ -28,6 +28,7 @@ the main network's, in the file of the same name with the network's name exchang
 
 from __future__ import annotations
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Literal
@@ -175,7 +176,8 @@ class Job(Value, frozen=True, kw_only=True):
         if self.model.top is not None and self.model.top < 1:
             raise JobError(f"[model] top must be at least 1, got {self.model.top}")
         units = self.bottleneck
-        if not units.prices or min(units.prices) < 0 or list(units.prices) != sorted(set(units.prices)):
+        is_priced = bool(units.prices) and all(0 <= price < math.inf for price in units.prices)
+        if not is_priced or list(units.prices) != sorted(set(units.prices)):
             raise JobError(f"[bottleneck] prices must be 0 or more and rise, got {list(units.prices)}")
         has_bits = units.bits == "search" or 1 <= units.bits <= 8
         least = min((*units.widths, *units.strides), default=0)

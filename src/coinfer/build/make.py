@@ -122,7 +122,7 @@ def _rounds(
     early = drop_dominated(drafts, 0, int8_ratio, is_stream=is_stream)
     log.append(f"{early} dropped before any image")
     answers = classify_wholes(workshop, drafts, tables, images, progress=progress)
-    if workshop.job.goal.minimise == "latency":
+    if workshop.job.goal.minimise == "latency" and workshop.job.goal.max_energy is None:
         outdone = drop_outdone(drafts, answers, limit, int8_ratio)
         log.append(f"{len(images)} images: {outdone} splits outdone by device and upload")
     for count in sorted({min(n, len(images)) for n in workshop.job.build.rounds}):

@@ -3,9 +3,10 @@
     picture --head--> features (C, H, W) --reduce, prepare--> (c', H/s, W/s) --quantise--> symbols     device
     answer <--tail-- features <--restore-- recovered <--recover-- values <--look up-- symbols           edge
 
-`reduce` is one convolution of size and stride s, C -> c' (on tokens (T, C) a linear map); `restore` is its mirror.
-With s = 1 this is the butterfly unit (Eshratifar et al., ISQED 2019) and BBNet's feature compression layer (Zhou et
-al., Sensors 2021); with s > 1 the unit of BottleNet (Eshratifar et al., ISLPED 2019), its two convolutions in one.
+`reduce` is one convolution of size and stride s, C -> c' (on tokens (T, C) and vectors (C) a linear map); `restore`
+is its mirror.  With s = 1 this is the butterfly unit (Eshratifar et al., ISQED 2019) and BBNet's feature compression
+layer (Zhou et al., Sensors 2021); with s > 1 the unit of BottleNet (Eshratifar et al., ISLPED 2019), its two
+convolutions in one.
 Nothing follows the convolution: a norm would fold into it, and the quantiser's ranges are learned and signed.
 
 Three things go beyond them, all optional.  `prepare` puts residual blocks behind the reduction and before its mirror,
@@ -85,12 +86,12 @@ class UnitSpec(Value, frozen=True, kw_only=True):
 
 
 class Unit(nn.Module):
-    """Reduction, quantiser and restoration for one crossing tensor (C, H, W) or (T, C).
+    """Reduction, quantiser and restoration for one crossing tensor (C, H, W), (T, C) or (C).
 
     `given` is what the reduction sees: the crossing tensor, or the output of a light head at the size of the code.
 
     Raises:
-        CutError: the tensor is neither, or the stride does not divide its sides.
+        CutError: the tensor is none of these, or the stride does not divide its sides.
         ModelError: more channels than the tensor has values for.
     """
 
@@ -137,7 +138,7 @@ class Unit(nn.Module):
         return int(torch.randint(len(self.spec.gains), ()))
 
     def code(self, features: Tensor) -> Tensor:
-        """What is quantised of `features`: (N, c', H/s, W/s), or (N, T, c')."""
+        """What is quantised of `features`: (N, c', H/s, W/s), (N, T, c') or (N, c')."""
         code: Tensor = self.prepare(self.reduce(features))
         return code
 
@@ -194,14 +195,14 @@ class Unit(nn.Module):
 
     def _patches(self, features: Tensor) -> Tensor:
         """(M, K) what each output position of the reduction sees, K values of it."""
-        if features.ndim == 3:
-            return features.flatten(0, 1)
+        if features.ndim < 4:
+            return features.reshape(-1, features.shape[-1])
         patches = F.unfold(features, self.spec.stride, stride=self.spec.stride)
         return patches.transpose(1, 2).flatten(0, 1)
 
     def _swapped(self, values: Tensor) -> Tensor:
-        """Tokens (N, T, c') as (N, c', T) and back; maps stay as they are."""
-        return values if values.ndim == 4 else values.transpose(1, 2)
+        """Tokens (N, T, c') as (N, c', T) and back; maps and vectors stay as they are."""
+        return values.transpose(1, 2) if values.ndim == 3 else values
 
 
 class ResidualBlock(nn.Module):
@@ -257,16 +258,18 @@ def check_unit(crossing: TensorSpec, spec: UnitSpec) -> None:
     """Refuse a unit that does not fit.
 
     Raises:
-        CutError: the tensor is neither a map nor tokens, or the stride does not divide its sides.
+        CutError: the tensor is neither a map nor tokens nor a vector, or the stride does not divide its sides.
         ModelError: more channels than the tensor has values for.
     """
     name, shape = crossing.name, crossing.shape
-    if len(shape) not in (2, 3) or crossing.dtype != "float32":
-        raise CutError(f'a unit needs float32 maps (C, H, W) or tokens (T, C), "{name}" is {crossing.dtype} {shape}')
-    if len(shape) == 2 and (spec.stride != 1 or spec.head_width or spec.jpeg is not None):
-        raise CutError(f'a unit on tokens has stride 1, no light head and no JPEG ("{name}" {shape}, unit {spec.name})')
+    if len(shape) not in (1, 2, 3) or crossing.dtype != "float32":
+        allowed = "float32 maps (C, H, W), tokens (T, C) or vectors (C)"
+        raise CutError(f'a unit needs {allowed}, "{name}" is {crossing.dtype} {shape}')
+    if len(shape) < 3 and (spec.stride != 1 or spec.head_width or spec.jpeg is not None):
+        unit = f'("{name}" {shape}, unit {spec.name})'
+        raise CutError(f"a unit on tokens or a vector has stride 1, no light head and no JPEG {unit}")
     if len(shape) == 3 and (shape[1] % spec.stride or shape[2] % spec.stride):
         raise CutError(f'stride {spec.stride} does not divide {shape[1]} x {shape[2]} ("{name}")')
-    most = shape[0] * spec.stride**2 if len(shape) == 3 else shape[1]
+    most = shape[0] * spec.stride**2 if len(shape) == 3 else shape[-1]
     if spec.width > most:
         raise ModelError(f'a unit of stride {spec.stride} has at most {most} channels, got {spec.width} ("{name}")')

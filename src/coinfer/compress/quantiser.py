@@ -134,7 +134,8 @@ class JpegQuantiser(Quantiser):
     def forward(self, values: Tensor, rate: int = 0) -> tuple[Tensor, Tensor]:
         """As `Quantiser.forward`."""
         place = self._places(values, rate)
-        (pixels,), num_bytes = self._codec.roundtrip([place.detach().round().cpu().numpy()])
+        # A value that is not a number goes on as one, beside the code, and so breaks the loss.
+        (pixels,), num_bytes = self._codec.roundtrip([place.detach().nan_to_num().round().cpu().numpy()])
         symbols = place + (torch.from_numpy(pixels).to(place) - place).detach()
         low, step = (part.view(-1, 1, 1) for part in self.grid(rate))
         return low + step * symbols, torch.from_numpy(8 * (num_bytes - HEADER_BYTES)).to(place)

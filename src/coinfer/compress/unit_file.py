@@ -81,6 +81,10 @@ def load_unit(path: Path, graph: Graph, *, network: str) -> Trained:
     missing = [name for name in divided.state_dict() if name.startswith(needed) and name not in tensors]
     if unknown or missing:
         raise WeightsError(f"unit {path} does not fit: unknown {unknown[:3]}, missing {missing[:3]}")
+    for name, tensor in tensors.items():
+        is_prior = name.endswith("quantiser.shares")
+        if tensor.is_floating_point() and not tensor.isfinite().all() or is_prior and not (tensor > 0).all():
+            raise WeightsError(f'unit {path} does not fit: "{name}" holds values that no training leaves')
     return Trained(divided.eval(), cut, metadata)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -71,8 +72,14 @@ class UnitRecipe(Value, frozen=True, kw_only=True):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.prices or min(self.prices) < 0 or list(self.prices) != sorted(self.prices):
+        is_priced = bool(self.prices) and all(0 <= price < math.inf for price in self.prices)
+        if not is_priced or list(self.prices) != sorted(self.prices):
             raise ModelError(f"a unit's prices must be 0 or more and rise, got {list(self.prices)}")
+
+
+def is_cached(spec: UnitSpec, recipe: UnitRecipe) -> bool:
+    """Whether a training sees what its cut's head makes of all pictures, rather than of a few to begin with."""
+    return recipe.alone > 0 or (recipe.together > 0 and not spec.head_width)
 
 
 class RatePoint(NamedTuple):
@@ -150,8 +157,7 @@ class UnitTraining:
         self.checkpoints = None if checkpoints is None else checkpoints / f"{spec.name}.{self._key[:12]}.training"
         self._progress = progress
         self._is_light = spec.head_width > 0
-        is_cached = recipe.alone if self._is_light else recipe.alone or recipe.together
-        if features is None and is_cached:
+        if features is None and is_cached(spec, recipe):
             features = self._seen(teacher.images.pixels)
         self._features = features
         # A mixed picture has no label.

@@ -80,6 +80,8 @@ def test_energies_take_the_radio_and_the_devices_power(tmp_path: Path) -> None:
         ('bits = "few"', "bits"),
         ("bits_loss = -0.5", "bits_loss must be at least 0 points, got -0.5"),
         ("prices = [0.2, 0.1]", "prices must be 0 or more and rise"),
+        ("prices = [nan]", "prices must be 0 or more and rise"),
+        ("prices = [0.1, inf]", "prices must be 0 or more and rise"),
         ("width = [8]", "width"),
     ],
 )

@@ -129,8 +129,12 @@ def test_what_does_not_fit_is_refused(graph) -> None:
         Unit(MAP, UnitSpec(width=9))
     with pytest.raises(CutError, match="stride 3 does not divide 4 x 4"):
         Unit(MAP, UnitSpec(width=1, stride=3))
-    with pytest.raises(CutError, match=r"float32 maps \(C, H, W\) or tokens"):
-        Unit(TensorSpec(name="v", shape=(8,)), UnitSpec(width=1))
+    with pytest.raises(CutError, match=r"float32 maps \(C, H, W\), tokens \(T, C\) or vectors \(C\)"):
+        Unit(TensorSpec(name="v", shape=(2, 8, 4, 4)), UnitSpec(width=1))
+    with pytest.raises(CutError, match="a unit on tokens or a vector has stride 1"):
+        Unit(TensorSpec(name="v", shape=(8,)), UnitSpec(width=1, stride=2))
+    with pytest.raises(ModelError, match="at most 8 channels, got 9"):
+        Unit(TensorSpec(name="v", shape=(8,)), UnitSpec(width=9))
     for wrong in ({"width": 0}, {"width": 1, "bits": 9}, {"width": 1, "gains": (2.0, 1.0)}):
         with pytest.raises(ModelError, match="a unit's"):
             UnitSpec(**wrong)

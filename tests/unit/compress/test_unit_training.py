@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from coinfer.codec import make_codec
@@ -217,6 +218,12 @@ def test_a_unit_is_one_file(graph: Graph, images: Images, tmp_path: Path) -> Non
         load_unit(path, graph, network="cd" * 32)
     with pytest.raises(WeightsError, match="cannot be read"):
         load_unit(tmp_path / "none.safetensors", graph, network="ab" * 32)
+    whole, metadata = load_file(path), {"format": "coinfer-unit-2", **again.metadata}
+    broken = {"unit.quantiser.shares": torch.zeros(2, 4, 32), "unit.quantiser.log_step": torch.full((2, 4), torch.nan)}
+    for name, tensor in broken.items():
+        save_file(whole | {name: tensor}, path, metadata=metadata)
+        with pytest.raises(WeightsError, match=f'"{name}" holds values that no training leaves'):
+            load_unit(path, graph, network="ab" * 32)
     path.write_bytes(b"no unit at all")
     with pytest.raises(WeightsError, match="cannot be read"):
         load_unit(path, graph, network="ab" * 32)
@@ -247,6 +254,16 @@ def test_what_cannot_be_trained_is_refused(graph: Graph, images: Images) -> None
         train(graph, images, recipe=UnitRecipe(prices=(0.1,)))
     with pytest.raises(ModelError, match="prices must be 0 or more and rise"):
         UnitRecipe(prices=(0.1, 0.01))
+    for price in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(ModelError, match="prices must be 0 or more and rise"):
+            UnitRecipe(prices=(price,))
+
+
+def test_a_loss_that_breaks_through_jpeg_names_the_batch(graph: Graph, images: Images) -> None:
+    spec = UnitSpec(width=4, stride=1, bits=8, jpeg=50)
+    recipe = UnitRecipe(alone=3, together=0, prices=(0.0,), batch_size=32, lr=1e30)
+    with pytest.raises(ModelError, match=r"became (nan|inf) in epoch \d+, batch \d+"):
+        train(graph, images, spec, recipe)
 
 
 def test_a_loss_that_breaks_keeps_the_last_epoch(graph: Graph, images: Images, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Units in the deployed form: cut out of an exported network, coded, restored; on maps and on tokens."""
+"""Units in the deployed form: cut out of an exported network, coded, restored; on maps, tokens and vectors."""
 
 from pathlib import Path
 
@@ -34,6 +34,19 @@ class Two(nn.Module):
         return self.last(y.mean((2, 3))), y.amax((2, 3))
 
 
+class Hidden(nn.Module):
+    """A vector between two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.hidden = nn.Linear(8, 8)
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.hidden(torch.relu(self.first(x)).amax((2, 3)))))
+
+
 def vision_transformer() -> nn.Module:
     return VisionTransformer(width=32, depth=2, num_heads=2)
 
@@ -41,6 +54,8 @@ def vision_transformer() -> nn.Module:
 # A network, what crosses the cut that gets a unit (the last such cut), and the unit.
 NETWORKS = {
     "tokens": (vision_transformer, (65, 32), UnitSpec(width=12, bits=6, refine=1)),
+    "vector": (Hidden, (8,), UnitSpec(width=6, bits=6, refine=1)),
+    "prepared vector": (Hidden, (8,), UnitSpec(width=6, bits=6, prepare=1)),
     "two outputs": (Two, (8, 32, 32), UnitSpec(width=6, stride=2, bits=6)),
     "prepared": (Two, (8, 32, 32), UnitSpec(width=6, stride=2, bits=6, prepare=2)),
     "prepared tokens": (vision_transformer, (65, 32), UnitSpec(width=12, bits=6, prepare=1)),
