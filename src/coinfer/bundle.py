@@ -26,7 +26,7 @@ import msgspec
 
 from .errors import BundleError, PlanError
 from .plan import Candidate, Plan, Preprocess, TensorSpec, Value
-from .profile import Profile
+from .profile import Profile, Radio
 
 FORMAT = 1
 # What msgspec raises on bytes that are not the JSON of a type; deep nesting is a RecursionError.
@@ -51,7 +51,8 @@ class Manifest(Value, frozen=True, kw_only=True):
     `reference_plan` is the unmodified fp32 network on the device, always on the menu: losses are counted
     against it.  `is_agreement` says that no labels were used and its own answers stand in; `holdout` where
     the pictures came from that choices were made on, see `data.hold_out`.
-    `weights_sha256` maps each variant's name to its weights' hash.
+    `weights_sha256` maps each variant's name to its weights' hash.  `device_power_w`, `radio` and `max_energy_j` are
+    the job's, where it names any: what energies are counted with, and the limit, unless others are given.
     """
 
     format: int
@@ -69,6 +70,9 @@ class Manifest(Value, frozen=True, kw_only=True):
     reference_accuracy: float
     is_agreement: bool
     int8_slowdown_ratio: float
+    device_power_w: float | None = None
+    radio: Radio | None = None
+    max_energy_j: float | None = None
     holdout: str | None = None
     weights_sha256: dict[str, str]
     menu: tuple[Plan, ...]

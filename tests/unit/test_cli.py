@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from coinfer.cli.pictures import test_images as images_of
 from coinfer.data import load_source
 from coinfer.errors import DataError
 from coinfer.plan import Candidate, Evidence
-from coinfer.profile import Machine, Profile, Timing
+from coinfer.profile import RADIOS, Machine, Profile, Timing
 from tiny_bundle import DEVICE, MENU, SPLIT16, SPLIT32, UPLOAD, UPLOAD_TOP, make_tiny_bundle, pictures
 
 LOSSES = {SPLIT16: 0.5, UPLOAD: 3.0, UPLOAD_TOP: 3.0}
@@ -372,6 +373,22 @@ def test_plan_prices_energy_where_powers_are_given(run: Run, bundle: Bundle):
     assert_fails(run("plan", bundle.folder, "--max-energy", "1"), "--device-power", code=2)
     assert_fails(run("plan", bundle.folder, "--radio-tail", "1"), "--radio", code=2)
     assert_fails(run("plan", bundle.folder, "--device-power", "-2"), "--device-power", "-2", code=2)
+
+
+def test_a_bundle_built_for_energy_brings_its_powers(run: Run, bundle: Bundle, tmp_path: Path):
+    folder = tmp_path / "energy"
+    shutil.copytree(bundle.folder, folder)
+    radio = msgspec.structs.replace(RADIOS["wifi"], tail_j=0.5)
+    powers = {"goal": "energy", "device_power_w": 2.0, "radio": radio, "max_energy_j": 0.1}
+    write_manifest(folder, msgspec.structs.replace(bundle.manifest, **powers))
+    planned = run("plan", folder, "--json").json
+    assert planned["goal"]["minimise"] == "energy" and planned["chosen"]["plan"] == DEVICE
+    assert all("energy" in row["rejected"] for row in planned["candidates"] if row["kind"] != "device")
+    other = run("plan", folder, "--max-energy", "1000", "--device-power", "9", "--radio", "wifi", "--json").json
+    assert other["chosen"]["kind"] == "split"
+    np.save(tmp_path / "x.npy", pictures(1)[0])
+    done = run("run", folder, "--data", tmp_path / "x.npy", "--json")
+    assert done.code == 0 and done.json["summary"]["plan"] == DEVICE, done.err
 
 
 @pytest.mark.parametrize(

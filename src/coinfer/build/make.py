@@ -203,6 +203,7 @@ def _candidate(workshop: Workshop, draft: Draft, reference: NDArray[np.bool_]) -
 
 def _manifest(workshop: Workshop, candidates: list[Candidate], main: Candidate, int8_ratio: float) -> Manifest:
     job, source = workshop.job, workshop.source
+    conditions = conditions_of(job, int8_ratio=int8_ratio)
     return Manifest(
         format=FORMAT,
         coinfer=__version__,
@@ -219,6 +220,9 @@ def _manifest(workshop: Workshop, candidates: list[Candidate], main: Candidate, 
         reference_accuracy=main.evidence.accuracy or 0.0,
         is_agreement=workshop.validation.labels is None,
         int8_slowdown_ratio=int8_ratio,
+        device_power_w=conditions.device_power_w,
+        radio=conditions.radio,
+        max_energy_j=job.goal.max_energy,
         holdout=job.data.holdout,
         weights_sha256={network.name: network.weights_sha256 for network in workshop.networks.values()},
         menu=tuple(c.plan for c in candidates if c.dropped is None),

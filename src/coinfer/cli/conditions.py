@@ -47,6 +47,8 @@ def slowdown_of(bundle: Bundle, fp32: float | None, int8: float | None) -> Slowd
 def conditions_of(bundle: Bundle, options: Options) -> Conditions:
     """The conditions that the options describe, with the bundle's own cost of an exchange.
 
+    Powers are the bundle's own where none are given.
+
     Raises:
         UsageError: a value is not understood or out of range.
     """
@@ -67,8 +69,8 @@ def conditions_of(bundle: Bundle, options: Options) -> Conditions:
         device=slowdown_of(bundle, options.slowdown, options.int8_slowdown) or Slowdown(),
         edge_load=options.edge_load,
         exchange_s=bundle.profile().exchange_s,
-        device_power_w=options.device_power,
-        radio=radio,
+        device_power_w=bundle.manifest.device_power_w if options.device_power is None else options.device_power,
+        radio=radio or bundle.manifest.radio,
     )
 
 

@@ -76,7 +76,7 @@ def plan(
     ] = 0.0,
     max_energy: Annotated[
         float | None,
-        typer.Option("--max-energy", metavar="MJ", help="Most millijoules of a request.", show_default=False),
+        typer.Option("--max-energy", metavar="MILLIJOULES", help="Most millijoules of a request.", show_default=False),
     ] = None,
     top_n: Annotated[int, typer.Option("--top-n", min=1, help="Rows of the table.")] = 10,
     json: Json = False,
@@ -96,21 +96,22 @@ def plan(
     of_device = None if device_profile is None else load_profile(device_profile, loaded)
     if device_power is None and of_device is not None:
         device_power = of_device.power_w
-    if max_energy is not None and (device_power is None or radio is None):
-        raise UsageError("--max-energy needs --device-power (or a device profile with a measured power) and --radio")
     options = Options(rate, rtt, slowdown, int8_slowdown, edge_load, device_power, radio, radio_tail)
     conditions = conditions_of(loaded, options)
+    if max_energy is not None and (conditions.device_power_w is None or conditions.radio is None):
+        raise UsageError("--max-energy needs --device-power (or a device profile with a measured power) and --radio")
     candidates = with_profiles(
         loaded.candidates(),
         device=of_device,
         edge=None if edge_profile is None else load_profile(edge_profile, loaded),
     )
+    asked = goal_of(loaded, goal, max_loss)
     wanted = msgspec.structs.replace(
-        goal_of(loaded, goal, max_loss),
+        asked,
         max_latency_s=None if max_latency is None else parse_duration_s(max_latency),
         min_throughput_hz=min_rate,
         max_bytes=max_bytes,
-        max_energy_j=None if max_energy is None else max_energy / 1e3,
+        max_energy_j=asked.max_energy_j if max_energy is None else max_energy / 1e3,
     )
     ranking = search(candidates, conditions, wanted)
     built = loaded.manifest
@@ -141,7 +142,8 @@ def goal_of(bundle: Bundle, minimise: str | None, max_loss: float | None) -> Goa
     limit = bundle.manifest.max_loss_points if max_loss is None else max_loss
     if not limit >= 0:
         raise UsageError(f"--max-loss must be at least 0 points, got {limit:g}")
-    return Goal(minimise=minimise, max_loss_points=limit)  # type: ignore[arg-type]
+    energy_j = bundle.manifest.max_energy_j
+    return Goal(minimise=minimise, max_loss_points=limit, max_energy_j=energy_j)  # type: ignore[arg-type]
 
 
 def _entry(ranking: Ranking, candidates: list[Candidate], place: int, on_menu: set[int]) -> dict[str, Any]:

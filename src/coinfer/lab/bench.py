@@ -247,7 +247,15 @@ class _Bench:
         exchange_s: float,
     ) -> None:
         """All of one cell: who is measured, their requests with their timing in between, the finalists, a stream."""
-        conditions = Conditions(link=cell.link, device=cell.slowdown, edge_load=cell.load, exchange_s=exchange_s)
+        manifest = self.bundle.manifest
+        conditions = Conditions(
+            link=cell.link,
+            device=cell.slowdown,
+            edge_load=cell.load,
+            exchange_s=exchange_s,
+            device_power_w=manifest.device_power_w,
+            radio=manifest.radio,
+        )
         effort = self.effort
         picks = self.pick(candidates, conditions, self.goal)
         plans = list(picks)
