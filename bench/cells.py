@@ -1,7 +1,7 @@
 """Cells of link rate and device slowdown: build a network's bundle, measure its plans side by side, keep the raw logs.
 
-A NAME is a job file in bench/jobs.  What is measured in a cell: the chosen plan, the best of each kind, the
-three best estimates of each kind, and three at random among all that survived the build.  So the bundle that is
+A NAME is a job file in bench/jobs.  What is measured in a cell: the chosen plan, the best of each way, the
+three best estimates of each way, and three at random among all that survived the build.  So the bundle that is
 measured holds many more plans than the menu.
 """
 
@@ -89,7 +89,7 @@ def conditions_of(manifest: Manifest, rate_bps: float, slowdown: float) -> Condi
 
 
 def contenders(study: Study, workshop: Workshop) -> list[int]:
-    """Plans to measure somewhere: the best estimates of every kind in every cell, and some at random."""
+    """Plans to measure somewhere: the best estimates of every way in every cell, and some at random."""
     alive = [c for c in workshop.candidates if c.dropped is None]
     pick = pick_plans(each=3, random=0)
     goal = Goal(max_loss_points=workshop.manifest.max_loss_points)

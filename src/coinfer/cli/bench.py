@@ -75,9 +75,9 @@ def bench(
     """Measure the chosen plan beside every baseline.
 
     Starts an edge and a device in processes of their own, joins them by an emulated link, and sends each
-    picture through the chosen plan, the best of each kind (device, upload, split) and some others, in a random
-    order. Prints measured and estimated latency, bytes on the wire, accuracy, the throughput of a stream, and
-    each baseline's latency over the chosen plan's.
+    picture through the chosen plan, the best of each way (device, upload, split, split with a unit) and some
+    others, in a random order. Prints measured and estimated latency, bytes on the wire, accuracy, the
+    throughput of a stream, and each baseline's latency over the chosen plan's.
     """
     from tempfile import TemporaryDirectory
 
@@ -148,7 +148,7 @@ def table_of(summary: Summary, *, is_agreement: bool = False) -> TextTable:
 
 
 def draw(path: Path, summary: Summary) -> None:
-    """Measured latency against rate: the chosen plan, and the best of each kind."""
+    """Measured latency against rate: the chosen plan, and the best of each way."""
     from ..report import plots
     from ..search.solve import WAYS
 

@@ -42,7 +42,7 @@ def menu_candidates(bundle: Bundle) -> list[Candidate]:
 
 
 def pick_plans(each: int = 3, random: int = 3, *, seed: int = 0) -> Pick:
-    """The chosen plan, the best of every kind, the `each` best estimates of every kind, and `random` others.
+    """The chosen plan, the best of every way, the `each` best estimates of every way, and `random` others.
 
     All of them keep the goal's constraints.
     """

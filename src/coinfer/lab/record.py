@@ -88,7 +88,7 @@ class EstimateLine(Value, frozen=True, kw_only=True):
 
 
 class CellLine(Value, frozen=True, kw_only=True, tag="cell", tag_field="line"):
-    """One cell: conditions, the chosen plan, the best of each kind, the estimate of each plan to be measured."""
+    """One cell: conditions, the chosen plan, the best of each way, the estimate of each plan to be measured."""
 
     cell: str
     link: Link

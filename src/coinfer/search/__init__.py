@@ -2,7 +2,7 @@
 
     space      which codecs are worth trying at a cut and on the input
     estimate   one candidate under given conditions, stage by stage
-    solve      Goal, search -> Ranking, the best of each kind
+    solve      Goal, search -> Ranking, the best of each way
     menu       the winners over a grid of conditions; the regime map
 
 Nothing here measures, and nothing here knows how a plan runs: the only price list is `stages`.

@@ -1,7 +1,7 @@
 """Which plans a bundle carries, and where each kind of plan wins.
 
 A menu is the union of the winners over a grid of conditions (rate x device slowdown x edge load), and
-of the best plan of each kind at a few of them, so that every bundle can always fall back to device-only
+of the best plan of each way at a few of them, so that every bundle can always fall back to device-only
 and always has its honest rivals beside it. The regime map is the same grid at one load, kept cell by cell.
 """
 
@@ -23,7 +23,7 @@ from .solve import best_first, best_of_kinds, best_of_ways, price_table, search
 RATES_BPS: tuple[float, ...] = tuple(float(f"{rate:.3g}") for rate in np.geomspace(1e4, 1e9, 21))
 SLOWDOWNS: tuple[float, ...] = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 300)
 LOADS: tuple[float, ...] = (1, 2, 4, 8)
-# Where the best of every kind is kept, winner or not.
+# Where the best of every way is kept, winner or not.
 RIVAL_RATES_BPS: tuple[float, ...] = (1e5, 1e6, 1e7, 1e8)
 RIVAL_SLOWDOWNS: tuple[float, ...] = (1, 10, 100)
 # What a grid does not vary: the delay, the exchange, the powers.
@@ -43,7 +43,7 @@ def menu(
 ) -> tuple[int, ...]:
     """Indexes of the candidates that a bundle needs, sorted.
 
-    The winners over the grid, the best of each kind at a few rates and slowdowns, and the best of each
+    The winners over the grid, the best of each way at a few rates and slowdowns, and the best of each
     kind under each of `also` (the conditions that a job names). `int8_ratio` is the int8 slowdown over
     the fp32 slowdown; delay, exchange and powers are those of `base`. Grid points where nothing is
     feasible add nothing.
@@ -88,7 +88,7 @@ def at(base: Conditions, rate_bps: float, slowdown: float, edge_load: float, *, 
 class Cell(Value, frozen=True, kw_only=True):
     """One point of a regime map.
 
-    `best` maps each kind that is feasible here to the index of its best candidate, and `latencies_s` and
+    `best` maps each way that is feasible here to the index of its best candidate, and `latencies_s` and
     `objectives` to that candidate's latency and objective (the goal's, least is best). `kind` and
     `index` are the winner's, None where nothing is feasible. `ratio` is the objective of the best plan
     of another kind over the winner's (at least 1): None where there is no other kind, or the
@@ -137,7 +137,7 @@ def regime_map(
     int8_ratio: float = 2.0,
     base: Conditions = BASE,
 ) -> RegimeMap:
-    """The winner and the best of each kind at every rate and slowdown, at the edge load of `base`.
+    """The winner and the best of each way at every rate and slowdown, at the edge load of `base`.
 
     Raises:
         PlanError: no candidates, or an empty grid.

@@ -213,7 +213,7 @@ def best_of_ways(table: Table, priced: Priced) -> dict[Way, int]:
 
 
 def best_of_kinds(table: Table, priced: Priced) -> dict[Kind, int]:
-    """Index of the best feasible row of each kind, for a table already priced."""
+    """Index of the best feasible row of each way, for a table already priced."""
     return _best_of(table, priced, table.kinds, KINDS)
 
 
