@@ -305,9 +305,13 @@ def _exactness(trainee: Trainee, graph: Graph, images: Images, model: LoadedMode
 
 
 def curves() -> None:
-    """Every test picture over the link, network by network."""
-    for name in TRAINEES:
-        measure_curves(f"{name}-rates", RAW)
+    """Every test picture over the link, network by network, where its units are trained."""
+    for name, units in FINISHED.items():
+        missing = [unit for unit in units if not path_of(unit).is_file()]
+        if missing:
+            _say(f"{name}: no curves without {', '.join(missing)}")
+        else:
+            measure_curves(f"{name}-rates", RAW)
 
 
 def cells() -> None:
