@@ -103,6 +103,14 @@ UNITS = {
         UnitSpec(width=32, stride=4, bits=5, gains=GAINS, prepare=2, refine=1, is_rectified=True),
         UnitRecipe(alone=0, together=0, whole=24, prices=(0.05, 0.15, 0.3, 0.7), whole_lr=8e-4, network_share=0.25),
     ),
+    "early-anew": Order(
+        "layer1.0#0",
+        UnitSpec(width=24, stride=4, bits=5, gains=GAINS, prepare=2, refine=1, is_rectified=True),
+        UnitRecipe(
+            alone=0, together=0, whole=30, prices=(0.08, 0.2, 0.35, 0.7), whole_lr=8e-4, network_share=0.25,
+            is_answered_anew=True,
+        ),
+    ),
     "early2": Order(
         "layer1.1#0",
         UnitSpec(width=48, stride=4, bits=5, gains=GAINS, refine=1, is_rectified=True),
