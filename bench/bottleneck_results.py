@@ -37,7 +37,7 @@ from .bottleneck import FINISHED, GRID_RATES, GRID_SLOWDOWNS, UNITS, network, pa
 from .tables import DOCS, Measured, cell_name, int8_ratio_of, map_of, measured_commit, net_rows, section, spread
 
 RAW = Path("docs/results/raw/bottleneck")
-NET = Measured("resnet56-units", "ResNet-56, CIFAR-10, with units among the candidates", RAW)
+NET = Measured("resnet56-units", "ResNet-56 with units, CIFAR-10", RAW)
 NETWORK = "resnet56"
 CURVES = f"{NETWORK}-rates.curves.jsonl.gz"
 TITLES = {NETWORK: "ResNet-56", "resnet18-half": "ResNet-18 of half width, warm start"}
