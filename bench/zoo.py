@@ -39,7 +39,7 @@ def row(name: str) -> tuple[str, ...]:
     points = rates_of(unit.divided, images, model.preprocess)
     own = 100 * top1(model.module, images.pixels, images.labels, model.preprocess)
     spec = unit.divided.unit.spec
-    blocks = f", {spec.prepare} blocks before the code" if spec.prepare else ""
+    blocks = f", residual blocks before the code: {spec.prepare}" if spec.prepare else ""
     return (
         f"units/{path.name}",
         f"`{order.trainee.name}`",
