@@ -24,9 +24,9 @@ COLUMNS = ("file", "network", "cut", "made by", "unit", "B by its prior, 2,000 v
 COLUMNS += ("top-1 % there (the network)", "bytes", "sha256")
 NOTE = """
 Made by `python -m bench.bottleneck train NAME` with torch 2.13.0 (CPU build, bfloat16), seed 0, on the training
-pictures of the network's data: as they are, mirrored (not the digits), and mixed with another. `resnet56` and
-`resnet18-half` have the given CIFAR-10 weights. A job uses a unit by `[bottleneck] units = ["zoo/units/FILE"]`;
-`make demo` has those of `scene-resnet`. This table: `python -m bench.zoo`.
+pictures of the network's data: as they are, mirrored (not the digits), and mixed with another. Networks
+for CIFAR-10 have the given weights. A job uses a unit by `[bottleneck] units = ["zoo/units/FILE"]`; `make demo` has
+those of `scene-resnet`. This table: `python -m bench.zoo`.
 """
 
 

@@ -14,14 +14,13 @@ from typing import NamedTuple
 
 import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import ModelError, WeightsError
 from ..plan import Value
 from .channels import Removal, replay
 from .pruning import PruneRecipe
-from .train import save_tensors
+from .train import load_tensors, save_tensors
 
 FORMAT = "coinfer-pruned-1"
 
@@ -58,12 +57,7 @@ def load_pruned(path: Path, module: nn.Module, example: Sequence[Tensor], *, net
     Raises:
         WeightsError: no such file, not a pruned network, or one of another network or version.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = dict(file.metadata() or {})
-            state = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"pruned network {path} cannot be read: {error}") from error
+    state, metadata = load_tensors(path, "pruned network")
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"pruned network {path} must be of format {FORMAT}, got {metadata.get('format')}")
     if metadata.get("network") != network:

@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import msgspec
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..errors import ModelError
@@ -33,7 +32,7 @@ from .channels import Channels, Removal, replay
 from .hardware import training_device
 from .losses import Loss, cross_entropy, distillation
 from .scores import Score, scores_of, slimmed
-from .train import Schedule, Step, fit, save_tensors
+from .train import Schedule, Step, fit, load_tensors, save_tensors
 from .unit_training import Teacher
 
 VERSIONS = ("pruning-1", f"torch {torch.__version__}")
@@ -268,9 +267,7 @@ class Pruning:
         path = None if self.folder is None else self.folder / "state.safetensors"
         if path is None or not path.is_file():
             return 0
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            state = {name: file.get_tensor(name) for name in file.keys()}
+        state, metadata = load_tensors(path, "pruning")
         self.rounds = msgspec.json.decode(metadata["rounds"], type=list[list[Removal]])
         device = training_device()
         self.module = copy.deepcopy(self._original).to(device)

@@ -215,6 +215,19 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, 
     write_atomically(path, save(plain, metadata))
 
 
+def load_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; `what` it should be, for the message.
+
+    Raises:
+        WeightsError: no such file, or none of that form.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{what} {path} cannot be read: {error}") from error
+
+
 def _resume(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: Schedule, key: str) -> int:
     """Fill model and optimiser from a checkpoint; how many epochs it has behind it."""
     try:

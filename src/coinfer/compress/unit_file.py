@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..errors import ModelError, WeightsError
 from ..model.cut import Cut
 from ..model.graph import Graph
 from .bottleneck import UnitSpec
 from .divided import Divided, insert_unit
-from .train import save_tensors
+from .train import load_tensors, save_tensors
 from .unit_training import UnitRecipe
 
 FORMAT = "coinfer-unit-2"
@@ -59,12 +58,7 @@ def load_unit(path: Path, graph: Graph, *, network: str) -> Trained:
         WeightsError: no such file, not a unit, or one of another network or version.
         CutError: the graph has no such cut.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"unit {path} cannot be read: {error}") from error
+    tensors, metadata = load_tensors(path, "unit")
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"unit {path} must be of format {FORMAT}, got {metadata.get('format')}")
     if metadata.get("network") != network:
