@@ -96,19 +96,17 @@ UNITS = {
     "middle": Order(
         "layer2.8#0",
         UnitSpec(width=48, stride=4, bits=5, gains=GAINS, prepare=1, refine=1, is_rectified=True),
-        UnitRecipe(alone=3, together=4, whole=6, prices=(0.1, 0.25, 0.5, 1.2), whole_lr=8e-4, network_share=0.25),
+        UnitRecipe(
+            alone=3, together=4, whole=6, anew=7, prices=(0.1, 0.25, 0.5, 1.2), whole_lr=8e-4, anew_lr=4e-4,
+            network_share=0.25,
+        ),
     ),
     "early": Order(
         "layer1.0#0",
         UnitSpec(width=32, stride=4, bits=5, gains=GAINS, prepare=2, refine=1, is_rectified=True),
-        UnitRecipe(alone=0, together=0, whole=24, prices=(0.05, 0.15, 0.3, 0.7), whole_lr=8e-4, network_share=0.25),
-    ),
-    "early-anew": Order(
-        "layer1.0#0",
-        UnitSpec(width=24, stride=4, bits=5, gains=GAINS, prepare=2, refine=1, is_rectified=True),
         UnitRecipe(
-            alone=0, together=0, whole=30, prices=(0.08, 0.2, 0.35, 0.7), whole_lr=8e-4, network_share=0.25,
-            is_answered_anew=True,
+            alone=0, together=0, whole=24, anew=13, prices=(0.05, 0.15, 0.3, 0.7), whole_lr=8e-4, anew_lr=4e-4,
+            network_share=0.25,
         ),
     ),
     "early2": Order(
@@ -238,6 +236,7 @@ def train(name: str) -> None:
     _show(training.divided, source, model)
     training.together()
     training.whole()
+    training.anew()
     network_sha = weights_digest(model.module)
     save_unit(training.divided, graph, cut, path_of(name), network=network_sha, recipe=order.recipe)
     _show(training.divided, source, model)

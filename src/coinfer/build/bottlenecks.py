@@ -160,6 +160,7 @@ class _Workbench:
             cell = cells[place]
             trainings[place].together()
             trainings[place].whole()
+            trainings[place].anew()
             digest = hashlib.sha256(key.digest() + msgspec.json.encode(_named(cell))).hexdigest()
             names.append(f"{trainings[place].divided.unit.spec.name}.{digest[:12]}.safetensors")
             save_unit(
@@ -282,9 +283,9 @@ def wanted_units(job: BottleneckJob, graph: Graph) -> Iterator[Wanted]:
                 check_unit(crossing, spec)
                 if share:
                     spec = msgspec.structs.replace(spec, head_width=light_width(cut, graph, spec, share))
-                alone, together, whole = job.epochs
+                alone, together, whole, anew = (*job.epochs, 0, 0, 0, 0)[:4]
                 recipe = UnitRecipe(
-                    alone=alone, together=together, whole=whole,
+                    alone=alone, together=together, whole=whole, anew=anew,
                     prices=job.prices, label_share=job.labels, seed=job.seed,
                 )  # fmt: skip
                 yield Wanted(cut, spec, recipe, job.bits_loss if job.bits == "search" else None)

@@ -120,10 +120,10 @@ class BottleneckJob(Value, frozen=True, kw_only=True):
     A unit is trained at each of `cuts` for each of `widths` and `strides`, with the network's own layers before it
     where `light` is empty, else with a light head of each of these shares of the network's multiply-accumulates.
     `bits` "search" takes the fewest whose accuracy after the first phase is at most `bits_loss` points below that of 8.
-    `prices` of 1,000 bits, in nats, give one rate each.  `epochs` are those of the three phases: the unit alone, the
-    unit and the tail, the whole network; on at most `images` pictures, mirrored ones too where `mirror`, and
-    `mixes` mixes of each with another.  `labels`: of the loss, beside the network's own answers (mixed pictures have
-    no label).  `units` are files of units that were trained before.
+    `prices` of 1,000 bits, in nats, give one rate each.  `epochs` are those of up to four phases: the unit alone, the
+    unit and the tail, the whole network, and that on pictures mixed anew; on at most `images` pictures, mirrored ones
+    too where `mirror`, and `mixes` mixes of each with another.  `labels`: of the loss, beside the network's own answers
+    (mixed pictures have no label).  `units` are files of units that were trained before.
     """
 
     cuts: tuple[str, ...] = ()
@@ -135,7 +135,7 @@ class BottleneckJob(Value, frozen=True, kw_only=True):
     prepare: int = 0
     refine: int = 1
     prices: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
-    epochs: tuple[int, int, int] = (4, 4, 0)
+    epochs: tuple[int, ...] = (4, 4, 0, 0)
     images: int = 50_000
     mirror: bool = True
     mixes: int = 1
@@ -181,8 +181,8 @@ class Job(Value, frozen=True, kw_only=True):
             raise JobError(f"[bottleneck] prices must be 0 or more and rise, got {list(units.prices)}")
         has_bits = units.bits == "search" or 1 <= units.bits <= 8
         least = min((*units.widths, *units.strides), default=0)
-        if least < 1 or min(units.epochs) < 0 or not has_bits:
-            allowed = 'widths and strides at least 1, epochs 0 or more, bits 1 to 8 or "search"'
+        if least < 1 or min(units.epochs, default=-1) < 0 or len(units.epochs) > 4 or not has_bits:
+            allowed = 'widths and strides at least 1, up to four epochs of 0 or more, bits 1 to 8 or "search"'
             raise JobError(f"[bottleneck] allowed are {allowed}")
         if units.cuts and not (units.widths and units.strides):
             raise JobError("[bottleneck] cuts need at least one of widths and one of strides")

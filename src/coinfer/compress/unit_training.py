@@ -5,6 +5,7 @@
                 on features computed once              the tail left out
     together    unit and tail, on the same             head, unit and tail, on pictures
     whole       head, unit and tail, on pictures       the same for longer
+    anew        the same, on pictures mixed anew each time, the unmodified network answering just these
 
 The loss is distillation from the unmodified network, with a share of labels where every view has one, plus the price
 of the bits at the rate that the batch was drawn for; a light head begins with imitation in place of distillation.
@@ -46,10 +47,9 @@ Progress = Callable[[str, Step], None]
 
 
 class UnitRecipe(Value, frozen=True, kw_only=True):
-    """How a unit is trained: epochs of the three phases, `prices` of 1,000 bits for each rate (in nats of the loss).
+    """How a unit is trained: epochs of the four phases, `prices` of 1,000 bits for each rate (in nats of the loss).
 
-    `network_share`: of the learning rate, for the network's own layers beside what is new.  `is_answered_anew`: in the
-    third phase pictures are mixed anew each time, and the unmodified network answers just these.
+    `network_share`: of the learning rate, for the network's own layers beside what is new.
 
     Raises:
         ModelError: no price, or prices that do not rise.
@@ -58,11 +58,12 @@ class UnitRecipe(Value, frozen=True, kw_only=True):
     alone: int = 6
     together: int = 6
     whole: int = 0
+    anew: int = 0
     lr: float = 2e-3
     together_lr: float = 5e-4
     whole_lr: float = 2e-4
+    anew_lr: float = 2e-4
     network_share: float = 1.0
-    is_answered_anew: bool = False
     prices: tuple[float, ...] = (0.02,)
     temperature: float = 2.0
     label_share: float = 0.0
@@ -215,9 +216,17 @@ class UnitTraining:
         recipe = self._recipe
         self.divided.requires_grad_(True)
         if recipe.whole:
-            task = distillation(temperature=recipe.temperature) if recipe.is_answered_anew else self._task
-            batches = self._answered() if recipe.is_answered_anew else self._pictures(shift=recipe.shift)
-            self._fit("whole", self.divided, batches, task, recipe.whole, recipe.whole_lr)
+            self._fit(
+                "whole", self.divided, self._pictures(shift=recipe.shift), self._task, recipe.whole, recipe.whole_lr
+            )
+
+    def anew(self) -> None:
+        """Head, unit and tail, without labels.  Raises as `alone`."""
+        recipe = self._recipe
+        self.divided.requires_grad_(True)
+        if recipe.anew:
+            task = distillation(temperature=recipe.temperature)
+            self._fit("anew", self.divided, self._answered(), task, recipe.anew, recipe.anew_lr)
 
     def _behind(self) -> FeatureBatches:
         assert self._features is not None

@@ -63,6 +63,7 @@ def train(graph: Graph, images: Images, spec: UnitSpec = SPEC, recipe: UnitRecip
     training.alone()
     training.together()
     training.whole()
+    training.anew()
     return training.divided
 
 
@@ -71,7 +72,7 @@ def test_answers_anew_bring_the_whole_network_near(graph: Graph, images: Images)
     short = {"alone": 0, "together": 0, "prices": (0.0, 0.01), "batch_size": 32}
     unlabelled = Images(images.pixels, None)
     before = train(graph, unlabelled, spec, UnitRecipe(**short))
-    after = train(graph, unlabelled, spec, UnitRecipe(**short, whole=8, whole_lr=2e-3, is_answered_anew=True))
+    after = train(graph, unlabelled, spec, UnitRecipe(**short, anew=8, anew_lr=2e-3))
     assert loss_after(graph, after, images) < 0.5 * loss_after(graph, before, images)
 
 
