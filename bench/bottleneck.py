@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from coinfer.build.bottlenecks import light_width
 from coinfer.build.make import build
+from coinfer.build.wanted import light_width
 from coinfer.build.workshop import safe_name
 from coinfer.compress.batches import Views, as_inputs
 from coinfer.compress.bottleneck import UnitSpec
@@ -251,7 +251,7 @@ def taught(trainee: Trainee, graph: Graph, source: Source, model: LoadedModel) -
         _say(f"the network's own answers to {views.num_views} views of {len(images)} pictures")
         teacher = teacher_of(graph, images, model.preprocess, views)
         save_tensors({"logits": teacher.logits}, kept)
-    return Teacher(images, model.preprocess, views, load_file(kept)["logits"])
+    return Teacher(images, model.preprocess, views, load_file(kept)["logits"], graph.module)
 
 
 def show_rates(name: str) -> None:

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
-from coinfer.build.bottlenecks import units_of, wanted_units
+from coinfer.build.bottlenecks import UnitTrainer
+from coinfer.build.teachers import Teachers
+from coinfer.build.wanted import wanted_units
 from coinfer.compress.batches import Views, seen_by
 from coinfer.compress.divided import Divided
 from coinfer.compress.unit_training import Teacher, UnitTraining, rates_of, teacher_of
@@ -48,8 +50,11 @@ def main() -> None:
 
     begun_s = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        digest = weights_digest(model.module)
-        grid = units_of(job, graph, digest, source, model.preprocess, Path(folder), progress=show)
+        choice = source.drawn("validation", job.build.rounds[-1])
+        teachers = Teachers(model.module, graph, source, model.preprocess, choice, progress=show)
+        grid = UnitTrainer(job, graph, weights_digest(model.module), teachers, Path(folder), progress=show)
+        for task in grid.tasks():
+            task.run()
     took_s = {"build": time.perf_counter() - begun_s}
     for trained in grid.units:
         note("build", trained.cut.name, trained.divided)

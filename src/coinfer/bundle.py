@@ -2,6 +2,7 @@
 
     DIR/bundle.json          the Manifest: what this is, the menu, sha256 and size of every other file
     DIR/evidence.json        every candidate that was considered, with what was measured (plan reads it)
+    DIR/networks.json        how each network of the menu was made: of which other one, by which recipes
     DIR/profile.json         the building machine's Profile
     DIR/samples.safetensors  four pictures, so that a machine can time codecs on real input
     DIR/segments/*.onnx      heads, tails and whole networks of the menu
@@ -20,7 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -41,6 +42,21 @@ class FileEntry(Value, frozen=True, kw_only=True):
 
     num_bytes: int
     sha256: str
+
+
+class Ancestry(Value, frozen=True, kw_only=True):
+    """How a network was made.
+
+    `base` is the name of the one that it was made of (None: it was given).  `pruned` has each stage of pruning since
+    the unmodified network, its recipe and the channels that each round removed; `unit` the cut, shape and recipe of
+    the trained unit in it.
+    """
+
+    name: str
+    weights_sha256: str
+    base: str | None = None
+    pruned: tuple[dict[str, Any], ...] = ()
+    unit: dict[str, Any] | None = None
 
 
 class Manifest(Value, frozen=True, kw_only=True):
@@ -116,6 +132,14 @@ class Bundle:
             BundleError: evidence.json is not listed, or holds something else.
         """
         return self._decode("evidence.json", list[Candidate])
+
+    def networks(self) -> dict[str, Ancestry]:
+        """How the networks of the menu were made, and those that they were made of, by name.
+
+        Raises:
+            BundleError: networks.json is not listed, or holds something else.
+        """
+        return self._decode("networks.json", dict[str, Ancestry])
 
     def profile(self) -> Profile:
         """The building machine's times.

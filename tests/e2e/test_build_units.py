@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from coinfer.build.bottlenecks import units_of as units_of_job
+from coinfer.build.bottlenecks import UnitTrainer
 from coinfer.build.evaluate import Deployed
 from coinfer.build.job import BottleneckJob, BuildJob, DataJob, Job, ModelJob
 from coinfer.build.make import assemble, build
+from coinfer.build.teachers import Teachers
 from coinfer.bundle import Bundle
 from coinfer.compress.unit_training import rates_of
 from coinfer.data import load_source
@@ -92,18 +93,23 @@ def test_the_fewest_bits_are_searched_by_halving(
     built: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loss: float, least: int, most: int
 ) -> None:
     monkeypatch.chdir(built.folder.parent)
-    graph = capture(build_model("own_units:factory").module, torch.zeros(2, 1, 8, 8))
+    module = build_model("own_units:factory").module
+    graph = capture(module, torch.zeros(2, 1, 8, 8))
     preprocess, source = Preprocess(mean=(0.0,), std=(1.0,)), load_source("digits")
     asked = msgspec.structs.replace(
         UNITS, bits="search", bits_loss=loss, prices=(0.0,), epochs=(20, 0, 0), strides=(1,), widths=(4,)
     )
     stages: list[str] = []
-    grid = units_of_job(
-        job(asked), graph, "ab" * 32, source, preprocess, tmp_path,
-        progress=lambda stage, *_: stages.append(stage),
-    )  # fmt: skip
+
+    def note(stage: str, *rest: object) -> None:
+        stages.append(stage)
+
+    teachers = Teachers(module, graph, source, preprocess, source.drawn("validation", 1000), progress=note)
+    grid = UnitTrainer(job(asked), graph, "ab" * 32, teachers, tmp_path, progress=note)
+    for task in grid.tasks():
+        task.run()
     (unit,) = grid.units
-    assert grid[1:] == (8, 4, 1)
+    assert (grid.num_cells, grid.num_begun, grid.num_finished) == (8, 4, 1)
     # With any loss allowed, halving goes all the way down; else it stops where the accuracy breaks.
     assert least <= unit.divided.unit.spec.bits <= most
     tried = {stage.split()[2].rstrip(":") for stage in stages if stage.startswith("unit ")}

@@ -1,4 +1,4 @@
-"""The units of a job: trained where the job asks for it, read where it names files.
+"""The units of a job, trained where it asks for them.
 
 The papers train every (cut, width, stride) to its end.  Here the cells of one cut share the features of its frozen
 head, begin from the next wider one that was trained, widest first, and run their first phase (the unit alone) only;
@@ -13,99 +13,39 @@ build that was killed goes on from the last epoch.
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import shutil
-from collections.abc import Iterator
-from itertools import groupby, product
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import msgspec
-import torch
+import numpy as np
 from torch import Tensor
 
 from ..compress.batches import Views, seen_by
-from ..compress.bottleneck import Unit, UnitSpec, check_unit
-from ..compress.divided import several_cross
-from ..compress.encoder import width_for
+from ..compress.bottleneck import Unit, UnitSpec
 from ..compress.train import Step
 from ..compress.unit_file import Trained, load_unit, save_unit
-from ..compress.unit_training import (
-    VERSIONS,
-    RatePoint,
-    Teacher,
-    UnitRecipe,
-    UnitTraining,
-    is_cached,
-    rates_of,
-    teacher_of,
-)
+from ..compress.unit_training import VERSIONS, RatePoint, Teacher, UnitRecipe, UnitTraining, is_cached, rates_of
 from ..compress.unit_training import Progress as StepProgress
-from ..data import Images, Source
-from ..errors import CutError, JobError, ModelError
+from ..data import Images
 from ..files import write_atomically
 from ..model.cut import Cut, split
 from ..model.graph import Graph
-from ..plan import Preprocess, Value
-from .job import BottleneckJob, Job
+from ..plan import Candidate, Value
+from .job import Job
 from .progress import Progress
+from .spending import Outcome, Task, scaled
+from .teachers import Teachers
+from .wanted import Wanted, wanted_units
 
-# Steps of neighbouring rates differ by this factor at first: a price four times as high.
-GAIN = 2.0
 # Validation pictures that a cell must win something on after its first phase.
 SELECTION_PICTURES = 1000
-
-
-class Wanted(NamedTuple):
-    """One unit that the job asks for; `bits_loss`: it takes the fewest bits that lose no more points against 8."""
-
-    cut: Cut
-    spec: UnitSpec
-    recipe: UnitRecipe
-    bits_loss: float | None = None
-
-
-class Grid(NamedTuple):
-    """The units of a job, and what they took.
-
-    `num_cells` trainings are in the papers' grid, each to its end; `num_begun` ran their first phase, `num_finished` to
-    their end, now or in an earlier build.
-    """
-
-    units: list[Trained]
-    num_cells: int = 0
-    num_begun: int = 0
-    num_finished: int = 0
-
-    @property
-    def text(self) -> str:
-        """One line for people."""
-        ran = f"{self.num_begun} ran their first phase, {self.num_finished} to their end"
-        return f"units: of {self.num_cells} trainings of the whole grid {ran}"
-
-
-def units_of(
-    job: Job, graph: Graph, network: str, source: Source, preprocess: Preprocess, folder: Path, *, progress: Progress
-) -> Grid:
-    """Every unit of the job, trained or read; `network` is the sha256 of the unmodified network's weights.
-
-    Raises:
-        CoinferError: a unit does not fit the network, or its training fails.
-    """
-    units = [load_unit(Path(file), graph, network=network) for file in job.bottleneck.units]
-    wanted = list(wanted_units(job.bottleneck, graph))
-    if not wanted:
-        return Grid(units)
-    images = source.drawn("train", job.bottleneck.images)
-    workbench = _Workbench(job, graph, network, preprocess, folder / "units", images, source, progress)
-    num_given = len(units)
-    for _, cells in groupby(wanted, key=lambda unit: (unit.cut.name, unit.spec.head_width > 0)):
-        units += workbench.finished(list(cells))
-    num_cells = sum(1 if unit.bits_loss is None else unit.spec.bits for unit in wanted)
-    grid = Grid(units, num_cells, workbench.num_begun, len(units) - num_given)
-    progress(grid.text, 1, 1, "")
-    return grid
+# Of a code's bits, what its coder leaves: a guess before any training.
+_CODED = 0.4
 
 
 class Done(Value, frozen=True, kw_only=True):
@@ -115,31 +55,134 @@ class Done(Value, frozen=True, kw_only=True):
     num_begun: int
 
 
-class _Workbench:
-    """Trains the cells of one cut after the other; what they share is computed when it is first needed."""
+class UnitTrainer:
+    """Trains the units that a job asks for in one network; `units` are those that there are so far.
+
+    Of the papers' grid, each training to its end, `num_cells` are asked for; `num_begun` ran their first phase,
+    `num_finished` to their end, now or in an earlier build.
+
+    Args:
+        job: what is wanted.
+        graph: the network that gets the units: the unmodified one, or one that was pruned.
+        network: the sha256 of its weights.
+        teachers: of all trainings.
+        folder: where units and checkpoints are kept.
+        known: measured candidates of the unmodified network, for what a training may gain; none where nobody asks.
+        macs_share: the network's multiply-accumulates over the unmodified one's.
+        progress: is told each training step.
+
+    Raises:
+        CutError, JobError, ModelError: a unit does not fit the network.
+    """
 
     def __init__(
         self,
         job: Job,
         graph: Graph,
         network: str,
-        preprocess: Preprocess,
+        teachers: Teachers,
         folder: Path,
-        images: Images,
-        source: Source,
+        known: Sequence[Candidate] = (),
+        *,
+        macs_share: float = 1.0,
         progress: Progress,
     ) -> None:
-        self._job, self._graph, self._network, self._folder = job, graph, network, folder
-        self._preprocess, self._images, self._source, self._progress = preprocess, images, source, progress
+        self._job, self._graph, self._teachers, self._folder = job, graph, teachers, folder
+        self._known, self._macs_share, self._progress = known, macs_share, progress
+        self._network = network
         self._views = Views(is_mirrored=job.bottleneck.mirror, mixes=job.bottleneck.mixes)
-        self._validation = source.drawn("validation", SELECTION_PICTURES)
-        # All that the trainings of all cells, and the choice among them, depend on.
-        self._given = (VERSIONS, network, images.digest, self._validation.digest, preprocess, self._views)
-        self._teacher: Teacher | None = None
+        self._wanted = list(wanted_units(job.bottleneck, graph))
         self._checkpoints: list[Path] = []
-        self.num_begun = 0
+        self.units: list[Trained] = []
+        self.num_cells = sum(1 if unit.bits_loss is None else unit.spec.bits for unit in self._wanted)
+        self.num_begun = self.num_finished = 0
 
-    def finished(self, cells: list[Wanted]) -> list[Trained]:
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        ran = f"{self.num_begun} ran their first phase, {self.num_finished} to their end"
+        return f"units: of {self.num_cells} trainings of the whole grid {ran}"
+
+    def tasks(self) -> list[Task]:
+        """The cells of each cut together: what they share is computed once, and they are compared."""
+        by_cut = groupby(self._wanted, key=lambda unit: (unit.cut.name, unit.spec.head_width > 0))
+        return [self._task(list(cells)) for _, cells in by_cut]
+
+    def _task(self, cells: list[Wanted]) -> Task:
+        cut = cells[0].cut
+
+        def run() -> Outcome:
+            units = self._finished(cells)
+            self.units += units
+            self.num_finished += len(units)
+            return Outcome(self._kept_candidates(units), [])
+
+        return Task(
+            f"{len(cells)} units at {cut.name} of {100 * self._macs_share:.0f} % of the network", len(cells),
+            self._seconds(cells), lambda: [c for cell in cells for c in self._prospects(cell.cut, cell.spec)], run,
+        )  # fmt: skip
+
+    def _seconds(self, cells: Sequence[Wanted]) -> float:
+        """What the trainings of one cut's cells are expected to take."""
+        if self._job.build.minutes is None:
+            return 0.0
+        passes = 0.0
+        for cell in cells:
+            recipe, head = cell.recipe, cell.cut.compute_share
+            behind = recipe.alone + recipe.together
+            before = head if cell.spec.head_width else 0.0
+            passes += behind * (1 - head + before) + recipe.whole + recipe.anew * 4 / 3
+        images = min(self._job.bottleneck.images, len(self._teachers.source.images("train")))
+        return passes * images * self._macs_share * self._teachers.picture_s
+
+    def _prospects(self, cut: Cut, spec: UnitSpec, *, num_bytes: float | None = None) -> list[Candidate]:
+        """The main network's splits at this cut as they would be with a unit; `num_bytes`: what it sends, if known."""
+        symbols = spec.width * int(np.prod(cut.specs[0].shape[1:])) / spec.stride**2
+        if len(cut.specs[0].shape) == 2:
+            symbols = spec.width * cut.specs[0].shape[0]
+        sent = symbols * spec.bits / 8 * _CODED if num_bytes is None else num_bytes
+        found = []
+        for candidate in scaled(self._known, time=self._macs_share, crossing=1.0, cuts=(cut.name,)):
+            share = min(1.0, symbols / cut.specs[0].num_elements)
+            evidence = msgspec.structs.replace(
+                candidate.evidence,
+                payload_bytes=sent,
+                encode_s=share * candidate.evidence.encode_s,
+                decode_s=share * candidate.evidence.decode_s,
+            )
+            found.append(msgspec.structs.replace(candidate, evidence=evidence))
+        return found
+
+    def _kept_candidates(self, units: Sequence[Trained]) -> list[Candidate]:
+        """What units are known to bring: at the rates that keep the goal's loss on the images of choice."""
+        if not self._known:
+            return []
+        least = self._teachers.own_accuracy - self._job.goal.max_loss
+        return [
+            candidate
+            for unit in units
+            for point in rates_of(unit.divided, self._teachers.validation, self._teachers.preprocess)
+            if point.accuracy >= least
+            for candidate in self._prospects(unit.cut, unit.divided.unit.spec, num_bytes=point.num_bytes)
+        ]
+
+    @cached_property
+    def _teacher(self) -> Teacher:
+        return self._teachers.of(self._job.bottleneck.images, self._views)
+
+    @cached_property
+    def _validation(self) -> Images:
+        return self._teachers.validation.pick(slice(SELECTION_PICTURES))
+
+    @cached_property
+    def _given(self) -> tuple[Any, ...]:
+        """All that the trainings of all cells, and the choice among them, depend on."""
+        teachers = self._teachers
+        images = teachers.source.drawn("train", self._job.bottleneck.images)
+        pictures = (images.digest, self._validation.digest, teachers.preprocess, self._views)
+        return (VERSIONS, teachers.weights_sha256, self._network, *pictures)
+
+    def _finished(self, cells: list[Wanted]) -> list[Trained]:
         """The units of one cut's cells that no other dominates, from their files or trained now."""
         key = hashlib.sha256(msgspec.json.encode([self._given, *(_named(cell) for cell in cells)]))
         done = self._folder / f"{key.hexdigest()[:12]}.json"
@@ -149,10 +192,6 @@ class _Workbench:
             self.num_begun += found.num_begun
             return [load_unit(self._folder / name, self._graph, network=self._network) for name in found.names]
         begun_before = self.num_begun
-        if self._teacher is None:
-            self._progress("the network's own answers", 0, 1, f"{len(self._images)} pictures")
-            self._teacher = teacher_of(self._graph, self._images, self._preprocess, self._views)
-            self._progress("the network's own answers", 1, 1, "")
         trainings = self._begun(cells)
         places = [place for place, is_kept in enumerate(self._kept(trainings)) if is_kept]
         names = []
@@ -174,13 +213,12 @@ class _Workbench:
 
     def _begun(self, cells: list[Wanted]) -> list[UnitTraining]:
         """The first phase of every cell, the widest of each stride first."""
-        assert self._teacher is not None
         features: Tensor | None = None
         is_light = cells[0].spec.head_width > 0
         if is_cached(cells[0].spec, cells[0].recipe):
-            self._progress(f"features at {cells[0].cut.name}", 0, 1, f"{len(self._images)} pictures")
+            self._progress(f"features at {cells[0].cut.name}", 0, 1, f"{len(self._teacher.images)} pictures")
             head, _ = split(self._graph, cells[0].cut)
-            features = seen_by(head, self._images.pixels, self._preprocess, self._views)
+            features = seen_by(head, self._teacher.images.pixels, self._teacher.preprocess, self._views)
             self._progress(f"features at {cells[0].cut.name}", 1, 1, "")
         trainings: dict[int, UnitTraining] = {}
         wider: dict[int, Unit] = {}
@@ -195,7 +233,6 @@ class _Workbench:
 
     def _alone(self, cell: Wanted, spec: UnitSpec, features: Tensor | None, start: Unit | None) -> UnitTraining:
         """The first phase of a cell, of its own spec or of another number of bits."""
-        assert self._teacher is not None
         training = UnitTraining(
             self._graph, cell.cut, spec, self._teacher, cell.recipe,
             features=features,
@@ -227,11 +264,7 @@ class _Workbench:
 
     def _points(self, training: UnitTraining) -> tuple[RatePoint, ...]:
         """What a unit sends and keeps on validation pictures."""
-        if self._validation.labels is None:
-            pixels = self._validation.pixels
-            logits = seen_by(self._graph.module, pixels, self._preprocess, Views(is_mirrored=False))[0]
-            self._validation = Images(pixels, logits.argmax(1).numpy())
-        return rates_of(training.divided, self._validation, self._preprocess)
+        return rates_of(training.divided, self._validation, self._teacher.preprocess)
 
     def _kept(self, trainings: list[UnitTraining]) -> list[bool]:
         """Which cells have a rate that no other cell beats: fewer bytes at no less accuracy."""
@@ -254,100 +287,6 @@ class _Workbench:
 
 def _named(cell: Wanted) -> tuple[str, UnitSpec, UnitRecipe, float | None]:
     return cell.cut.name, cell.spec, cell.recipe, cell.bits_loss
-
-
-def wanted_units(job: BottleneckJob, graph: Graph) -> Iterator[Wanted]:
-    """Cut by cut, width by width: what the job's section asks for.
-
-    Raises:
-        CutError: no such cut, one that several tensors cross, or one that the unit does not fit.
-        JobError: a pattern that fits no cut where one tensor crosses and units of all widths and strides fit.
-    """
-    gains = tuple(GAIN**k for k in range(len(job.prices)))
-    if job.cuts and graph.why_fixed_batch is not None:
-        raise ModelError(f"training needs batches, but this network takes one at a time: {graph.why_fixed_batch}")
-    for cut in _cuts(job, graph):
-        (crossing,) = cut.specs
-        is_rectified = _is_rectified(graph, cut)
-        for share in job.light or (0.0,):
-            for stride, width in product(job.strides, job.widths):
-                spec = UnitSpec(
-                    width=width,
-                    stride=stride,
-                    bits=8 if job.bits == "search" else job.bits,
-                    gains=gains,
-                    prepare=job.prepare,
-                    refine=job.refine,
-                    is_rectified=is_rectified,
-                )
-                check_unit(crossing, spec)
-                if share:
-                    spec = msgspec.structs.replace(spec, head_width=light_width(cut, graph, spec, share))
-                alone, together, whole, anew = (*job.epochs, 0, 0, 0, 0)[:4]
-                recipe = UnitRecipe(
-                    alone=alone, together=together, whole=whole, anew=anew,
-                    prices=job.prices, label_share=job.labels, seed=job.seed,
-                )  # fmt: skip
-                yield Wanted(cut, spec, recipe, job.bits_loss if job.bits == "search" else None)
-
-
-def light_width(cut: Cut, graph: Graph, spec: UnitSpec, share: float) -> int:
-    """Channels of the widest light head that takes, with the unit, at most `share` of the network's compute.
-
-    Raises:
-        CutError: what crosses is no map.
-        ModelError: not even the smallest head is so light, or none ends at the code's size.
-    """
-    if len(cut.specs[0].shape) != 3:
-        raise CutError(f'a light head ends in a map (C, H, W), at "{cut.name}" crosses {cut.specs[0].shape}')
-    _, height, wide = cut.specs[0].shape
-    picture, code = graph.inputs[0].shape, (height // spec.stride, wide // spec.stride)
-    # Each of the blocks behind the reduction has two convolutions of 3 x 3.
-    prepare = spec.prepare * 2 * 9 * spec.width**2 * code[0] * code[1]
-    try:
-        return width_for(picture, code, share * graph.num_macs - prepare, sent=spec.width)
-    except ModelError as error:
-        raise ModelError(f'{error} (cut "{cut.name}", {100 * share:g} % of {graph.num_macs})') from error
-
-
-def _is_rectified(graph: Graph, cut: Cut) -> bool:
-    """Whether nothing below 0 crosses, even of noise."""
-    head, _ = split(graph, cut)
-    with torch.no_grad():
-        (features,) = head(*graph.example)
-    return bool((features >= 0).all())
-
-
-def _cuts(job: BottleneckJob, graph: Graph) -> list[Cut]:
-    single = {cut.name: cut for cut in graph.cuts() if len(cut.specs) == 1}
-    found: dict[str, Cut] = {}
-    for pattern in job.cuts:
-        names = fnmatch.filter(single, pattern)
-        if "*" in pattern or "?" in pattern:
-            fitting = {name: single[name] for name in names if _is_fit(single[name], job)}
-            if not fitting:
-                where = f"{len(single)} cuts that one tensor crosses where widths and strides fit"
-                raise JobError(f'[bottleneck] cuts "{pattern}" fits none of the {where}')
-            found |= fitting
-        elif names:
-            found |= {name: single[name] for name in names}
-        else:
-            # The name of a cut by another name, or of one that several tensors cross: that is refused with the nearest.
-            cut = graph.cut(pattern)
-            if len(cut.specs) != 1:
-                raise several_cross(graph, cut)
-            found[cut.name] = cut
-    return list(found.values())
-
-
-def _is_fit(cut: Cut, job: BottleneckJob) -> bool:
-    """Whether a unit of every width and stride fits there: a pattern passes over the cuts where one does not."""
-    try:
-        for width, stride in product(job.widths, job.strides):
-            check_unit(cut.specs[0], UnitSpec(width=width, stride=stride, head_width=1 if job.light else 0))
-    except (CutError, ModelError):
-        return False
-    return True
 
 
 def _shown(progress: Progress, stage: str) -> StepProgress:

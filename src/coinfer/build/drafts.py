@@ -25,6 +25,7 @@ LOSSLESS_CODERS = ("none", "zstd", "range", "rans", "png", "webp-lossless")
 class Draft:
     """A plan and what has been measured of it: bytes, seconds (unslowed), and which images it got right.
 
+    `is_exact`: it gives the unmodified network's own answers by construction.
     `tables`: a learned unit's own; other codecs are calibrated later.
     `is_rival`: kept whatever beats it, unless it is hopeless, so that the best split always stands beside the rest.
     """
@@ -41,6 +42,8 @@ class Draft:
     tail_s: float = 0.0
     dropped: str | None = None
     is_rival: bool = False
+    is_exact: bool = False
+    is_time_predicted: bool = False
     tables: CodecTables | None = None
     correct: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 
@@ -57,7 +60,8 @@ def restores_same(codec: CodecSpec) -> str:
 def all_drafts(workshop: Workshop) -> list[Draft]:
     """Device-only of every network, upload by every input codec, every cut by every codec, every unit at every rate.
 
-    They are numbered in this order.
+    They are numbered in this order.  Smaller rivals run on the device alone; networks that were pruned for a cut are
+    divided there and nowhere else.
     """
     drafts: list[Draft] = []
     wanted = workshop.job.build.precisions
@@ -72,26 +76,31 @@ def all_drafts(workshop: Workshop) -> list[Draft]:
             **parts,
         )
         codec = "" if plan.codec is None else restores_same(plan.codec)
-        drafts.append(Draft(plan, (kind, network, precision, plan.cut or "", codec)))
+        is_exact = network == workshop.main and precision == "fp32" and codec == "exact"
+        drafts.append(Draft(plan, (kind, network, precision, plan.cut or "", codec), is_exact=is_exact))
 
-    for network, entry in workshop.networks.items():
-        for precision in (p for p in wanted if p in entry.wholes and entry.unit is None):
-            add("device", network, precision, head=workshop.whole_name(network, precision))
-    main = workshop.main
-    for precision in (p for p in wanted if p in workshop.networks[main].wholes):
-        whole = workshop.whole_name(main, precision)
-        for codec in input_codecs(workshop.input.shape[-1]):
-            add("upload", main, precision, tail=whole, codec=codec, crossing=(workshop.input,))
-        for cut in workshop.cuts(main, precision):
-            head, tail = workshop.segments(main, precision, cut.name)
+    def add_divided(network: str, precision: Precision) -> None:
+        if workshop.networks[network].runs_whole:
+            for codec in input_codecs(workshop.input.shape[-1]):
+                whole = workshop.whole_name(network, precision)
+                add("upload", network, precision, tail=whole, codec=codec, crossing=(workshop.input,))
+        for cut in workshop.cuts(network, precision):
+            head, tail = workshop.segments(network, precision, cut.name)
             for codec in feature_codecs(cut.specs):
-                add("split", main, precision, head=head, tail=tail, cut=cut.name, codec=codec, crossing=cut.specs)
-    for network, entry in workshop.networks.items():
-        for precision in (p for p in wanted if p in entry.wholes):
-            for rate in entry.rates(precision):
-                (cut,) = workshop.cuts(network, precision)
-                head, tail = workshop.segments(network, precision, cut.name)
-                segments = {"head": head, "tail": tail, "cut": cut.name, "crossing": cut.specs}
-                add("split", network, precision, codec=rate.codec, **segments)
-                drafts[-1].tables = rate.tables
+                add("split", network, precision, head=head, tail=tail, cut=cut.name, codec=codec, crossing=cut.specs)
+
+    pairs = [(n, p) for n, entry in workshop.networks.items() for p in wanted if p in entry.wholes]
+    for network, precision in pairs:
+        if workshop.networks[network].runs_whole:
+            add("device", network, precision, head=workshop.whole_name(network, precision))
+    for network, precision in pairs:
+        if workshop.networks[network].is_divided and workshop.networks[network].unit is None:
+            add_divided(network, precision)
+    for network, precision in pairs:
+        for rate in workshop.networks[network].rates(precision):
+            (cut,) = workshop.cuts(network, precision)
+            head, tail = workshop.segments(network, precision, cut.name)
+            segments = {"head": head, "tail": tail, "cut": cut.name, "crossing": cut.specs}
+            add("split", network, precision, codec=rate.codec, **segments)
+            drafts[-1].tables = rate.tables
     return drafts

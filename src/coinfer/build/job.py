@@ -19,6 +19,9 @@
     widths = [16]
     strides = [2]
     light = [0.1]
+    [prune]                             # optional: smaller networks to make of it, see PruneJob
+    keep = [0.5, 0.25]
+    cuts = ["layer2.8#0"]
 
 Paths (weights, `folder:PATH`) are relative to the job file's folder; the module of a factory is looked for in
 the current folder and the environment.  Weights of a smaller network are looked for beside
@@ -35,7 +38,10 @@ from typing import Literal
 
 import msgspec
 
-from ..errors import JobError, PlanError, UsageError
+from ..compress.budget import Budget
+from ..compress.pruning import PruneRecipe
+from ..compress.scores import Score
+from ..errors import JobError, ModelError, PlanError, UsageError
 from ..plan import Value
 from ..profile import RADIOS, Conditions, Link, Slowdown
 from ..units import parse_duration_s, parse_rate_bps
@@ -103,7 +109,8 @@ class BuildJob(Value, frozen=True, kw_only=True):
     """How much work: images of the three rounds of choice, images of the report, calibration pictures.
 
     `precisions` and `cuts` (shell patterns of cut names) narrow what is tried.  `keep_all`: every candidate is
-    classified on all images and kept, however bad, for curves of bytes and accuracy.
+    classified on all images and kept, however bad, for curves of bytes and accuracy.  `minutes` and `trainings` limit
+    what trainings take together; they go where the menu gains most (`spending`).
     """
 
     rounds: tuple[int, ...] = (250, 1000, 2000)
@@ -112,6 +119,8 @@ class BuildJob(Value, frozen=True, kw_only=True):
     precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
     cuts: tuple[str, ...] = ("*",)
     keep_all: bool = False
+    minutes: float | None = None
+    trainings: int | None = None
 
 
 class BottleneckJob(Value, frozen=True, kw_only=True):
@@ -123,7 +132,8 @@ class BottleneckJob(Value, frozen=True, kw_only=True):
     `prices` of 1,000 bits, in nats, give one rate each.  `epochs` are those of up to four phases: the unit alone, the
     unit and the tail, the whole network, and that on pictures mixed anew; on at most `images` pictures, mirrored ones
     too where `mirror`, and `mixes` mixes of each with another.  `labels`: of the loss, beside the network's own answers
-    (mixed pictures have no label).  `units` are files of units that were trained before.
+    (mixed pictures have no label).  `units` are files of units that were trained before.  `base`: what they are trained
+    in: the unmodified network, the smallest that step 1 of [prune] made within the goal's loss, or both.
     """
 
     cuts: tuple[str, ...] = ()
@@ -142,6 +152,85 @@ class BottleneckJob(Value, frozen=True, kw_only=True):
     labels: float = 0.0
     seed: int = 0
     units: tuple[str, ...] = ()
+    base: Literal["main", "pruned", "both"] = "main"
+
+
+class PruneJob(Value, frozen=True, kw_only=True):
+    """Pruned networks to make of the main one, and such that were made before.
+
+    Step 1 prunes layers of the whole network (of `region`, without `ignore`: shell patterns of layers) to each share
+    `keep` of the `budget`, the largest first, each from the one before; a latency is that of the deployed network, or
+    of its head up to the cut `latency_at`.  Step 2 makes a series for each of `cuts`: from the smallest of these that
+    keeps the goal's loss, ever fewer channels cross there, in `counts` log-spaced steps of `cut_epochs`, until one
+    loses more.  Pictures are shifted by up to `shift` pixels in training (None: an eighth of their side, at most 4).
+    The rest is as in `PruneRecipe`; `networks` are files of networks that were pruned before.
+    """
+
+    keep: tuple[float, ...] = ()
+    budget: Budget = "macs"
+    latency_at: str | None = None
+    score: Score = "taylor"
+    rounds: int = 4
+    epochs: int = 1
+    final_epochs: int = 4
+    sparse_epochs: int = 0
+    strength: float = 1e-4
+    region: tuple[str, ...] = ("*",)
+    ignore: tuple[str, ...] = ()
+    least: int = 1
+    cuts: tuple[str, ...] = ()
+    counts: int = 8
+    cut_epochs: int = 1
+    lr: float = 0.02
+    batch_size: int = 128
+    images: int = 50_000
+    mirror: bool = True
+    mixes: int = 0
+    labels: float = 0.3
+    shift: int | None = None
+    seed: int = 0
+    networks: tuple[str, ...] = ()
+
+    def recipe(self, keep: float, *, side: int = 32) -> PruneRecipe:
+        """How step 1 comes to a share; pictures are at least `side` pixels high and wide.
+
+        Raises:
+            ModelError: a number is out of range.
+        """
+        return PruneRecipe(
+            keep=keep, budget=self.budget, score=self.score,
+            rounds=self.rounds, epochs=self.epochs, final_epochs=self.final_epochs,
+            sparse_epochs=self.sparse_epochs, strength=self.strength,
+            region=self.region, ignore=self.ignore, least=self.least,
+            lr=self.lr, final_lr=self.lr, batch_size=self.batch_size,
+            label_share=self.labels, shift=usual_shift(side) if self.shift is None else self.shift, seed=self.seed,
+        )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        if list(self.keep) != sorted(set(self.keep), reverse=True):
+            raise JobError(f"[prune] keep must be shares that fall, got {list(self.keep)}")
+        if self.latency_at is not None and self.budget != "latency":
+            raise JobError(f'[prune] latency_at is for the budget "latency", got "{self.budget}"')
+        if self.budget == "channels":
+            raise JobError('[prune] budget must be "macs", "parameters" or "latency", got "channels"')
+        if min(self.counts, self.images) < 1 or min(self.cut_epochs, self.mixes, self.shift or 0) < 0:
+            raise JobError("[prune] counts and images must be at least 1, cut_epochs, mixes and shift 0 or more")
+        if not 0 <= self.seed < 2**32:
+            raise JobError(f"[prune] seed must be 0 to {2**32 - 1}, got {self.seed}")
+        try:
+            for keep in self.keep or (0.5,):
+                self.recipe(keep)
+        except ModelError as error:
+            raise JobError(f"[prune] {error}") from error
+
+
+def usual_shift(side: int) -> int:
+    """Pixels that a training picture of this side is shifted by at most.
+
+    >>> usual_shift(32), usual_shift(8), usual_shift(224)
+    (4, 1, 4)
+    """
+    return min(4, side // 8)
 
 
 class Job(Value, frozen=True, kw_only=True):
@@ -155,6 +244,7 @@ class Job(Value, frozen=True, kw_only=True):
     goal: GoalJob = GoalJob()
     build: BuildJob = BuildJob()
     bottleneck: BottleneckJob = BottleneckJob()
+    prune: PruneJob = PruneJob()
 
     def __post_init__(self) -> None:
         rounds = self.build.rounds
@@ -162,6 +252,8 @@ class Job(Value, frozen=True, kw_only=True):
             raise JobError(f"[build] rounds must be increasing image counts, got {list(rounds)}")
         if self.build.report_images < 1 or self.build.calibration_images < 1:
             raise JobError("[build] report_images and calibration_images must be at least 1")
+        if not (self.build.minutes is None or self.build.minutes >= 0) or (self.build.trainings or 0) < 0:
+            raise JobError("[build] minutes and trainings must be 0 or more")
         if not self.goal.max_loss >= 0:
             raise JobError(f"[goal] max_loss must be at least 0 points, got {self.goal.max_loss}")
         if not (self.device.slowdown > 0 and (self.device.int8_slowdown or 1.0) > 0 and self.edge.load > 0):
@@ -237,7 +329,8 @@ def load_job(path: Path) -> Job:
         data = msgspec.structs.replace(data, source=f"folder:{place}")
     units = tuple(str(folder / unit) for unit in job.bottleneck.units)
     bottleneck = msgspec.structs.replace(job.bottleneck, units=units)
-    return msgspec.structs.replace(job, model=model, data=data, bottleneck=bottleneck)
+    prune = msgspec.structs.replace(job.prune, networks=tuple(str(folder / file) for file in job.prune.networks))
+    return msgspec.structs.replace(job, model=model, data=data, bottleneck=bottleneck, prune=prune)
 
 
 def weights_of_smaller(job: Job, name: str) -> Path | None:

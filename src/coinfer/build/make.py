@@ -1,6 +1,7 @@
 """Job in, bundle out: prepare, weigh, classify in rounds, choose the menu, report on unseen images.
 
     prepare      capture and export every network, fp32 and int8                  workshop
+    variants     prune, train units; within the job's limits                      variants
     drafts       every candidate there is                                         drafts
     weigh, time  bytes, coding times, segments timed as deployed                  measured
     rounds       accuracy on 250 images, then 1,000, then all; drop what is beaten  rounds
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import datetime
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from .. import __version__
-from ..bundle import FORMAT, Bundle, Manifest, load_bundle, new_folder, write_manifest
+from ..bundle import FORMAT, Ancestry, Bundle, Manifest, load_bundle, new_folder, write_manifest
 from ..data import Images
 from ..engine.measure import allowed_cores, pinned
 from ..engine.plans import time_plans
@@ -38,9 +39,11 @@ from ..search.menu import menu
 from .drafts import Draft, all_drafts
 from .evaluate import Deployed, evidence_of, loss_of, proportion_ci
 from .job import Job, conditions_of
-from .measured import Tables, calibrate_and_weigh, store_tables, time_segments
+from .measured import Tables, calibrate_and_weigh, store_tables
 from .progress import Progress, quiet
 from .rounds import classify_splits, classify_wholes, drop_dominated, drop_hopeless, drop_outdone, keep_rivals
+from .timing import int8_ratio_of, time_segments
+from .variants import add_variants
 from .workshop import Workshop, prepare
 
 # Seconds that an exchange over the link takes beyond its stages; `runtime.exchange` measures it.
@@ -65,12 +68,13 @@ def build(
     """
     work = work or out.with_name(out.name + ".work")
     workshop = prepare(job, work, progress=progress, data_dir=data_dir)
+    add_variants(workshop, progress=progress)
     drafts = all_drafts(workshop)
     with pinned(next(iter(allowed_cores()), None)):
-        time_segments(workshop, drafts, repeats=7, progress=progress)
+        predicted = time_segments(workshop, drafts, repeats=7, progress=progress)
     tables = calibrate_and_weigh(workshop, drafts, progress=progress)
     int8_ratio = int8_ratio_of(workshop, drafts)
-    log = [*workshop.notes, f"{len(drafts)} candidates"]
+    log = [*workshop.notes, f"{len(drafts)} candidates", *filter(None, [predicted.note])]
     if job.build.keep_all:
         reference = _classified(workshop, drafts, tables, progress)
     else:
@@ -82,6 +86,9 @@ def build(
     candidates = [_candidate(workshop, draft, reference) for draft in drafts]
     samples = np.ascontiguousarray(workshop.validation.pixels[:4])
     candidates, profile = timed(work, candidates, samples, workshop.outputs, progress=progress)
+    errors = predicted.errors({name: timing.median_s for name, timing in profile.segments.items()})
+    if errors is not None:
+        log.append(f"predicted times of surviving segments against measured: {errors.text}")
     conditions = conditions_of(job, int8_ratio=int8_ratio)
     goal = Goal(
         minimise=job.goal.minimise, max_loss_points=job.goal.max_loss, max_energy_j=job.goal.max_energy
@@ -93,6 +100,7 @@ def build(
     _save(work / "manifest.json", manifest)
     _save(work / "evidence.json", candidates)
     _save(work / "profile.json", profile)
+    _save(work / "networks.json", {name: network.ancestry for name, network in workshop.networks.items()})
     save_file({"pixels": samples}, work / "samples.safetensors")
     numbers = sorted({candidates[index].plan.number for index in chosen} | {main.plan.number})
     images = workshop.source.drawn("test", job.build.report_images)
@@ -139,15 +147,6 @@ def _rounds(
         left = sum(draft.dropped is None for draft in drafts)
         log.append(f"{count} images: {hopeless} hopeless, {beaten} beaten, {left} left")
     return answers.is_right
-
-
-def int8_ratio_of(workshop: Workshop, drafts: list[Draft]) -> float:
-    """How much more an int8 segment is slowed than an fp32 one, so that int8 is at most 2x faster there.
-
-    The ratio is of the main network as a whole: max(1, (fp32 time / int8 time) / 2).
-    """
-    whole = {d.plan.precision: d.head_s for d in drafts if d.plan.kind == "device" and d.plan.variant == workshop.main}
-    return max(1.0, whole["fp32"] / whole["int8"] / 2) if "int8" in whole else 1.0
 
 
 def timed(
@@ -197,6 +196,7 @@ def _candidate(workshop: Workshop, draft: Draft, reference: NDArray[np.bool_]) -
         decode_s=draft.decode_s,
         tail_s=draft.tail_s,
         bytes_how="measured" if draft.bytes_how == "measured" else "estimated",
+        times_how="estimated" if draft.is_time_predicted else "measured",
     )
     return Candidate(plan=draft.plan, evidence=evidence, dropped=draft.dropped)
 
@@ -224,7 +224,7 @@ def _manifest(workshop: Workshop, candidates: list[Candidate], main: Candidate, 
         radio=conditions.radio,
         max_energy_j=job.goal.max_energy,
         holdout=job.data.holdout,
-        weights_sha256={network.name: network.weights_sha256 for network in workshop.networks.values()},
+        weights_sha256={name: network.ancestry.weights_sha256 for name, network in workshop.networks.items()},
         menu=tuple(c.plan for c in candidates if c.dropped is None),
         files={},
     )
@@ -263,6 +263,7 @@ def assemble(
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(work / name, folder / name)
         _save(folder / "evidence.json", candidates)
+        _save(folder / "networks.json", _ancestors(work, plans))
         for name in ("profile.json", "samples.safetensors"):
             shutil.copyfile(work / name, folder / name)
         write_manifest(folder, msgspec.structs.replace(manifest, menu=plans))
@@ -273,6 +274,18 @@ def assemble(
             write_manifest(folder, bundle.manifest)
             progress("exchange", 1, 1, "")
     return load_bundle(out)
+
+
+def _ancestors(work: Path, plans: Sequence[Plan]) -> dict[str, Ancestry]:
+    """How the networks of these plans were made, and those that they were made of."""
+    known = msgspec.json.decode((work / "networks.json").read_bytes(), type=dict[str, Ancestry])
+    found: dict[str, Ancestry] = {}
+    for plan in plans:
+        name: str | None = plan.variant
+        while name is not None:
+            found[name] = known[name]
+            name = known[name].base
+    return found
 
 
 def _reported(

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from ..codec import Codec, calibrate, make_codec, save_tables
 from ..codec import Tables as CodecTables
 from ..engine.measure import measure
-from ..engine.onnx import Session
 from ..model.export import DeployedCut
-from ..plan import CodecSpec, Plan, TensorSpec
+from ..plan import CodecSpec, Plan
 from ..profile import Timing
 from .drafts import Draft
 from .progress import Progress
@@ -47,7 +46,7 @@ def calibrate_and_weigh(workshop: Workshop, drafts: list[Draft], *, progress: Pr
     uploads = [d for d in drafts if d.plan.kind == "upload"]
     for draft in uploads:
         _weigh(draft, codec_of(draft.plan, tables), [pictures])
-    exact = [d for d in uploads if d.group[-1] == "exact" and d.plan.precision == "fp32"]
+    exact = [d for d in uploads if d.is_exact]
     if workshop.job.goal.minimise == "throughput" or workshop.job.build.keep_all:
         exact = []
     splits = [d for d in drafts if d.plan.kind == "split"]
@@ -158,31 +157,6 @@ def _share(timing: Timing, count: int) -> Timing:
         p95_s=timing.p95_s / count,
         repeats=timing.repeats,
     )
-
-
-def time_segments(workshop: Workshop, drafts: list[Draft], *, repeats: int, progress: Progress) -> dict[str, Timing]:
-    """Time every segment of these drafts, a session each with one thread; set their head and tail times."""
-    names = list(dict.fromkeys(n for d in drafts for n in (d.plan.head, d.plan.tail) if n is not None))
-    timings = {}
-    for done, name in enumerate(names):
-        progress("timing", done, len(names), name)
-        session = Session(workshop.folder / name)
-        call = partial(session.run, [_noise(spec) for spec in session.inputs])
-        timings[name] = measure(call, warmup=3, repeats=repeats)
-    progress("timing", len(names), len(names), "")
-    for draft in drafts:
-        if draft.plan.head is not None:
-            draft.head_s = timings[draft.plan.head].median_s
-        if draft.plan.tail is not None:
-            draft.tail_s = timings[draft.plan.tail].median_s
-    return timings
-
-
-def _noise(spec: TensorSpec) -> NDArray[np.generic]:
-    rng = np.random.default_rng(0)
-    shape = (1, *spec.shape)
-    noise = rng.integers(0, 200, shape) if spec.dtype == "uint8" else rng.normal(size=shape)
-    return noise.astype(spec.dtype)
 
 
 def store_tables(workshop: Workshop, draft: Draft, tables: Tables) -> None:

@@ -38,6 +38,17 @@ class Errors(NamedTuple):
     p95: float
     num_segments: int
 
+    @property
+    def text(self) -> str:
+        """In few words."""
+        return f"median {100 * self.median:.1f} %, p95 {100 * self.p95:.1f} % of {self.num_segments}"
+
+
+def errors_of(pairs: Sequence[tuple[float, float]]) -> Errors:
+    """Of predicted and measured seconds."""
+    errors = [abs(predicted / measured - 1) for predicted, measured in pairs]
+    return Errors(float(np.median(errors)), float(np.percentile(errors, 95)), len(errors))
+
 
 class Predictor(NamedTuple):
     """Seconds of each feature."""
@@ -74,12 +85,12 @@ def cross_validated(measured: Sequence[tuple[Path, float]], *, seed: int = 0) ->
         raise DataError(f"errors of predictions need at least {FOLDS} measured segments, got {len(measured)}")
     known = [(features_of(path), seconds) for path, seconds in measured]
     part = np.random.default_rng(seed).permutation(len(known)) % FOLDS
-    errors = []
+    pairs: list[tuple[float, float]] = []
     for fold in range(FOLDS):
         predictor = _fit([line for line, own in zip(known, part, strict=True) if own != fold])
         left_out = [line for line, own in zip(known, part, strict=True) if own == fold]
-        errors += [abs(predictor._of(features) / seconds - 1) for features, seconds in left_out]
-    return Errors(float(np.median(errors)), float(np.percentile(errors, 95)), len(errors))
+        pairs += [(predictor._of(features), seconds) for features, seconds in left_out]
+    return errors_of(pairs)
 
 
 def _fit(known: Sequence[tuple[Features, float]]) -> Predictor:

@@ -79,7 +79,7 @@ def drop_dominated(
     edge = np.array([d.decode_s + d.tail_s for d in alive])
     total = device + edge
     right = np.array([d.correct[:images] for d in alive], dtype=np.float32) if images else None
-    is_exact = np.array([_is_exact(d) for d in alive])
+    is_exact = np.array([d.is_exact for d in alive])
     keeps_limit = np.ones(len(alive), dtype=bool)
     if right is not None and reference is not None:
         keeps_limit = 100 * (reference[:images].mean() - right.mean(axis=1)) <= max_loss_points + LOSS_TOLERANCE
@@ -129,11 +129,6 @@ def keep_rivals(drafts: list[Draft], int8_ratio: float) -> None:
         for rate_bps, slowdown in product(RIVAL_RATES_BPS, RIVAL_SLOWDOWNS):
             conditions = at(BASE, rate_bps, slowdown, 1.0, int8_ratio=int8_ratio)
             splits[int(np.argmin(price(work, conditions).latency_s))].is_rival = True
-
-
-def _is_exact(draft: Draft) -> bool:
-    """Whether a draft gives the unmodified network's own answers by construction."""
-    return draft.plan.precision == "fp32" and draft.group[-1] == "exact"
 
 
 def drop_hopeless(drafts: list[Draft], reference: NDArray[np.bool_], max_loss_points: float) -> int:

@@ -12,8 +12,9 @@ import fnmatch
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 
@@ -23,20 +24,21 @@ import torch
 from numpy.typing import NDArray
 
 from .. import __version__
+from ..bundle import Ancestry
 from ..compress.batches import as_planes
 from ..compress.bottleneck import Unit
 from ..compress.divided import Deployable, Rate, behind_reduction, codecs_of
 from ..compress.int8 import quantize_onnx
+from ..compress.pruned_file import Stage
 from ..compress.unit_file import Trained
 from ..data import Images, Source, load_source
 from ..engine.onnx import Session
 from ..errors import DataError, JobError
 from ..model.export import DeployedCut, Whole, cut_onnx, export_onnx, load_whole
-from ..model.graph import TOLERANCE, capture, first_of
+from ..model.graph import TOLERANCE, Graph, capture, first_of
 from ..model.tap import tap_onnx
 from ..model.zoo import IMAGENET, build_model, weights_digest
 from ..plan import Preprocess, TensorSpec
-from .bottlenecks import units_of
 from .evaluate import BATCH, spare_threads
 from .job import Job, weights_of_smaller
 from .progress import Progress, quiet
@@ -47,15 +49,31 @@ INT8_PICTURES = 128
 
 @dataclass(frozen=True)
 class Network:
-    """One network of the job: its whole segments by precision, and its weights' hash.
+    """One network of the job: its whole segments by precision, and how it was made.
 
-    A network with a unit in it (`unit`) is the main one, cut behind the unit's reduction and nowhere else.
+    `cuts` are the names of those where it may be divided (None: all that the job admits; none of a smaller rival).  One
+    with a unit in it is cut behind the unit's reduction and nowhere else.
     """
 
-    name: str
+    ancestry: Ancestry
     wholes: dict[str, Whole]
-    weights_sha256: str
+    cuts: tuple[str, ...] | None = None
     unit: Unit | None = None
+
+    @property
+    def name(self) -> str:
+        """As plans name it."""
+        return self.ancestry.name
+
+    @property
+    def runs_whole(self) -> bool:
+        """Whether it is for one machine alone as well, not for a cut of its own."""
+        return not self.cuts
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether it is for two machines."""
+        return self.cuts is None or len(self.cuts) > 0
 
     def rates(self, precision: str) -> list[Rate]:
         """The codec and tables of each rate of the unit, finest first; none without one."""
@@ -82,7 +100,72 @@ class Workshop:
     main: str
     calibration: NDArray[np.uint8]
     validation: Images
-    notes: list[str]
+    module: torch.nn.Module
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The unmodified network, captured.
+
+        Raises:
+            CaptureError: it cannot be.
+        """
+        height, width, channels = self.source.shape
+        return capture(self.module, torch.zeros((2, channels, height, width)))
+
+    @property
+    def main_sha256(self) -> str:
+        """Of the unmodified network's weights."""
+        return self.networks[self.main].ancestry.weights_sha256
+
+    def add(
+        self,
+        name: str,
+        module: torch.nn.Module,
+        *,
+        base: str | None = None,
+        stages: Sequence[Stage] = (),
+        cuts: tuple[str, ...] | None = None,
+    ) -> Network:
+        """Export a network in the job's precisions, or find it exported; it is one of `networks` from now on.
+
+        Args:
+            name: of which no other network of the workshop may be.
+            module: in evaluation mode.
+            base: the network that it was made of, by these `stages` of pruning.
+            cuts: where it may be divided, see `Network`.
+
+        Raises:
+            JobError: there is one of this name.
+            ExportError: it cannot be exported.
+        """
+        name = safe_name(name)
+        if name in self.networks:
+            raise JobError(f'two networks of the job are named "{name}"')
+        pruned = tuple(msgspec.to_builtins(stage) for stage in stages)
+        ancestry = Ancestry(name=name, weights_sha256=weights_digest(module), base=base, pruned=pruned)
+        self.networks[name] = Network(ancestry, _exported(self, name, module, ancestry.weights_sha256), cuts)
+        return self.networks[name]
+
+    def add_unit(self, base: str, trained: Trained) -> Network:
+        """The network `base` with a unit in it; its one cut has the name of the cut where the unit is."""
+        spec = trained.divided.unit.spec
+        same = sum(network.name.split("-")[0] == f"{base}.{spec.name}" for network in self.networks.values())
+        name = f"{base}.{spec.name}" + (f"-{same + 1}" if same else "")
+        module = Deployable(trained.divided)
+        found = _exported(self, name, module, weights_digest(module))
+        wholes = {}
+        for precision, whole in found.items():
+            # A precision in which nothing can be cut there, as where int8 fused the reduction away, has no such plan.
+            for cut in (cut for cut in whole.cuts if cut.name == behind_reduction(spec)):
+                named = msgspec.structs.replace(cut, name=trained.cut.name)
+                wholes[precision] = msgspec.structs.replace(whole, cuts=(named,))
+        made = {key: trained.metadata[key] for key in ("cut", "spec", "recipe")}
+        unit = {"cut": made["cut"], **{key: msgspec.json.decode(made[key]) for key in ("spec", "recipe")}}
+        of = self.networks[base].ancestry.pruned
+        ancestry = Ancestry(name=name, weights_sha256=weights_digest(module), base=base, pruned=of, unit=unit)
+        self.networks[name] = Network(ancestry, wholes, (trained.cut.name,), trained.divided.unit)
+        return self.networks[name]
 
     @property
     def input(self) -> TensorSpec:
@@ -100,11 +183,10 @@ class Workshop:
 
     def cuts(self, network: str, precision: str) -> list[DeployedCut]:
         """The deployable cuts that the job's patterns admit, in order."""
-        patterns = self.job.build.cuts
-        cuts = self.whole(network, precision).cuts
-        if self.networks[network].unit is not None:
-            return list(cuts)
-        return [cut for cut in cuts if any(fnmatch.fnmatchcase(cut.name, p) for p in patterns)]
+        cuts, own = self.whole(network, precision).cuts, self.networks[network].cuts
+        if own is not None:
+            return [cut for cut in cuts if cut.name in own]
+        return [cut for cut in cuts if any(fnmatch.fnmatchcase(cut.name, p) for p in self.job.build.cuts)]
 
     def segments(self, network: str, precision: str, cut: str) -> tuple[str, str]:
         """File names of a cut's head and tail below the folder; cut on first use."""
@@ -209,34 +291,17 @@ def prepare(job: Job, folder: Path, *, progress: Progress = quiet, data_dir: Pat
     )
     _check_channels(job, source, preprocess)
     calibration = source.drawn("train", job.build.calibration_images).pixels
-    networks: dict[str, Network] = {}
-
-    def export(name: str, module: torch.nn.Module) -> Network:
-        return _export(name, module, source, preprocess, calibration, folder, job)
-
-    for done, (name, model) in enumerate(loaded.items()):
-        progress("networks", done, len(names), name)
-        safe = safe_name(name)
-        networks[safe] = export(safe, model.module)
-    progress("networks", len(names), len(names), "")
     main_name = safe_name(job.model.source)
     validation = source.drawn("validation", job.build.rounds[-1])
     if len(validation) == 0:
         raise DataError(f'no validation images to choose on (data "{source.name}")')
-    _check_cuts(job, networks[main_name])
-    notes: list[str] = []
-    if job.bottleneck.cuts or job.bottleneck.units:
-        graph = capture(main.module, torch.zeros((2, channels, *source.shape[:2])))
-        network = networks[main_name].weights_sha256
-        grid = units_of(job, graph, network, source, preprocess, folder, progress=progress)
-        units = grid.units
-        notes += [grid.text] if grid.num_cells else []
-        for done, unit in enumerate(units):
-            progress("units", done, len(units), unit.cut.name)
-            extended = _with_unit(main_name, unit, networks, export)
-            networks[extended.name] = extended
-        progress("units", len(units), len(units), "")
-    return Workshop(job, folder, source, preprocess, networks, main_name, calibration, validation, notes)
+    workshop = Workshop(job, folder, source, preprocess, {}, main_name, calibration, validation, main.module)
+    for done, (name, model) in enumerate(loaded.items()):
+        progress("networks", done, len(names), name)
+        workshop.add(name, model.module, cuts=None if name == job.model.source else ())
+    progress("networks", len(names), len(names), "")
+    _check_cuts(job, workshop.networks[main_name])
+    return workshop
 
 
 def _check_cuts(job: Job, main: Network) -> None:
@@ -259,17 +324,10 @@ def _check_channels(job: Job, source: Source, preprocess: Preprocess) -> None:
         )
 
 
-def _export(
-    name: str,
-    module: torch.nn.Module,
-    source: Source,
-    preprocess: Preprocess,
-    calibration: NDArray[np.uint8],
-    folder: Path,
-    job: Job,
-) -> Network:
-    height, width, channels = source.shape
-    weights_sha256 = weights_digest(module)
+def _exported(workshop: Workshop, name: str, module: torch.nn.Module, weights_sha256: str) -> dict[str, Whole]:
+    """A network as whole segments by precision, from the files of an earlier build where they are the same."""
+    folder, source, preprocess = workshop.folder, workshop.source, workshop.preprocess
+    calibration, precisions = workshop.calibration, workshop.job.build.precisions
     pictures = hashlib.sha256(np.ascontiguousarray(calibration).tobytes()).hexdigest()
     versions = [__version__, *(f"{name} {metadata.version(name)}" for name in ("torch", "onnx", "onnxruntime"))]
     recipe = f"{weights_sha256} {source.name} {source.shape} {preprocess} {pictures} {type(module)} {versions}"
@@ -280,35 +338,19 @@ def _export(
     is_known = key_file.is_file() and key_file.read_text() == key and fp32.is_file()
     if is_known and _is_same(module, fp32, preprocess, calibration):
         wholes["fp32"] = load_whole(fp32)
-        if "int8" in job.build.precisions and int8.is_file():
+        if "int8" in precisions and int8.is_file():
             wholes["int8"] = load_whole(int8)
-            return Network(name, wholes, weights_sha256)
+            return wholes
     else:
+        height, width, channels = source.shape
         example = torch.zeros((2, channels, height, width))
         for stale in (folder / "segments").glob(f"{name}.*"):
             stale.unlink()
         wholes["fp32"] = export_onnx(capture(module, example), fp32, preprocess=preprocess)
-    if "int8" in job.build.precisions:
+    if "int8" in precisions:
         wholes["int8"] = quantize_onnx(wholes["fp32"], calibration[:INT8_PICTURES], int8)
     key_file.write_text(key)
-    return Network(name, wholes, weights_sha256)
-
-
-def _with_unit(
-    main: str, unit: Trained, networks: dict[str, Network], export: Callable[[str, torch.nn.Module], Network]
-) -> Network:
-    """The main network with a unit in it; its one cut has the name of the cut where the unit is."""
-    spec = unit.divided.unit.spec
-    same = sum(network.name.split("-")[0] == f"{main}.{spec.name}" for network in networks.values())
-    name = f"{main}.{spec.name}" + (f"-{same + 1}" if same else "")
-    made = export(name, Deployable(unit.divided))
-    wholes = {}
-    for precision, whole in made.wholes.items():
-        # A precision in which nothing can be cut there, such as where int8 fused the reduction away, has no such plan.
-        for cut in (cut for cut in whole.cuts if cut.name == behind_reduction(spec)):
-            named = msgspec.structs.replace(cut, name=unit.cut.name)
-            wholes[precision] = msgspec.structs.replace(whole, cuts=(named,))
-    return Network(name, wholes, made.weights_sha256, unit.divided.unit)
+    return wholes
 
 
 def _is_same(module: torch.nn.Module, exported: Path, preprocess: Preprocess, pictures: NDArray[np.uint8]) -> bool:

@@ -69,6 +69,7 @@ class Channels:
         module: in evaluation mode.
         example: what it is called with; a batch of 1 will do.
         region: shell patterns of layers' names: a group is kept whose makers all fit one of them.
+        ignore: patterns of layers that stay as they are: a group with one of them as a maker is left out.
         sound: names of groups that were found sound before: these alone, and they are not checked again.
 
     Raises:
@@ -81,10 +82,11 @@ class Channels:
         example: Sequence[Tensor],
         *,
         region: Sequence[str] = ("*",),
+        ignore: Sequence[str] = (),
         sound: Collection[str] | None = None,
     ) -> None:
         self.module, self._example = module, tuple(example)
-        self._region, self.refused = tuple(region), dict[str, str]()
+        self._region, self._ignore, self.refused = tuple(region), tuple(ignore), dict[str, str]()
         self._trace()
         self.groups = tuple(group for group in self._found() if self._fits(group))
         if sound is None:
@@ -93,7 +95,8 @@ class Channels:
             self.groups = tuple(group for group in self.groups if group.name in sound)
         if not self.groups:
             why = "".join(f'; "{name}": {reason}' for name, reason in self.refused.items())
-            raise ModelError(f"no channel can be removed in the region {list(region)}{why}")
+            left_out = f" without {list(ignore)}" if ignore else ""
+            raise ModelError(f"no channel can be removed in the region {list(region)}{left_out}{why}")
 
     def group(self, name: str) -> Group:
         """The group of that name.
@@ -160,7 +163,8 @@ class Channels:
         return [*found, *heads]
 
     def _fits(self, group: Group) -> bool:
-        return all(any(fnmatch.fnmatchcase(part.name, pattern) for pattern in self._region) for part in group.makers)
+        names = [part.name for part in group.makers]
+        return all(_fits(name, self._region) for name in names) and not any(_fits(name, self._ignore) for name in names)
 
     def _refuse_unsound(self) -> None:
         """Keep the groups that can be removed: all at once where that goes well, else by halves."""
@@ -200,6 +204,10 @@ class Channels:
         pairs = zip(wanted, got, strict=True)
         change = max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-6)) for a, b in pairs)
         return None if change <= TOLERANCE else "without a channel the network gives something else than with it masked"
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def replay(module: nn.Module, example: Sequence[Tensor], removals: Sequence[Sequence[Removal]]) -> None:

@@ -47,8 +47,9 @@ class PruneRecipe(Value, frozen=True, kw_only=True):
 
     `budget` "channels" counts those of the region; "latency" is measured.  `epochs` of fine-tuning follow each round,
     `final_epochs` the last one; `sparse_epochs` with an L1 penalty of `strength` on batch norm scales come first.
-    `region`: shell patterns of layers whose channels may go; `least` of them stay in each group.  `scored`: pictures
-    that "taylor" scores are computed on.  `label_share` of the loss is cross-entropy with labels, where there are any.
+    `region`: shell patterns of layers whose channels may go, `ignore`: of such that may not; `least` stay in each
+    group.  `scored`: pictures that "taylor" scores are computed on.  `label_share` of the loss is cross-entropy with
+    labels, where there are any.
 
     Raises:
         ModelError: a number is out of range.
@@ -63,6 +64,7 @@ class PruneRecipe(Value, frozen=True, kw_only=True):
     sparse_epochs: int = 0
     strength: float = 1e-4
     region: tuple[str, ...] = ("*",)
+    ignore: tuple[str, ...] = ()
     least: int = 1
     scored: int = 5000
     lr: float = 0.02
@@ -77,8 +79,15 @@ class PruneRecipe(Value, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not 0 < self.keep < 1:
             raise ModelError(f"pruning keeps a share above 0 and below 1, got {self.keep}")
-        if self.rounds < 1 or min(self.epochs, self.final_epochs, self.sparse_epochs) < 0 or self.batch_size < 1:
-            raise ModelError(f"pruning takes at least 1 round and batch, epochs of 0 or more, got {self}")
+        if min(self.rounds, self.batch_size, self.least, self.scored) < 1:
+            given = f"{self.rounds}, {self.batch_size}, {self.least}, {self.scored}"
+            raise ModelError(f"rounds, batch_size, least and scored of a pruning must be at least 1, got {given}")
+        if min(self.epochs, self.final_epochs, self.sparse_epochs, self.strength) < 0:
+            given = f"{self.epochs}, {self.final_epochs}, {self.sparse_epochs}, {self.strength:g}"
+            raise ModelError(f"epochs and strength of a pruning must be 0 or more, got {given}")
+        if not (self.lr > 0 and self.final_lr > 0 and 0 <= self.label_share <= 1):
+            given = f"{self.lr:g}, {self.final_lr:g}, {self.label_share:g}"
+            raise ModelError(f"a pruning's learning rates must be above 0, its label share 0 to 1, got {given}")
 
 
 class Pruned(NamedTuple):
@@ -130,10 +139,15 @@ class Pruning:
         self._key = hashlib.sha256(msgspec.json.encode(given)).hexdigest()
         self.folder = None if folder is None else folder / f"{self._key[:12]}.pruning"
         self.rounds: list[list[Removal]] = []
-        self._channels = Channels(self.module, self._example, region=recipe.region)
+        self._channels = Channels(self.module, self._example, region=recipe.region, ignore=recipe.ignore)
         self._sound = {group.name for group in self._channels.groups}
         self._start = latency_of(self.module) if latency_of is not None else self._cost()({})
         self._batch_size = recipe.batch_size
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Groups of channels that stay, by the name of a layer, with the reason."""
+        return self._channels.refused
 
     def run(self) -> Pruned:
         """All steps, those that were done before left out.

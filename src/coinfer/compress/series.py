@@ -15,15 +15,13 @@ import msgspec
 import numpy as np
 from torch import Tensor, fx, nn
 
-from ..data import Images
-from ..errors import CutError, ModelError
+from ..errors import CutError
 from ..model.cut import Cut, split
 from ..model.graph import Graph
 from ..model.naming import calls_of
 from .channels import Channels, Group
 from .pruned_file import Stage
 from .pruning import Pruned, PruneRecipe, Pruning
-from .recipes import top1
 from .train import Step
 from .unit_training import Teacher
 
@@ -79,9 +77,10 @@ def series(
     cut: Cut,
     teacher: Teacher,
     recipe: PruneRecipe,
-    validation: Images,
     *,
+    accuracy_of: Callable[[nn.Module], float],
     least_accuracy: float,
+    steps: int = COUNTS,
     folder: Path | None = None,
     progress: Callable[[str, Step], None] | None = None,
 ) -> Iterator[Member]:
@@ -93,28 +92,26 @@ def series(
         cut: where they cross.
         teacher: pictures with the unmodified network's logits.
         recipe: of each count, by its score and epochs; its region, budget and share are set here.
-        validation: labelled images that accuracy is measured on.
+        accuracy_of: a network's top-1 in percent, on images that choices are made on.
         least_accuracy: the series ends with the first network below it.
+        steps: log-spaced counts.
         folder, progress: as for `Pruning`.
 
     Raises:
         CutError: no channel that crosses can be removed.
-        ModelError: the validation images have no labels.
     """
-    if validation.labels is None:
-        raise ModelError("a series stops by accuracy, and the validation images have no labels")
     groups = crossing_groups(Channels(module, example), graph, cut)
     region = tuple({part.name: None for group in groups for part in group.makers})
     have = sum(group.size for group in groups)
     lineage: tuple[Stage, ...] = ()
-    for count in counts_below(have):
+    for count in counts_below(have, steps):
         if count < len(groups):
             return
         step = msgspec.structs.replace(recipe, region=region, budget="channels", keep=count / have, rounds=1, epochs=0)
         pruned = Pruning(module, example, teacher, step, folder=folder, progress=progress).run()
         module, have = pruned.module, count
         lineage = (*lineage, Stage(recipe=step, rounds=pruned.rounds))
-        accuracy = 100 * top1(module, validation.pixels, validation.labels, teacher.preprocess)
-        yield Member(count, pruned, lineage, accuracy)
-        if accuracy < least_accuracy:
+        member = Member(count, pruned, lineage, accuracy_of(module))
+        yield member
+        if member.accuracy < least_accuracy:
             return

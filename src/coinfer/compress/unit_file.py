@@ -51,6 +51,22 @@ def save_unit(divided: Divided, graph: Graph, cut: Cut, path: Path, *, network: 
     save_tensors(changed, path, metadata=metadata)
 
 
+def network_of(path: Path) -> str:
+    """The sha256 of the network's weights that the unit in a file was trained for.
+
+    Raises:
+        WeightsError: no such file, or not a unit.
+    """
+    metadata = load_tensors(path, "unit")[1]
+    _check_format(path, metadata)
+    return metadata.get("network", "")
+
+
+def _check_format(path: Path, metadata: dict[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise WeightsError(f"unit {path} must be of format {FORMAT}, got {metadata.get('format')}")
+
+
 def load_unit(path: Path, graph: Graph, *, network: str) -> Trained:
     """The unit in a file that `save_unit` wrote.
 
@@ -59,8 +75,7 @@ def load_unit(path: Path, graph: Graph, *, network: str) -> Trained:
         CutError: the graph has no such cut.
     """
     tensors, metadata = load_tensors(path, "unit")
-    if metadata.get("format") != FORMAT:
-        raise WeightsError(f"unit {path} must be of format {FORMAT}, got {metadata.get('format')}")
+    _check_format(path, metadata)
     if metadata.get("network") != network:
         have, want = (str(text)[:12] for text in (metadata.get("network"), network))
         raise WeightsError(f"unit {path} was trained for another network: weights {have}, these are {want}")

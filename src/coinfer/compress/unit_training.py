@@ -93,17 +93,19 @@ class RatePoint(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """What every unit of one network is trained on: pictures, and the network's own logits of each of their views."""
+    """What all that is made of one network is trained on: pictures, its own logits of each of their views, itself."""
 
     images: Images
     preprocess: Preprocess
     views: Views
     logits: Tensor
+    network: nn.Module
 
 
 def teacher_of(graph: Graph, images: Images, preprocess: Preprocess, views: Views) -> Teacher:
     """The network's own logits of all views of all pictures, computed once for all of its units."""
-    return Teacher(images, preprocess, views, seen_by(graph.module, images.pixels, preprocess, views))
+    logits = seen_by(graph.module, images.pixels, preprocess, views)
+    return Teacher(images, preprocess, views, logits, graph.module)
 
 
 class UnitTraining:
@@ -150,9 +152,11 @@ class UnitTraining:
         self.divided = insert_unit(graph, cut, spec).to(self._device)
         self._graph, self._cut, self._teacher, self._recipe = graph, cut, teacher, recipe
         begun = None if wider is None else weights_digest(wider)
+        own, taught_by = weights_digest(graph.module), weights_digest(teacher.network)
         given = (
-            *(VERSIONS, weights_digest(graph.module), cut.name, spec, recipe),
+            *(VERSIONS, own, cut.name, spec, recipe),
             *(teacher.images.digest, teacher.preprocess, teacher.views, begun),
+            *([] if taught_by == own else [taught_by]),
         )
         self._key = hashlib.sha256(msgspec.json.encode(given)).hexdigest()
         self.checkpoints = None if checkpoints is None else checkpoints / f"{spec.name}.{self._key[:12]}.training"
@@ -257,7 +261,7 @@ class UnitTraining:
             seed=recipe.seed,
             teacher=teacher.logits[: plain.num_views],
         )  # fmt: skip
-        network = copy.deepcopy(self._graph.module).to(self._device)
+        network = copy.deepcopy(teacher.network).to(self._device)
         return AnsweredBatches(pictures, network, seed=recipe.seed)
 
     def _fit(self, phase: str, module: nn.Module, batches: Batches, task: Loss, epochs: int, lr: float) -> None:

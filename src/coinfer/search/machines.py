@@ -35,4 +35,6 @@ def _with_profiles(candidate: Candidate, device: Profile | None, edge: Profile |
         times[f"{side}_s"] = 0.0 if segment is None else profile.segments[segment].median_s
         if codec is not None:
             times["encode_s" if side == "head" else "decode_s"] = codec[side == "tail"].median_s
-    return msgspec.structs.replace(candidate, evidence=msgspec.structs.replace(candidate.evidence, **times))
+    how = "measured" if None not in (device, edge) else candidate.evidence.times_how
+    evidence = msgspec.structs.replace(candidate.evidence, times_how=how, **times)
+    return msgspec.structs.replace(candidate, evidence=evidence)

@@ -34,7 +34,7 @@ def device(number: int, *, head_s: float) -> Draft:
 def upload(number: int, *, num_bytes: float, encode_s: float) -> Draft:
     codec = CodecSpec(transform="image", coder="png")
     plan = Plan(number=number, kind="upload", variant="net", codec=codec, crossing=CROSSING, tail="t")
-    return Draft(plan, ("upload", "exact"), payload_bytes=num_bytes, encode_s=encode_s, tail_s=1.0)
+    return Draft(plan, ("upload", "exact"), payload_bytes=num_bytes, encode_s=encode_s, tail_s=1.0, is_exact=True)
 
 
 def dropped(drafts: list[Draft]) -> list[int]:

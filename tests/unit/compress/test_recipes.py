@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from coinfer.compress import recipes
 from coinfer.compress.train import Schedule
-from coinfer.data import digits
+from coinfer.data import Images, digits
+from coinfer.errors import WeightsError
 from coinfer.model.zoo import build_model
 from coinfer.plan import Preprocess
 
@@ -66,10 +67,49 @@ def test_recipe_goes_on_from_its_checkpoints(tmp_path, few):
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_command_refuses_a_network_without_recipe(tmp_path):
-    result = CliRunner().invoke(command(), ["resnet20", "-o", str(tmp_path / "w.safetensors")])
-    assert result.exit_code == 2
-    assert 'no recipe for "resnet20": there is one for scene-resnet' in result.stderr
+@pytest.fixture
+def pictures(monkeypatch):
+    """In place of CIFAR-10: pictures whose brightness is their class."""
+    labels = np.arange(256) % 10
+    noise = np.random.default_rng(0).integers(0, 10, (256, 32, 32, 3))
+    images = Images((noise + 24 * labels[:, None, None, None]).astype(np.uint8), labels)
+
+    class Few:
+        def images(self, part):
+            return images
+
+    monkeypatch.setattr(recipes, "load_source", lambda name, data_dir=None: Few())
+    return images
+
+
+def test_a_network_is_trained_on_from_weights_and_goes_on_from_its_checkpoint(tmp_path, pictures):
+    schedule = Schedule(lr=0.02, epochs=3)
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    before = recipes.train_on_cifar10("resnet20", first, schedule=schedule)
+    after = recipes.train_on_cifar10("resnet20", second, start=first, schedule=schedule)
+    assert after > max(before, 0.15) and sorted(path.name for path in tmp_path.iterdir()) == [
+        "first.safetensors",
+        "second.safetensors",
+    ]
+
+    def stop(phase, step):
+        if step.step == 4:
+            raise KeyboardInterrupt
+
+    stopped = tmp_path / "stopped.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        recipes.train_on_cifar10("resnet20", stopped, start=first, schedule=schedule, progress=stop)
+    with pytest.raises(WeightsError, match="is of another training"):
+        recipes.train_on_cifar10("resnet20", stopped, start=second, schedule=schedule)
+    recipes.train_on_cifar10("resnet20", stopped, start=first, schedule=schedule)
+    whole, resumed = load_file(second), load_file(stopped)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_command_refuses_a_network_of_another_size(tmp_path):
+    result = CliRunner().invoke(command(), ["resnet50", "-o", str(tmp_path / "w.safetensors")])
+    assert result.exit_code == 1
+    assert '"resnet50" is not for pictures of 3 x 32 x 32: it takes (3, 224, 224)' in result.stderr
 
 
 def test_top1_counts_largest_logits():

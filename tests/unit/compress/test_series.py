@@ -10,6 +10,7 @@ from test_pruning import EXAMPLE, FEW, Net, taught
 from coinfer.compress.batches import Views
 from coinfer.compress.channels import Channels
 from coinfer.compress.pruning import PruneRecipe
+from coinfer.compress.recipes import top1
 from coinfer.compress.series import counts_below, crossing_groups, series
 from coinfer.compress.unit_training import teacher_of
 from coinfer.errors import CutError
@@ -47,14 +48,18 @@ def test_a_series_narrows_what_crosses_and_nothing_else() -> None:
     teacher = taught(module)
     recipe = PruneRecipe(keep=0.5, **{**FEW, "score": "magnitude"})
     cut = graph.cut("one#0")
-    members = list(series(module, EXAMPLE, graph, cut, teacher, recipe, teacher.images, least_accuracy=0.0))
+
+    def accuracy(module: torch.nn.Module) -> float:
+        return 100 * top1(module, teacher.images.pixels, teacher.images.labels, PREPROCESS)
+
+    members = list(series(module, EXAMPLE, graph, cut, teacher, recipe, accuracy_of=accuracy, least_accuracy=0.0))
     assert [member.num_channels for member in members] == [11, 8, 6, 4, 3, 2, 1]
     for member in members:
         smaller = capture(member.pruned.module, torch.zeros(2, 3, 16, 16))
         assert smaller.cut("one#0").specs[0].shape == (member.num_channels, 16, 16)
         assert member.pruned.module.two[0].out_channels == 16
     assert len(members[-1].lineage) == 7
-    stopped = list(series(module, EXAMPLE, graph, cut, teacher, recipe, teacher.images, least_accuracy=101.0))
+    stopped = list(series(module, EXAMPLE, graph, cut, teacher, recipe, accuracy_of=accuracy, least_accuracy=101.0))
     assert [member.num_channels for member in stopped] == [11]
 
 
@@ -67,7 +72,7 @@ def test_a_cut_whose_channels_stay_is_refused_with_the_reason() -> None:
     with pytest.raises(CutError, match=r'no channel that crosses at "layer1.0#0" can be removed; "conv1": without'):
         next(
             series(
-                module, EXAMPLE, graph, graph.cut("layer1.0#0"), teacher, PruneRecipe(keep=0.5), images,
-                least_accuracy=0.0,
+                module, EXAMPLE, graph, graph.cut("layer1.0#0"), teacher, PruneRecipe(keep=0.5),
+                accuracy_of=lambda module: 0.0, least_accuracy=0.0,
             )
         )  # fmt: skip

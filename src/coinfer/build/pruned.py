@@ -1,0 +1,340 @@
+"""The pruned networks of a job: made where the job asks for it, read where it names files.
+
+    step 1    the whole network, to each share that is asked for, each from the one before
+    step 2    for each cut, ever fewer channels that cross there, from the smallest network that keeps the goal's loss
+
+Both are tasks of a build (`spending`).  What was made lies in the workshop as weights and recipe, and is found there by
+a second build; one that was killed goes on from the last epoch.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from torch import Tensor, nn
+
+from ..compress.batches import Views
+from ..compress.channels import Channels
+from ..compress.pruned_file import Stage, load_pruned, save_pruned
+from ..compress.pruning import PruneRecipe, Pruning
+from ..compress.series import Member, counts_below, crossing_groups, series
+from ..compress.train import Step
+from ..engine.measure import measure
+from ..engine.onnx import Session
+from ..errors import CutError, JobError
+from ..model.cut import Cut
+from ..model.export import cut_onnx, export_onnx
+from ..model.graph import Graph, capture
+from ..plan import Candidate
+from .job import Job
+from .progress import Progress
+from .spending import Outcome, Task, scaled
+from .teachers import Teachers
+from .workshop import safe_name
+
+LATENCY_REPEATS = 21
+
+
+class PrunedVariant(NamedTuple):
+    """A network made from the main one.
+
+    `base` is the name of the one that it was made of; `graph` the capture of `module`; `cuts` where it is to be divided
+    (None: wherever the job admits); `macs_share` its multiply-accumulates over the main network's; `accuracy` in
+    percent, of the images of choice.
+    """
+
+    name: str
+    base: str
+    module: nn.Module
+    graph: Graph
+    lineage: tuple[Stage, ...]
+    cuts: tuple[str, ...] | None
+    macs_share: float
+    accuracy: float
+
+
+class Pruner:
+    """Makes the pruned networks of a job, step by step.
+
+    Args:
+        job: what is wanted.
+        main: the main network's name; the teachers' graph is its capture.
+        teachers: of all trainings.
+        folder: where weights and checkpoints are kept.
+        known: measured candidates of the main network, for what a training may gain; none where nobody asks.
+        keep: is given each network as soon as it is made.
+        behind: tasks that can begin when step 1 is done, given its smallest network that keeps the goal's loss.
+        progress: is told each training step.
+
+    Raises:
+        WeightsError: a file is no pruned network of this one.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        main: str,
+        teachers: Teachers,
+        folder: Path,
+        known: Sequence[Candidate],
+        *,
+        keep: Callable[[PrunedVariant], object],
+        behind: Callable[[PrunedVariant], list[Task]],
+        progress: Progress,
+    ) -> None:
+        self._job, self._main, self._teachers, self._folder = job, main, teachers, folder
+        self._known, self._keep, self._behind, self._progress = known, keep, behind, progress
+        self._views = Views(is_mirrored=job.prune.mirror, mixes=job.prune.mixes)
+        self.notes: list[str] = []
+        self._whole = [self._read(Path(file)) for file in job.prune.networks]
+
+    def tasks(self) -> list[Task]:
+        """What can be made now.
+
+        Raises:
+            CutError: [prune] cuts names none.
+            JobError: or a pattern that fits none.
+            ModelError: nothing can be removed.
+        """
+        if not self._job.prune.keep:
+            return self._after_step1()
+        # Cuts that do not fit are refused before anything is trained.
+        self._places(self.main)
+        return [self._step1(0, self.main)]
+
+    @property
+    def main(self) -> PrunedVariant:
+        """The unmodified network as one of them."""
+        teachers = self._teachers
+        return PrunedVariant(
+            self._main, self._main, teachers.module, teachers.graph, (), None, 1.0, teachers.own_accuracy
+        )  # fmt: skip
+
+    def is_good(self, variant: PrunedVariant) -> bool:
+        """Whether it keeps the goal's loss on the images of choice."""
+        return variant.accuracy >= self._least_accuracy
+
+    @property
+    def _least_accuracy(self) -> float:
+        return self._teachers.own_accuracy - self._job.goal.max_loss
+
+    @property
+    def _base(self) -> PrunedVariant:
+        """What step 2 begins with: the smallest that keeps the goal's loss."""
+        good = [variant for variant in self._whole if self.is_good(variant)]
+        return min((self.main, *good), key=lambda variant: variant.macs_share)
+
+    def _step1(self, place: int, before: PrunedVariant) -> Task:
+        """The network of one share, from the one before; then the next one's, at the end what stands on them."""
+        job = self._job.prune
+        keep, already = job.keep[place], job.keep[place - 1] if place else 1.0
+        name = f"{self._main}.k{keep:g}"
+
+        def run() -> Outcome:
+            # What is kept is counted from the network before.
+            recipe = msgspec.structs.replace(self._recipe(keep), keep=keep / already)
+            variant = self._pruned(name, before, recipe)
+            self._whole.append(variant)
+            is_last = place + 1 == len(job.keep)
+            return Outcome(
+                self._prospects(variant), self._after_step1() if is_last else [self._step1(place + 1, variant)]
+            )  # fmt: skip
+
+        epochs = job.sparse_epochs + job.rounds * job.epochs + job.final_epochs
+        return Task(
+            f"prune to {keep:g} of {job.budget}", 1, self._seconds(epochs, (keep + already) / 2),
+            lambda: scaled(self._known, time=keep, crossing=keep**0.5), run,
+        )  # fmt: skip
+
+    def _recipe(self, keep: float) -> PruneRecipe:
+        return self._job.prune.recipe(keep, side=min(self._teachers.source.shape[:2]))
+
+    def _pruned(self, name: str, before: PrunedVariant, recipe: PruneRecipe) -> PrunedVariant:
+        teacher = self._teachers.of(self._job.prune.images, self._views)
+        latency_of = self._deployed_s if recipe.budget == "latency" else None
+        pruning = Pruning(
+            before.module, _one(before.graph), teacher, recipe,
+            latency_of=latency_of, folder=self._folder, progress=_shown(self._progress, name),
+        )  # fmt: skip
+        self.notes += [f'{name}: channels of "{layer}" stay: {why}' for layer, why in pruning.refused.items()]
+        pruned = pruning.run()
+        lineage = (*before.lineage, Stage(recipe=recipe, rounds=pruned.rounds))
+        return self._kept(name, before.name, pruned.module, lineage, None)
+
+    def _after_step1(self) -> list[Task]:
+        base = self._base
+        tasks = [] if base.name == self._main else self._behind(base)
+        return [*tasks, *self._step2(base)]
+
+    def _step2(self, base: PrunedVariant) -> list[Task]:
+        """A series for each set of channels that cross at the job's cuts."""
+        tasks = []
+        for have, least, cuts in self._places(base):
+            counts = [count for count in counts_below(have, self._job.prune.counts) if count >= least]
+            if counts:
+                tasks.append(self._fewer(base, cuts, have, counts, self._series(base, cuts[0])))
+        return tasks
+
+    def _places(self, base: PrunedVariant) -> list[tuple[int, int, list[Cut]]]:
+        """The job's cuts by what can be removed there: how many channels, of how many groups, the cuts they cross."""
+        if not self._job.prune.cuts:
+            return []
+        channels = Channels(base.module, _one(base.graph))
+        places: dict[tuple[str, ...], list[Cut]] = {}
+        for pattern in self._job.prune.cuts:
+            for cut in self._cuts(pattern, base.graph, channels):
+                key = tuple(group.name for group in crossing_groups(channels, base.graph, cut))
+                if cut not in places.setdefault(key, []):
+                    places[key].append(cut)
+        return [(sum(channels.group(name).size for name in key), len(key), cuts) for key, cuts in places.items()]
+
+    def _cuts(self, pattern: str, graph: Graph, channels: Channels) -> list[Cut]:
+        cuts = {cut.name: cut for cut in graph.cuts()}
+        if not ("*" in pattern or "?" in pattern):
+            cut = graph.cut(pattern)
+            crossing_groups(channels, graph, cut)
+            return [cut]
+        found = []
+        for name in fnmatch.filter(cuts, pattern):
+            try:
+                crossing_groups(channels, graph, cuts[name])
+            except CutError as error:
+                if str(error) not in self.notes:
+                    self.notes.append(str(error))
+            else:
+                found.append(cuts[name])
+        if not found:
+            raise JobError(f'[prune] cuts "{pattern}" fits no cut of which channels can be removed')
+        return found
+
+    def _series(self, base: PrunedVariant, cut: Cut) -> Iterator[Member]:
+        job = self._job.prune
+        recipe = msgspec.structs.replace(self._recipe(0.5), final_epochs=job.cut_epochs, sparse_epochs=0)
+        yield from series(
+            base.module,
+            _one(base.graph),
+            base.graph,
+            cut,
+            self._teachers.of(job.images, self._views),
+            recipe,
+            accuracy_of=self._teachers.accuracy,
+            least_accuracy=self._least_accuracy,
+            steps=job.counts,
+            folder=self._folder,
+            progress=_shown(self._progress, f"channels at {cut.name}"),
+        )
+
+    def _fewer(
+        self, base: PrunedVariant, cuts: Sequence[Cut], have: int, counts: Sequence[int], members: Iterator[Member]
+    ) -> Task:
+        """The next of a series; then the one after it, while the goal's loss is kept."""
+        names = tuple(cut.name for cut in cuts)
+        count = counts[0]
+
+        def run() -> Outcome:
+            member = next(members, None)
+            if member is None:
+                return Outcome([], [])
+            lineage = (*base.lineage, *member.lineage)
+            name = f"{base.name}.{names[0]}.f{member.num_channels}"
+            variant = self._kept(name, base.name, member.pruned.module, lineage, names, accuracy=member.accuracy)
+            if not self.is_good(variant) or len(counts) == 1:
+                return Outcome(self._prospects(variant, count / have), [])
+            return Outcome(
+                self._prospects(variant, count / have), [self._fewer(base, cuts, have, counts[1:], members)]
+            )  # fmt: skip
+
+        return Task(
+            f"{count} of {have} channels at {names[0]}", 1, self._seconds(self._job.prune.cut_epochs, base.macs_share),
+            lambda: scaled(self._known, time=base.macs_share, crossing=count / have, cuts=names), run,
+        )  # fmt: skip
+
+    def _prospects(self, variant: PrunedVariant, crossing: float | None = None) -> list[Candidate]:
+        if not self.is_good(variant):
+            return []
+        share = variant.macs_share
+        return scaled(self._known, time=share, crossing=crossing or share**0.5, cuts=variant.cuts)
+
+    def _kept(
+        self,
+        name: str,
+        base: str,
+        module: nn.Module,
+        lineage: tuple[Stage, ...],
+        cuts: tuple[str, ...] | None,
+        *,
+        accuracy: float | None = None,
+    ) -> PrunedVariant:
+        """A network that is finished: its file is written, and it is given on."""
+        module = module.cpu().eval()
+        path = self._folder / f"{safe_name(name)}.safetensors"
+        save_pruned(module, path, network=self._teachers.weights_sha256, lineage=lineage)
+        return self._given(name, base, module, lineage, cuts, accuracy)
+
+    def _read(self, path: Path) -> PrunedVariant:
+        teachers = self._teachers
+        read = load_pruned(path, teachers.module, _one(teachers.graph), network=teachers.weights_sha256)
+        return self._given(f"{self._main}.{path.stem}", self._main, read.module, read.lineage, None, None)
+
+    def _given(
+        self,
+        name: str,
+        base: str,
+        module: nn.Module,
+        lineage: tuple[Stage, ...],
+        cuts: tuple[str, ...] | None,
+        accuracy: float | None,
+    ) -> PrunedVariant:
+        graph = capture(module, self._teachers.graph.example)
+        share = graph.num_macs / self._teachers.graph.num_macs
+        found = self._teachers.accuracy(module) if accuracy is None else accuracy
+        size = f"{100 * share:.1f} % of the compute"
+        before = self._teachers.own_accuracy
+        self.notes.append(f"pruned {name}: {size}, top-1 {found:.2f} % (unmodified {before:.2f} %)")
+        variant = PrunedVariant(safe_name(name), base, module, graph, lineage, cuts, share, found)
+        self._keep(variant)
+        return variant
+
+    def _deployed_s(self, module: nn.Module) -> float:
+        """Median seconds of a picture by the exported network, or its head up to `latency_at`, on one thread."""
+        example, cut = self._teachers.graph.example, self._job.prune.latency_at
+        device = next(module.parameters()).device
+        path = self._folder / "latency.onnx"
+        whole = export_onnx(capture(module.cpu(), example), path, preprocess=self._teachers.preprocess)
+        module.to(device)
+        files = [path]
+        if cut is not None:
+            files = [self._folder / "latency.head.onnx", self._folder / "latency.tail.onnx"]
+            cut_onnx(whole, cut, head=files[0], tail=files[1])
+        session = Session(files[0])
+        pixels = self._teachers.validation.pixels[:1]
+        took_s = measure(lambda: session.run([pixels]), warmup=5, repeats=LATENCY_REPEATS).median_s
+        for file in {path, path.with_suffix(".json"), *files}:
+            file.unlink(missing_ok=True)
+        return took_s
+
+    def _seconds(self, epochs: int, share: float) -> float:
+        """What so many epochs of a network of this share of the compute are expected to take."""
+        if self._job.build.minutes is None:
+            return 0.0
+        images = min(self._job.prune.images, len(self._teachers.source.images("train")))
+        return epochs * images * share * self._teachers.picture_s
+
+
+def _one(graph: Graph) -> tuple[Tensor, ...]:
+    """What a network is called with, a batch of 1."""
+    return tuple(value[:1] for value in graph.example)
+
+
+def _shown(progress: Progress, name: str) -> Callable[[str, Step], None]:
+    """Training's steps as a build's progress."""
+
+    def show(phase: str, step: Step) -> None:
+        accuracy = "" if step.accuracy is None else f", {100 * step.accuracy:.1f} % right"
+        progress(f"{name}: {phase}", step.step, step.steps, f"loss {step.loss:.3f}{accuracy}")
+
+    return show

@@ -1,0 +1,116 @@
+"""Times of segments: measured as deployed; of pruned networks predicted first, where that is good enough.
+
+A job that prunes has networks by the dozen, each with a head and a tail for every cut.  Their times are predicted from
+those of the unmodified network, of all whole networks, and of every few of their own; if segments that are left out are
+predicted well.  What the predicted times do not rule out is measured before a menu is made of it (`make.timed`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..engine.measure import measure
+from ..engine.onnx import Session
+from ..plan import TensorSpec
+from .drafts import Draft
+from .predict import FOLDS, Errors, cross_validated, errors_of, fit
+from .progress import Progress
+from .workshop import Workshop
+
+# The median error above which nothing is predicted, and of pruned networks' segments every so many that are measured.
+MOST_ERROR = 0.1
+MEASURED_OF = 5
+
+
+class Predicted(NamedTuple):
+    """Segments whose times were not measured, with what they are expected to take; and a line about how well."""
+
+    seconds: dict[str, float]
+    note: str
+
+    def errors(self, measured_s: Mapping[str, float]) -> Errors | None:
+        """How far they are from what was measured afterwards; None: nothing was."""
+        pairs = [(took_s, measured_s[name]) for name, took_s in self.seconds.items() if name in measured_s]
+        return errors_of(pairs) if pairs else None
+
+
+def time_segments(workshop: Workshop, drafts: list[Draft], *, repeats: int, progress: Progress) -> Predicted:
+    """Set head and tail times of these drafts, measured or predicted.
+
+    A session each with one thread; `repeats` calls of each.
+    """
+    names = {name: draft for draft in drafts for name in (draft.plan.head, draft.plan.tail) if name is not None}
+    cut_from_pruned = [name for name, draft in names.items() if _is_cut_from_pruned(workshop, name, draft)]
+    left = {name for place, name in enumerate(cut_from_pruned) if place % MEASURED_OF}
+    times_s = {}
+    now = [name for name in names if name not in left]
+    for done, name in enumerate(now):
+        progress("timing", done, len(now), name)
+        times_s[name] = _measured_s(workshop.folder / name, repeats)
+    progress("timing", len(now), len(now), "")
+    predicted = _predicted(workshop, {name: draft.plan.precision for name, draft in names.items()}, times_s)
+    again = sorted(left - predicted.seconds.keys())
+    for done, name in enumerate(again):
+        progress("timing", done, len(again), name)
+        times_s[name] = _measured_s(workshop.folder / name, repeats)
+    known = times_s | predicted.seconds
+    for draft in drafts:
+        head, tail = draft.plan.head, draft.plan.tail
+        draft.head_s = 0.0 if head is None else known[head]
+        draft.tail_s = 0.0 if tail is None else known[tail]
+        draft.is_time_predicted = head in predicted.seconds or tail in predicted.seconds
+    return predicted
+
+
+def _is_cut_from_pruned(workshop: Workshop, name: str, draft: Draft) -> bool:
+    network = workshop.networks[draft.plan.variant]
+    is_whole = name == workshop.whole_name(draft.plan.variant, draft.plan.precision)
+    return bool(network.ancestry.pruned) and network.unit is None and not is_whole
+
+
+def _measured_s(path: Path, repeats: int) -> float:
+    session = Session(path)
+    call = partial(session.run, [_noise(spec) for spec in session.inputs])
+    return measure(call, warmup=3, repeats=repeats).median_s
+
+
+def _predicted(workshop: Workshop, precision_of: Mapping[str, str], measured_s: Mapping[str, float]) -> Predicted:
+    """The times of what was not measured, of those precisions where that goes well."""
+    predicted_s: dict[str, float] = {}
+    notes = []
+    for precision in dict.fromkeys(precision_of.values()):
+        own = [name for name, other in precision_of.items() if other == precision]
+        known = [(workshop.folder / name, measured_s[name]) for name in own if name in measured_s]
+        left = [name for name in own if name not in measured_s]
+        if len(known) < FOLDS or not left:
+            continue
+        errors = cross_validated(known)
+        is_good = errors.median <= MOST_ERROR
+        notes.append(f"{precision} {errors.text}{'' if is_good else ': measured instead'}")
+        if is_good:
+            predictor = fit(known)
+            predicted_s |= {name: predictor.seconds(workshop.folder / name) for name in left}
+    note = f"times of {len(predicted_s)} segments predicted, errors on measured ones: {', '.join(notes)}"
+    return Predicted(predicted_s, note if notes else "")
+
+
+def int8_ratio_of(workshop: Workshop, drafts: list[Draft]) -> float:
+    """How much more an int8 segment is slowed than an fp32 one, so that int8 is at most 2x faster there.
+
+    The ratio is of the main network as a whole: max(1, (fp32 time / int8 time) / 2).
+    """
+    whole = {d.plan.precision: d.head_s for d in drafts if d.plan.kind == "device" and d.plan.variant == workshop.main}
+    return max(1.0, whole["fp32"] / whole["int8"] / 2) if "int8" in whole else 1.0
+
+
+def _noise(spec: TensorSpec) -> NDArray[np.generic]:
+    rng = np.random.default_rng(0)
+    shape = (1, *spec.shape)
+    noise = rng.integers(0, 200, shape) if spec.dtype == "uint8" else rng.normal(size=shape)
+    return noise.astype(spec.dtype)

@@ -1,0 +1,150 @@
+"""The networks that a job makes of the main one: pruned ones, and networks with units.
+
+They are tasks (`spending`): without limits each is done in turn, with limits those that promise most.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from ..compress.pruning import VERSIONS as PRUNING_VERSIONS
+from ..compress.unit_file import load_unit, network_of
+from ..compress.unit_training import VERSIONS as UNIT_VERSIONS
+from ..errors import WeightsError
+from ..model.graph import Graph
+from ..plan import Candidate, Evidence
+from ..search.goal import Goal
+from .bottlenecks import UnitTrainer
+from .drafts import Draft, all_drafts
+from .job import conditions_of
+from .measured import calibrate_and_weigh
+from .progress import Progress
+from .pruned import PrunedVariant, Pruner
+from .spending import Gains, Ledger, Limits, Task, spend
+from .teachers import Teachers
+from .timing import int8_ratio_of, time_segments
+from .workshop import Workshop
+
+# Bits from which a plain split counts as one that loses nothing, before anything was classified.
+_FINE_BITS = 6
+REPEATS = 5
+
+
+def add_variants(workshop: Workshop, *, progress: Progress) -> None:
+    """Make what the job asks for, within its limits, and add it to the workshop's networks.
+
+    Raises:
+        CoinferError: something does not fit the network, or a training fails.
+    """
+    job = workshop.job
+    units, prune = job.bottleneck, job.prune
+    if not (units.cuts or units.units or prune.keep or prune.cuts or prune.networks):
+        return
+    known: list[Candidate] = []
+    gains = None
+    if job.build.minutes is not None or job.build.trainings is not None:
+        known, gains = _known(workshop, progress)
+    ledger = Ledger(workshop.folder / "spent.json", _key(workshop))
+    progress = ledger.ticking(progress)
+    teachers = Teachers(
+        workshop.module, workshop.graph, workshop.source, workshop.preprocess, workshop.validation,
+        progress=progress,
+    )  # fmt: skip
+    trainers: list[tuple[str, UnitTrainer]] = []
+    graphs = {workshop.main: workshop.graph}
+
+    def keep(variant: PrunedVariant) -> None:
+        network = workshop.add(
+            variant.name, variant.module, base=variant.base, stages=variant.lineage, cuts=variant.cuts
+        )  # fmt: skip
+        if variant.cuts is None:
+            graphs[network.name] = variant.graph
+
+    def unit_tasks(name: str, graph: Graph, macs_share: float = 1.0) -> list[Task]:
+        folder = workshop.folder / "units"
+        network = workshop.networks[name].ancestry.weights_sha256
+        trainer = UnitTrainer(job, graph, network, teachers, folder, known, macs_share=macs_share, progress=progress)
+        trainers.append((name, trainer))
+        return trainer.tasks()
+
+    def behind(base: PrunedVariant) -> list[Task]:
+        if units.base == "main":
+            return []
+        return unit_tasks(base.name, base.graph, base.macs_share)
+
+    pruner = Pruner(
+        job, workshop.main, teachers, workshop.folder / "pruned", known,
+        keep=keep, behind=behind, progress=progress,
+    )  # fmt: skip
+    tasks = pruner.tasks()
+    if units.cuts and (units.base != "pruned" or not (prune.keep or prune.networks)):
+        tasks += unit_tasks(workshop.main, workshop.graph)
+    limits = Limits(None if job.build.minutes is None else 60 * job.build.minutes, job.build.trainings)
+    notes = spend(tasks, limits, ledger, known, gains, progress=progress)
+    for file in units.units:
+        _add_file(workshop, Path(file), graphs)
+    for name, trainer in trainers:
+        for unit in trainer.units:
+            workshop.add_unit(name, unit)
+    workshop.notes += [*pruner.notes, *(trainer.text for _, trainer in trainers if trainer.num_cells), *notes]
+
+
+def _add_file(workshop: Workshop, path: Path, graphs: Mapping[str, Graph]) -> None:
+    """A unit that was trained before, in the network that it was trained for."""
+    network = network_of(path)
+    known = {name: workshop.networks[name].ancestry.weights_sha256 for name in graphs}
+    for name, sha256 in known.items():
+        if sha256 == network:
+            workshop.add_unit(name, load_unit(path, graphs[name], network=network))
+            return
+    have = ", ".join(f"{sha256[:12]} ({name})" for name, sha256 in known.items())
+    raise WeightsError(f"unit {path} was trained for another network: weights {network[:12]}, these are {have}")
+
+
+def _key(workshop: Workshop) -> str:
+    """All that the tasks of a job depend on, but for its limits."""
+    job = workshop.job
+    given = (
+        PRUNING_VERSIONS, UNIT_VERSIONS, job.prune, job.bottleneck, job.goal, workshop.main_sha256,
+        workshop.source.name, workshop.preprocess, job.build.precisions,
+    )  # fmt: skip
+    return hashlib.sha256(msgspec.json.encode(given)).hexdigest()
+
+
+def _known(workshop: Workshop, progress: Progress) -> tuple[list[Candidate], Gains]:
+    """The main network's candidates that lose little, measured, and how gains are counted."""
+    drafts = [draft for draft in all_drafts(workshop) if draft.plan.variant == workshop.main and _is_fine(draft)]
+    time_segments(workshop, drafts, repeats=REPEATS, progress=progress)
+    calibrate_and_weigh(workshop, drafts, progress=progress)
+    ratio, job = int8_ratio_of(workshop, drafts), workshop.job
+    own = conditions_of(job, int8_ratio=ratio)
+    goal = Goal(minimise=job.goal.minimise, max_loss_points=job.goal.max_loss, max_energy_j=job.goal.max_energy)
+    return [_as_candidate(draft) for draft in drafts], Gains(goal, own, int8_ratio=ratio)
+
+
+def _is_fine(draft: Draft) -> bool:
+    codec = draft.plan.codec
+    return codec is None or draft.is_exact or (codec.transform == "uniform" and codec.bits >= _FINE_BITS)
+
+
+def _as_candidate(draft: Draft) -> Candidate:
+    evidence = Evidence(
+        split="validation",
+        num_images=0,
+        accuracy=None,
+        accuracy_ci=None,
+        loss_points=0.0,
+        loss_ci_points=None,
+        payload_bytes=draft.payload_bytes,
+        payload_bytes_p95=draft.payload_bytes_p95,
+        reply_bytes=0.0,
+        head_s=draft.head_s,
+        encode_s=draft.encode_s,
+        decode_s=draft.decode_s,
+        tail_s=draft.tail_s,
+    )
+    return Candidate(plan=draft.plan, evidence=evidence)

@@ -1,0 +1,167 @@
+"""A build that prunes: what it makes are candidates like any other, with their ancestry; limits are kept."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from coinfer.build.evaluate import Deployed
+from coinfer.build.job import BottleneckJob, BuildJob, DataJob, GoalJob, Job, ModelJob, PruneJob
+from coinfer.build.make import assemble, build
+from coinfer.bundle import Bundle
+from coinfer.compress.pruned_file import Stage, load_pruned
+from coinfer.data import load_source
+from coinfer.errors import CutError, JobError, ModelError, WeightsError
+from coinfer.model.zoo import build_model, weights_digest
+from tiny_nets import OWN_DIGITS
+
+PRUNE = PruneJob(
+    keep=(0.7, 0.4), rounds=1, epochs=0, final_epochs=12, cuts=("/relu#1",), counts=3, cut_epochs=4,
+    mirror=False, lr=0.01, batch_size=32, labels=0.8,
+)  # fmt: skip
+UNITS = BottleneckJob(
+    cuts=("/relu#1",), widths=(4,), strides=(2,), prices=(0.001, 0.05), epochs=(15, 15), mirror=False, mixes=0,
+    base="both",
+)  # fmt: skip
+
+
+def job(prune: PruneJob, bottleneck: BottleneckJob | None = None, **limits: float) -> Job:
+    return Job(
+        model=ModelJob(source="own_units:factory", mean=(0.0,), std=(1.0,)),
+        data=DataJob(source="digits"),
+        goal=GoalJob(max_loss=20.0),
+        build=BuildJob(
+            rounds=(50, 200), report_images=200, calibration_images=64, cuts=("/relu*",), precisions=("fp32",),
+            **limits,
+        ),
+        bottleneck=bottleneck or BottleneckJob(),
+        prune=prune,
+    )
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("pruned")
+    (folder / "own_units.py").write_text(OWN_DIGITS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return build(job(PRUNE, UNITS), folder / "bundle")
+
+
+def work_of(bundle: Bundle) -> Path:
+    return bundle.folder.with_name("bundle.work")
+
+
+def test_what_was_made_runs_alone_and_divided_and_series_at_their_cut_alone(built: Bundle) -> None:
+    ways: dict[str, set[str]] = {}
+    cuts: dict[str, set[str]] = {}
+    for candidate in built.candidates():
+        ways.setdefault(candidate.plan.variant, set()).add(candidate.plan.way)
+        if candidate.plan.cut is not None:
+            cuts.setdefault(candidate.plan.variant, set()).add(candidate.plan.cut)
+    everywhere = cuts["own_units_factory"]
+    for keep in ("k0.7", "k0.4"):
+        assert ways[f"own_units_factory.{keep}"] == {"device", "upload", "split"}
+        assert cuts[f"own_units_factory.{keep}"] == everywhere
+    series = [name for name in ways if ".f" in name]
+    assert series and all(ways[name] == {"split"} and cuts[name] == {"/relu#1"} for name in series)
+    units = [name for name in ways if ways[name] == {"unit"}]
+    assert {name.rpartition(".c4")[0] for name in units} >= {"own_units_factory"} and len(units) == 2
+
+
+def test_pruned_networks_are_smaller_on_disk_and_say_how_they_were_made(built: Bundle) -> None:
+    work = work_of(built)
+    networks = msgspec.json.decode((work / "networks.json").read_bytes(), type=dict)
+    size = {name: (work / "segments" / f"{name}.fp32.onnx").stat().st_size for name in networks}
+    small, smaller = "own_units_factory.k0.7", "own_units_factory.k0.4"
+    assert size[smaller] < size[small] < size["own_units_factory"]
+    assert networks[smaller]["base"] == small and len(networks[smaller]["pruned"]) == 2
+    series = next(name for name in networks if ".f" in name)
+    of = networks[series]["base"]
+    assert networks[series]["pruned"][: len(networks[of]["pruned"])] == networks[of]["pruned"]
+    # In the bundle lie the menu's networks, each with all that it was made of.
+    listed = built.networks()
+    assert {plan.variant for plan in built.manifest.menu} <= set(listed)
+    assert all(one.base is None or one.base in listed for one in listed.values())
+
+
+def test_a_network_is_replayed_from_its_file(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(built.folder.parent)
+    module = build_model("own_units:factory").module
+    path = work_of(built) / "pruned" / "own_units_factory.k0.4.safetensors"
+    read = load_pruned(path, module, (torch.zeros(1, 1, 8, 8),), network=weights_digest(module))
+    weights = load_file(path)
+    assert all(torch.equal(value, weights[name]) for name, value in read.module.state_dict().items())
+    networks = msgspec.json.decode((work_of(built) / "networks.json").read_bytes(), type=dict)
+    stages = msgspec.convert(networks["own_units_factory.k0.4"]["pruned"], tuple[Stage, ...])
+    assert stages == read.lineage
+
+
+def test_a_pruned_plan_answers_as_it_was_weighed(built: Bundle, tmp_path: Path) -> None:
+    alive = [c for c in built.candidates() if c.dropped is None and ".k" in c.plan.variant]
+    other = assemble(work_of(built), [c.plan.number for c in alive], tmp_path / "pruned")
+    images = load_source("digits").drawn("validation", 200)
+    assert alive
+    for candidate in alive:
+        classes, num_bytes = Deployed(other.folder, other.plan(candidate.plan.number)).classify(images.pixels)
+        assert 100 * np.mean(classes == images.labels) == pytest.approx(candidate.evidence.accuracy, abs=0.51)
+        assert np.mean(num_bytes) == pytest.approx(candidate.evidence.payload_bytes, abs=1.0)
+
+
+def test_a_second_build_trains_nothing_and_files_are_taken_as_they_are(
+    built: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = built.folder.parent
+    monkeypatch.chdir(folder)
+    stages: list[str] = []
+    build(job(PRUNE, UNITS), folder / "again", work=work_of(built), progress=lambda stage, *_: stages.append(stage))
+    assert not [stage for stage in stages if "final" in stage or "alone" in stage]
+    file = work_of(built) / "pruned" / "own_units_factory.k0.4.safetensors"
+    copied = folder / "mine.safetensors"
+    copied.write_bytes(file.read_bytes())
+    given = build(job(PruneJob(networks=(str(copied),))), folder / "given")
+    assert "own_units_factory.mine" in {c.plan.variant for c in given.candidates()}
+    copied.write_bytes(copied.read_bytes()[:100])
+    with pytest.raises(WeightsError, match=r"pruned network .*mine.safetensors cannot be read"):
+        build(job(PruneJob(networks=(str(copied),))), folder / "given")
+
+
+def test_no_more_is_trained_than_the_limit_allows(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = built.folder.parent
+    monkeypatch.chdir(folder)
+
+    def made(trainings: int) -> list[str]:
+        limited = build(job(PRUNE, UNITS, trainings=trainings), folder / "limited")
+        assert f"{trainings} trainings" in (folder / "limited.work" / "log.txt").read_text() or not trainings
+        return sorted({c.plan.variant for c in limited.candidates()} - {"own_units_factory"})
+
+    assert made(0) == []
+    one, two = made(1), made(2)
+    assert len(one) == 1 and len(two) == 2 and set(one) < set(two)
+    ledger = msgspec.json.decode((folder / "limited.work" / "spent.json").read_bytes())
+    assert len(ledger[1]) == 2 and all(entry["seconds"] > 0 for entry in ledger[1])
+
+
+@pytest.mark.parametrize(
+    ("prune", "error", "words"),
+    [
+        (PruneJob(keep=(0.5,), cuts=("layer9#0",)), CutError, "no cut"),
+        (PruneJob(keep=(0.5,), cuts=("layer9*",)), JobError, "fits no cut"),
+        (PruneJob(keep=(0.5,), region=("layer9*",)), ModelError, "no channel can be removed in the region"),
+        (PruneJob(keep=(0.5,), ignore=("*",)), ModelError, "without"),
+        (PruneJob(keep=(0.001,), least=4), ModelError, "with 4 channels left in every group the network costs"),
+    ],
+)
+def test_what_cannot_be_pruned_is_refused_before_anything_is_trained(
+    built: Bundle, monkeypatch: pytest.MonkeyPatch, prune: PruneJob, error: type[Exception], words: str
+) -> None:
+    folder = built.folder.parent
+    monkeypatch.chdir(folder)
+    stages: list[str] = []
+    quick = msgspec.structs.replace(prune, rounds=1)
+    with pytest.raises(error, match=words):
+        build(job(quick), folder / "refused", progress=lambda stage, *_: stages.append(stage))
+    assert not (folder / "refused").exists() and not [stage for stage in stages if "round" in stage]
