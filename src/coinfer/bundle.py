@@ -67,8 +67,9 @@ class Manifest(Value, frozen=True, kw_only=True):
     `reference_plan` is the unmodified fp32 network on the device, always on the menu: losses are counted
     against it.  `is_agreement` says that no labels were used and its own answers stand in; `holdout` where
     the pictures came from that choices were made on, see `data.hold_out`.
-    `weights_sha256` maps each variant's name to its weights' hash.  `device_power_w`, `radio` and `max_energy_j` are
-    the job's, where it names any: what energies are counted with, and the limit, unless others are given.
+    `weights_sha256` maps each variant's name to its weights' hash.  `device_power_w`, `radio`, `max_energy_j` and
+    `max_device_bytes` are the job's, where it names any: what energies are counted with, and limits, unless others are
+    given.
     """
 
     format: int
@@ -89,6 +90,7 @@ class Manifest(Value, frozen=True, kw_only=True):
     device_power_w: float | None = None
     radio: Radio | None = None
     max_energy_j: float | None = None
+    max_device_bytes: float | None = None
     holdout: str | None = None
     weights_sha256: dict[str, str]
     menu: tuple[Plan, ...]

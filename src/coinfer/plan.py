@@ -181,7 +181,8 @@ class Evidence(Value, frozen=True, kw_only=True):
     was dropped before any image was classified (num_images 0).  Payload bytes are whole payloads, header and
     CRC included; `bytes_how` says whether they were coded or computed from the static tables.  Times are medians on
     the machine that built the bundle, unslowed, on one thread: `head_s` and `encode_s` on the
-    device's side, `decode_s` and `tail_s` on the edge's.
+    device's side, `decode_s` and `tail_s` on the edge's.  `device_bytes` is the size of the files that the device
+    needs: its segment and the codec's tables (None: not known).
     """
 
     split: Literal["validation", "test"]
@@ -198,6 +199,7 @@ class Evidence(Value, frozen=True, kw_only=True):
     encode_s: float
     decode_s: float
     tail_s: float
+    device_bytes: float | None = None
     bytes_how: Literal["measured", "estimated"] = "measured"
     times_how: Literal["measured", "estimated"] = "measured"
 

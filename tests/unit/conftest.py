@@ -26,6 +26,7 @@ def build_candidate(
     decode_s: float = 0.0001,
     reply_bytes: float = 10.0,
     precision: str = "fp32",
+    device_bytes: float | None = None,
     dropped: str | None = None,
 ) -> Candidate:
     is_remote = kind != "device"
@@ -53,6 +54,7 @@ def build_candidate(
         encode_s=encode_s if is_remote else 0.0,
         decode_s=decode_s if is_remote else 0.0,
         tail_s=tail_s if is_remote else 0.0,
+        device_bytes=device_bytes,
     )
     return Candidate(plan=plan, evidence=evidence, dropped=dropped)
 

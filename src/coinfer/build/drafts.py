@@ -44,6 +44,7 @@ class Draft:
     is_rival: bool = False
     is_exact: bool = False
     is_time_predicted: bool = False
+    device_bytes: float = 0.0
     tables: CodecTables | None = None
     correct: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 

@@ -44,6 +44,7 @@ from ..compress.scores import Score
 from ..errors import JobError, ModelError, PlanError, UsageError
 from ..plan import Value
 from ..profile import RADIOS, Conditions, Link, Slowdown
+from ..search.goal import Goal
 from ..units import parse_duration_s, parse_rate_bps
 
 
@@ -98,11 +99,15 @@ class LinkJob(Value, frozen=True, kw_only=True):
 
 
 class GoalJob(Value, frozen=True, kw_only=True):
-    """What to minimise, the top-1 points that may be lost, and the joules that a request may take of the device."""
+    """What to minimise, the top-1 points that may be lost, and the joules that a request may take of the device.
+
+    `max_size`: bytes of the files that the device needs.
+    """
 
     minimise: Literal["latency", "throughput", "bytes", "energy"] = "latency"
     max_loss: float = 1.0
     max_energy: float | None = None
+    max_size: float | None = None
 
 
 class BuildJob(Value, frozen=True, kw_only=True):
@@ -224,6 +229,17 @@ class PruneJob(Value, frozen=True, kw_only=True):
             raise JobError(f"[prune] {error}") from error
 
 
+def goal_of(job: Job) -> Goal:
+    """What the menu is made for."""
+    goal = job.goal
+    return Goal(
+        minimise=goal.minimise,
+        max_loss_points=goal.max_loss,
+        max_energy_j=goal.max_energy,
+        max_device_bytes=goal.max_size,
+    )
+
+
 def usual_shift(side: int) -> int:
     """Pixels that a training picture of this side is shifted by at most.
 
@@ -263,6 +279,8 @@ class Job(Value, frozen=True, kw_only=True):
             raise JobError("[goal] an energy needs [device] power and [link] radio")
         if not ((self.device.power or 0.0) >= 0 and self.link.radio_tail >= 0 and (self.goal.max_energy or 0.0) >= 0):
             raise JobError("[device] power, [link] radio_tail and [goal] max_energy must be at least 0")
+        if not (self.goal.max_size is None or self.goal.max_size >= 0):
+            raise JobError(f"[goal] max_size must be at least 0 bytes, got {self.goal.max_size}")
         if (self.model.mean is None) != (self.model.std is None):
             raise JobError("[model] mean and std must be given together")
         if self.model.top is not None and self.model.top < 1:

@@ -15,6 +15,7 @@ plans later (a benchmark measures candidates that are on no menu).
 from __future__ import annotations
 
 import datetime
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,12 +34,11 @@ from ..errors import BundleError, PlanError
 from ..plan import Candidate, Evidence, Plan, TensorSpec
 from ..profile import Profile
 from ..protocol import reply_bytes
-from ..search.goal import Goal
 from ..search.machines import with_profiles
 from ..search.menu import menu
 from .drafts import Draft, all_drafts
 from .evaluate import Deployed, evidence_of, loss_of, proportion_ci
-from .job import Job, conditions_of
+from .job import Job, conditions_of, goal_of
 from .measured import Tables, calibrate_and_weigh, store_tables
 from .progress import Progress, quiet
 from .rounds import classify_splits, classify_wholes, drop_dominated, drop_hopeless, drop_outdone, keep_rivals
@@ -90,9 +90,7 @@ def build(
     if errors is not None:
         log.append(f"predicted times of surviving segments against measured: {errors.text}")
     conditions = conditions_of(job, int8_ratio=int8_ratio)
-    goal = Goal(
-        minimise=job.goal.minimise, max_loss_points=job.goal.max_loss, max_energy_j=job.goal.max_energy
-    )
+    goal = goal_of(job)
     chosen = menu(candidates, goal, int8_ratio=int8_ratio, base=conditions, also=(conditions,))
     main = next(c for c in candidates if c.plan.head == workshop.whole_name(workshop.main, "fp32"))
     manifest = _manifest(workshop, candidates, main, int8_ratio)
@@ -124,13 +122,13 @@ def _rounds(
     log: list[str],
     progress: Progress,
 ) -> NDArray[np.bool_]:
-    images, limit = workshop.validation, workshop.job.goal.max_loss
-    is_stream = workshop.job.goal.minimise == "throughput"
+    images, goal = workshop.validation, workshop.job.goal
+    limit, is_stream = goal.max_loss, goal.minimise == "throughput"
     keep_rivals(drafts, int8_ratio)
     early = drop_dominated(drafts, 0, int8_ratio, is_stream=is_stream)
     log.append(f"{early} dropped before any image")
     answers = classify_wholes(workshop, drafts, tables, images, progress=progress)
-    if workshop.job.goal.minimise == "latency" and workshop.job.goal.max_energy is None:
+    if goal.minimise == "latency" and goal.max_energy is None and goal.max_size is None:
         outdone = drop_outdone(drafts, answers, limit, int8_ratio)
         log.append(f"{len(images)} images: {outdone} splits outdone by device and upload")
     for count in sorted({min(n, len(images)) for n in workshop.job.build.rounds}):
@@ -142,6 +140,7 @@ def _rounds(
             int8_ratio,
             reference=answers.is_right,
             max_loss_points=limit,
+            max_device_bytes=math.inf if goal.max_size is None else goal.max_size,
             is_stream=is_stream,
         )
         left = sum(draft.dropped is None for draft in drafts)
@@ -195,6 +194,7 @@ def _candidate(workshop: Workshop, draft: Draft, reference: NDArray[np.bool_]) -
         encode_s=draft.encode_s,
         decode_s=draft.decode_s,
         tail_s=draft.tail_s,
+        device_bytes=draft.device_bytes,
         bytes_how="measured" if draft.bytes_how == "measured" else "estimated",
         times_how="estimated" if draft.is_time_predicted else "measured",
     )
@@ -223,6 +223,7 @@ def _manifest(workshop: Workshop, candidates: list[Candidate], main: Candidate, 
         device_power_w=conditions.device_power_w,
         radio=conditions.radio,
         max_energy_j=job.goal.max_energy,
+        max_device_bytes=job.goal.max_size,
         holdout=job.data.holdout,
         weights_sha256={name: network.ancestry.weights_sha256 for name, network in workshop.networks.items()},
         menu=tuple(c.plan for c in candidates if c.dropped is None),

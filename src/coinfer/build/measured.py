@@ -168,4 +168,5 @@ def store_tables(workshop: Workshop, draft: Draft, tables: Tables) -> None:
     name = f"tables/{plan.variant}.{plan.precision}.{cut_file_name(str(plan.cut))}.{draft.plan.codec.name}.safetensors"
     (workshop.folder / "tables").mkdir(exist_ok=True)
     save_tables(made, workshop.folder / name)
+    draft.device_bytes += (workshop.folder / name).stat().st_size
     draft.plan = msgspec.structs.replace(plan, tables=name)

@@ -240,6 +240,7 @@ def scaled(
             decode_s=crossing * evidence.decode_s,
             payload_bytes=crossing * evidence.payload_bytes,
             loss_points=0.0,
+            device_bytes=None if evidence.device_bytes is None else time * evidence.device_bytes,
         )
         found.append(msgspec.structs.replace(candidate, evidence=smaller))
     return found

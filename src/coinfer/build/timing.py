@@ -41,7 +41,7 @@ class Predicted(NamedTuple):
 
 
 def time_segments(workshop: Workshop, drafts: list[Draft], *, repeats: int, progress: Progress) -> Predicted:
-    """Set head and tail times of these drafts, measured or predicted.
+    """Set head and tail times of these drafts, measured or predicted, and the size of their heads.
 
     A session each with one thread; `repeats` calls of each.
     """
@@ -64,6 +64,7 @@ def time_segments(workshop: Workshop, drafts: list[Draft], *, repeats: int, prog
         head, tail = draft.plan.head, draft.plan.tail
         draft.head_s = 0.0 if head is None else known[head]
         draft.tail_s = 0.0 if tail is None else known[tail]
+        draft.device_bytes = 0.0 if head is None else float((workshop.folder / head).stat().st_size)
         draft.is_time_predicted = head in predicted.seconds or tail in predicted.seconds
     return predicted
 

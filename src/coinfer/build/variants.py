@@ -17,10 +17,9 @@ from ..compress.unit_training import VERSIONS as UNIT_VERSIONS
 from ..errors import WeightsError
 from ..model.graph import Graph
 from ..plan import Candidate, Evidence
-from ..search.goal import Goal
 from .bottlenecks import UnitTrainer
 from .drafts import Draft, all_drafts
-from .job import conditions_of
+from .job import conditions_of, goal_of
 from .measured import calibrate_and_weigh
 from .progress import Progress
 from .pruned import PrunedVariant, Pruner
@@ -122,8 +121,7 @@ def _known(workshop: Workshop, progress: Progress) -> tuple[list[Candidate], Gai
     calibrate_and_weigh(workshop, drafts, progress=progress)
     ratio, job = int8_ratio_of(workshop, drafts), workshop.job
     own = conditions_of(job, int8_ratio=ratio)
-    goal = Goal(minimise=job.goal.minimise, max_loss_points=job.goal.max_loss, max_energy_j=job.goal.max_energy)
-    return [_as_candidate(draft) for draft in drafts], Gains(goal, own, int8_ratio=ratio)
+    return [_as_candidate(draft) for draft in drafts], Gains(goal_of(job), own, int8_ratio=ratio)
 
 
 def _is_fine(draft: Draft) -> bool:
@@ -146,5 +144,6 @@ def _as_candidate(draft: Draft) -> Candidate:
         encode_s=draft.encode_s,
         decode_s=draft.decode_s,
         tail_s=draft.tail_s,
+        device_bytes=draft.device_bytes,
     )
     return Candidate(plan=draft.plan, evidence=evidence)

@@ -59,6 +59,10 @@ MinRate = Annotated[
 MaxBytes = Annotated[
     float | None, typer.Option("--max-bytes", help="Bytes on the wire of one request, at most.", show_default=False)
 ]
+MaxSize = Annotated[
+    float | None,
+    typer.Option("--max-size", help="Bytes of the files that the device needs, at most.", show_default=False),
+]
 MaxLoss = Annotated[
     float | None,
     typer.Option(

@@ -24,6 +24,7 @@ from .options import (
     MaxBytes,
     MaxLatency,
     MaxLoss,
+    MaxSize,
     MinRate,
     Rate,
     RoundTrip,
@@ -46,6 +47,7 @@ def plan(
     max_latency: MaxLatency = None,
     min_rate: MinRate = None,
     max_bytes: MaxBytes = None,
+    max_size: MaxSize = None,
     slowdown: Slowdown = None,
     int8_slowdown: Int8Slowdown = None,
     edge_load: EdgeLoad = 1.0,
@@ -111,6 +113,7 @@ def plan(
         max_latency_s=None if max_latency is None else parse_duration_s(max_latency),
         min_throughput_hz=min_rate,
         max_bytes=max_bytes,
+        max_device_bytes=asked.max_device_bytes if max_size is None else max_size,
         max_energy_j=asked.max_energy_j if max_energy is None else max_energy / 1e3,
     )
     ranking = search(candidates, conditions, wanted)
@@ -142,8 +145,12 @@ def goal_of(bundle: Bundle, minimise: str | None, max_loss: float | None) -> Goa
     limit = bundle.manifest.max_loss_points if max_loss is None else max_loss
     if not limit >= 0:
         raise UsageError(f"--max-loss must be at least 0 points, got {limit:g}")
-    energy_j = bundle.manifest.max_energy_j
-    return Goal(minimise=minimise, max_loss_points=limit, max_energy_j=energy_j)  # type: ignore[arg-type]
+    return Goal(
+        minimise=minimise,  # type: ignore[arg-type]
+        max_loss_points=limit,
+        max_energy_j=bundle.manifest.max_energy_j,
+        max_device_bytes=bundle.manifest.max_device_bytes,
+    )
 
 
 def _entry(ranking: Ranking, candidates: list[Candidate], place: int, on_menu: set[int]) -> dict[str, Any]:

@@ -28,7 +28,8 @@ class Goal(Value, frozen=True, kw_only=True):
     """What to make least (or, for throughput, most), subject to what.
 
     `max_loss_points` is top-1 points against the unmodified fp32 network; `max_bytes` is uplink bytes
-    of one request on the wire; `max_energy_j` the device's energy for one request.
+    of one request on the wire; `max_energy_j` the device's energy for one request; `max_device_bytes` the size of the
+    files that the device needs.
     """
 
     minimise: Objective = "latency"
@@ -37,13 +38,14 @@ class Goal(Value, frozen=True, kw_only=True):
     min_throughput_hz: float | None = None
     max_energy_j: float | None = None
     max_bytes: float | None = None
+    max_device_bytes: float | None = None
 
     def __post_init__(self) -> None:
         if self.minimise not in ("latency", "throughput", "bytes", "energy"):
             raise PlanError(f'a goal must be latency, throughput, bytes or energy, got "{self.minimise}" (goal)')
         if math.isnan(self.max_loss_points):
             raise PlanError("max_loss_points must be a number, got nan (goal)")
-        for name in ("max_latency_s", "min_throughput_hz", "max_energy_j", "max_bytes"):
+        for name in ("max_latency_s", "min_throughput_hz", "max_energy_j", "max_bytes", "max_device_bytes"):
             limit = getattr(self, name)
             if limit is not None and not limit >= 0:
                 raise PlanError(f"{name} must be at least 0, got {limit} (goal)")
@@ -98,6 +100,7 @@ def broken_text(name: str, value: float, limit: float) -> str:
         "min_throughput_hz": ("throughput ", "<", " a second"),
         "max_energy_j": ("energy ", ">", " J"),
         "max_bytes": ("", ">", " on the wire"),
+        "max_device_bytes": ("", ">", " on the device"),
     }[name]
     return f"{noun}{shown} {sign} {wanted}{unit}"
 
@@ -105,7 +108,7 @@ def broken_text(name: str, value: float, limit: float) -> str:
 def _quantity(name: str, value: float, digits: int) -> str:
     if name == "max_latency_s":
         return format_duration(value, digits=digits)
-    if name == "max_bytes":
+    if name in ("max_bytes", "max_device_bytes"):
         return format_bytes(value, digits=digits)
     return f"{value:.{digits}g}"
 
@@ -119,6 +122,9 @@ def nearest_miss(table: Table, constraints: Sequence[Constraint]) -> str:
     rows = np.flatnonzero(~table.is_dropped & ~np.isnan(table.loss_points))
     if not rows.size:
         return f"no candidate has a measured accuracy: all {len(table)} were dropped before"
+    rows = rows[~np.isnan([constraint.values[rows] for constraint in constraints]).any(axis=0)]
+    if not rows.size:
+        return "no candidate's size is known: build the bundle again for max_device_bytes"
     excess = np.array([constraint.excess[rows] for constraint in constraints])
     place = int(np.lexsort((excess.sum(axis=0), (excess > 0).sum(axis=0)))[0])
     nearest = int(rows[place])

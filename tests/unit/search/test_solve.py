@@ -269,6 +269,18 @@ def test_infeasible_when_every_candidate_was_dropped(make_candidate):
         search([make_candidate(0, "device", dropped="round 1")], CONDITIONS, Goal())
 
 
+def test_the_device_holds_no_more_than_its_limit(make_candidate, trio):
+    small, large = (make_candidate(k, "device", head_s=0.01 / k, device_bytes=1e5 * k) for k in (1, 2))
+    link = Conditions(link=Link(rate_bps=1e3))
+    assert search([small, large], link, Goal()).best == 1
+    assert search([small, large], link, Goal(max_device_bytes=1.5e5)).best == 0
+    with pytest.raises(Infeasible, match=r"100 kB > 50 kB on the device: relax max_device_bytes from 50000 to 100000"):
+        search([small, large], link, Goal(max_device_bytes=5e4))
+    # What was not measured does not keep a limit.
+    with pytest.raises(Infeasible, match="no candidate's size is known"):
+        search([make_candidate(1, "device")], link, Goal(max_device_bytes=5e4))
+
+
 def test_no_candidates_is_a_plan_error():
     with pytest.raises(PlanError, match="at least one candidate, got none"):
         search([], CONDITIONS, Goal())
