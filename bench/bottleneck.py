@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +29,7 @@ from coinfer.build.workshop import safe_name
 from coinfer.compress.batches import Views, as_inputs
 from coinfer.compress.bottleneck import UnitSpec
 from coinfer.compress.divided import Divided, insert_unit
-from coinfer.compress.train import Step, save_tensors
+from coinfer.compress.train import save_tensors
 from coinfer.compress.unit_file import load_unit, save_unit
 from coinfer.compress.unit_training import Teacher, UnitRecipe, UnitTraining, rates_of, teacher_of
 from coinfer.data import Images, Source, load_source
@@ -40,6 +39,7 @@ from coinfer.report.results import read_raw, write_raw
 
 from .cells import OUT, Study, job_of, measure, note_commit, show
 from .curves import measure_curves
+from .epochs import Epochs, say
 
 UNITS_FOLDER = Path("zoo/units")
 CHECKPOINTS = Path("out/units")
@@ -231,7 +231,7 @@ def train(name: str) -> None:
         print(f"light head of width {width}", flush=True)
         spec = msgspec.structs.replace(spec, head_width=width)
     teacher = taught(order.trainee, graph, source, model)
-    training = UnitTraining(graph, cut, spec, teacher, order.recipe, checkpoints=CHECKPOINTS / name, progress=Log())
+    training = UnitTraining(graph, cut, spec, teacher, order.recipe, checkpoints=CHECKPOINTS / name, progress=Epochs())
     training.alone()
     _show(training.divided, source, model)
     training.together()
@@ -248,7 +248,7 @@ def taught(trainee: Trainee, graph: Graph, source: Source, model: LoadedModel) -
     given = hashlib.sha256(repr((weights_digest(model.module), views)).encode()).hexdigest()
     kept = CHECKPOINTS / f"{trainee.name}.answers.{given[:12]}.safetensors"
     if not kept.is_file():
-        _say(f"the network's own answers to {views.num_views} views of {len(images)} pictures")
+        say(f"the network's own answers to {views.num_views} views of {len(images)} pictures")
         teacher = teacher_of(graph, images, model.preprocess, views)
         save_tensors({"logits": teacher.logits}, kept)
     return Teacher(images, model.preprocess, views, load_file(kept)["logits"], graph.module)
@@ -277,7 +277,7 @@ def prior() -> None:
         model, graph = network(trainee)
         images = load_source(trainee.source).images("test")
         for name in (name for name in UNITS if UNITS[name].trainee == trainee and path_of(name).is_file()):
-            _say(f"prior of {name}")
+            say(f"prior of {name}")
             unit = load_unit(path_of(name), graph, network=weights_digest(model.module))
             variant = f"{safe_name(trainee.name)}.{unit.divided.unit.spec.name}"
             named = {"unit": name, "variant": variant, "cut": unit.cut.name}
@@ -306,7 +306,7 @@ def _exactness(trainee: Trainee, graph: Graph, images: Images, model: LoadedMode
                 for key, given in (("network", features), ("unit", restored)):
                     answers = divided.tail(given).argmax(1).numpy()
                     right[key] += int((answers == images.labels[first : first + 250]).sum())
-        _say(f"exactness {trainee.name} {cut_name}: {right}")
+        say(f"exactness {trainee.name} {cut_name}: {right}")
         shares = {key: 100 * value / len(images) for key, value in right.items()}
         yield {"trainee": trainee.name, "cut": cut_name, "n": len(images), **shares}
 
@@ -316,7 +316,7 @@ def curves() -> None:
     for name, units in FINISHED.items():
         missing = [unit for unit in units if not path_of(unit).is_file()]
         if missing:
-            _say(f"{name}: no curves without {', '.join(missing)}")
+            say(f"{name}: no curves without {', '.join(missing)}")
         else:
             measure_curves(f"{name}-rates", RAW)
 
@@ -327,33 +327,10 @@ def cells() -> None:
     measure(STUDY)
 
 
-class Log:
-    """A line for each epoch: mean loss, share of right answers, bytes, seconds."""
-
-    def __init__(self) -> None:
-        self._key: tuple[str, int] = ("", -1)
-        self._rows: list[tuple[float, float, float]] = []
-        self._since_s = time.monotonic()
-
-    def __call__(self, phase: str, step: Step) -> None:
-        self._rows.append((step.loss, step.accuracy or 0.0, step.num_bytes or 0.0))
-        is_last = step.step == step.steps
-        if (phase, step.epoch) != self._key or is_last:
-            if self._key[0] or is_last:
-                loss, accuracy, num_bytes = np.mean(self._rows, axis=0)
-                seen = f"loss {loss:.4f}, {100 * accuracy:.2f} %, {num_bytes:.1f} B"
-                _say(f"{self._key[0]} {self._key[1]}: {seen}, {time.monotonic() - self._since_s:.0f} s")
-            self._key, self._rows, self._since_s = (phase, step.epoch), [], time.monotonic()
-
-
 def _show(divided: Divided, source: Source, model: LoadedModel) -> None:
     images = source.images("validation")
     for point in rates_of(divided, images, model.preprocess):
-        _say(f"rate {point.rate}: {point.num_bytes:.1f} B, {point.accuracy:.2f} % of {point.num_images}")
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+        say(f"rate {point.rate}: {point.num_bytes:.1f} B, {point.accuracy:.2f} % of {point.num_images}")
 
 
 def main(words: list[str]) -> None:

@@ -1,0 +1,263 @@
+"""Pruning on CIFAR-10: networks trained, pruned in two steps, and measured cut by cut.
+
+    python -m bench.pruning train NAME...    vgg16 or resnet18-half, on from the weights given: an hour or two, resumable
+    python -m bench.pruning build JOB...     a job of bench/jobs: prune, series, search
+    python -m bench.pruning cuts JOB         every network that was made, cut by cut: bytes, times, accuracy
+    python -m bench.pruning cells            chosen plans over the shaped link: device alone, upload, divided
+
+Raw logs go to docs/results/raw/pruning; `python -m bench.pruning_results` makes the page of them.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from coinfer.build.evaluate import loss_of, proportion_ci, spare_threads, top1
+from coinfer.build.make import build
+from coinfer.bundle import Ancestry
+from coinfer.codec import available_coders, calibrate, make_codec
+from coinfer.compress.recipes import CIFAR, train_on_cifar10
+from coinfer.data import Images, Source, load_source
+from coinfer.engine.measure import allowed_cores, measure_interleaved, pinned
+from coinfer.engine.onnx import Session
+from coinfer.model.export import Whole, cut_onnx, load_whole
+from coinfer.plan import CodecSpec
+from coinfer.report.results import write_raw
+
+from .cells import OUT, Study, job_of, measure, note_commit, show
+from .epochs import Epochs, say
+
+RAW = Path("docs/results/raw/pruning")
+WEIGHTS = Path("out/pruning")
+GIVEN = Path("../shared/data/weights")
+# Where each network begins, and how it is trained on.
+TRAININGS = {
+    "vgg16": (GIVEN / "cifar10_vgg16_warm_fp16.safetensors", CIFAR._replace(epochs=18)),
+    "resnet18-half": (GIVEN / "cifar10_resnet18_half_warm_fp16.safetensors", CIFAR._replace(epochs=16)),
+}
+JOBS = ("vgg16-pruned", "resnet18-slim", "resnet20-pruned")
+# The rates of the paper's links in bits a second (137.5, 200 and 731 kB/s), and how much slower its devices are.
+RATES_BPS = (1.1e6, 1.6e6, 5.848e6)
+SLOWDOWNS = (5.0, 10.0)
+STUDY = Study("vgg16-pruned", tuple((rate, slow) for slow in SLOWDOWNS for rate in RATES_BPS), RAW)
+REPEATS = 21
+BATCH = 250
+CALIBRATION = 512
+
+
+def train(name: str) -> None:
+    """Train one network on from the weights given; the last line says how good it is."""
+    start, schedule = TRAININGS[name]
+    out = WEIGHTS / f"{name}.safetensors"
+    if out.is_file():
+        say(f"{out} is there already")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    accuracy = train_on_cifar10(name, out, start=start, schedule=schedule, progress=Epochs())
+    say(f"{out}: {100 * accuracy:.2f} % of the pictures that choices are made on")
+
+
+class Made(NamedTuple):
+    """A network of a finished build: its name, how it was made, its whole fp32 segment."""
+
+    name: str
+    ancestry: Ancestry
+    whole: Whole
+
+    @property
+    def step(self) -> str:
+        """`original`, `step 1`, or `step 2`."""
+        if self.ancestry.base is None:
+            return "original"
+        return "step 2" if self.ancestry.pruned[-1]["recipe"]["budget"] == "channels" else "step 1"
+
+
+def made_by(job: str) -> list[Made]:
+    """The networks of a job's workshop, the unmodified one first; those with units are left out."""
+    folder = OUT / f"{job}.work"
+    known = msgspec.json.decode((folder / "networks.json").read_bytes(), type=dict[str, Ancestry])
+    return [
+        Made(name, ancestry, load_whole(folder / "segments" / f"{name}.fp32.onnx"))
+        for name, ancestry in known.items()
+        if ancestry.unit is None
+    ]
+
+
+def measure_cuts(job: str) -> None:
+    """Cut by cut: what crosses, how long both sides take, how good it is; of the networks of each step.
+
+    Every network on the images that choices are made on; of each cut the original, the last of step 1 and the narrowest
+    of step 2 within the goal's loss there on the test images as well.
+    """
+    wanted = job_of(job)
+    source = load_source(wanted.data.source)
+    networks = made_by(job)
+    original, *rest = networks
+    last = [network for network in rest if network.step == "step 1"][-1]
+    lines: list[dict[str, Any]] = []
+    reference = _right(original.whole, source.images("validation"))
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = _CutBench(source, Path(scratch), original, wanted.build.cuts)
+        for network in (original, last, *(n for n in rest if n.step == "step 2")):
+            for line in bench.lines(network, "validation", reference):
+                lines.append(line)
+                show("cuts", len(lines), 0, f"{network.name} {line['cut']}")
+        test = _right(original.whole, source.images("test"))
+        for network, cut in _chosen(lines, networks, wanted.goal.max_loss):
+            lines += bench.lines(network, "test", test, only=cut)
+            show("cuts on test images", len(lines), 0, f"{network.name} {cut}")
+    lines += _wholes([original, *(n for n in rest if n.step == "step 1")], source)
+    note_commit(RAW, job)
+    write_raw(RAW / f"{job}.cuts.jsonl.gz", lines)
+
+
+def _chosen(lines: Sequence[dict[str, Any]], networks: Sequence[Made], max_loss: float) -> Iterator[tuple[Made, str]]:
+    by_name = {network.name: network for network in networks}
+    for cut in dict.fromkeys(line["cut"] for line in lines):
+        here = [line for line in lines if line["cut"] == cut]
+        for step in ("original", "step 1"):
+            yield from ((by_name[line["network"]], cut) for line in here if line["step"] == step)
+        fine = [line for line in here if line["step"] == "step 2" and line["loss_points"] <= max_loss]
+        if fine:
+            yield by_name[min(fine, key=lambda line: line["elements"])["network"]], cut
+
+
+def _wholes(networks: Sequence[Made], source: Source) -> Iterator[dict[str, Any]]:
+    """Whole networks on the test images, and their times side by side on one thread."""
+    images = source.images("test")
+    pixels = images.pixels[:1]
+    sessions = {network.name: Session(network.whole.path) for network in networks}
+    with pinned(next(iter(allowed_cores()), None)):
+        times = measure_interleaved(
+            {name: (lambda session=session: session.run([pixels])) for name, session in sessions.items()},
+            warmup=10, repeats=5 * REPEATS,
+        )  # fmt: skip
+    reference = _right(networks[0].whole, images)
+    for network in networks:
+        right = reference if network is networks[0] else _right(network.whole, images)
+        yield {
+            "network": network.name, "step": network.step, "cut": None, "part": "test",
+            "whole_s": times[network.name].median_s, "whole_p5_s": times[network.name].p5_s,
+            "whole_p95_s": times[network.name].p95_s, "file_bytes": network.whole.path.stat().st_size,
+            **_scored(reference, right),
+        }  # fmt: skip
+
+
+class _CutBench:
+    """Measures networks at the cuts that a job admits."""
+
+    def __init__(self, source: Source, scratch: Path, original: Made, cuts: Sequence[str]) -> None:
+        self._source, self._scratch, self._original, self._cuts = source, scratch, original, cuts
+        self._calibration = source.drawn("train", CALIBRATION).pixels
+
+    def lines(
+        self, network: Made, part: str, reference: NDArray[np.bool_], *, only: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """One line for each cut of this network; of a member of a series at its own cuts."""
+        for name in self._cuts if only is None else (only,):
+            if name not in {cut.name for cut in network.whole.cuts} or not self._is_for(network, name):
+                continue
+            yield self._line(network, name, part, reference)
+
+    def _is_for(self, network: Made, cut: str) -> bool:
+        if network.step != "step 2":
+            return True
+        mine, before = (self._channels(n, cut) for n in (network, self._base(network)))
+        return mine < before
+
+    def _base(self, network: Made) -> Made:
+        folder = network.whole.path.parent
+        base = str(network.ancestry.base)
+        return network._replace(name=base, whole=load_whole(folder / f"{base}.fp32.onnx"))
+
+    @staticmethod
+    def _channels(network: Made, cut: str) -> int:
+        return network.whole.cut(cut).specs[0].shape[0]
+
+    def _line(self, network: Made, name: str, part: str, reference: NDArray[np.bool_]) -> dict[str, Any]:
+        images = self._source.images(part)
+        cut = network.whole.cut(name)
+        head, tail = (self._scratch / f"{side}.onnx" for side in ("head", "tail"))
+        cut_onnx(network.whole, name, head=head, tail=tail)
+        quick = [Session(path, threads=spare_threads()) for path in (head, tail)]
+        coder = "range" if "range" in available_coders() else "rans"
+        spec = CodecSpec(transform="uniform", coder=coder, bits=8, per_channel=True)
+        known = [quick[0].run([self._calibration[i : i + BATCH]])[0] for i in range(0, CALIBRATION, BATCH)]
+        codec = make_codec(spec, cut.specs, calibrate(spec, cut.specs, [np.concatenate(known)]))
+        right: list[NDArray[np.bool_]] = []
+        sizes: list[NDArray[np.float64]] = []
+        assert images.labels is not None
+        for i in range(0, len(images), BATCH):
+            restored, num_bytes = codec.roundtrip(quick[0].run([images.pixels[i : i + BATCH]]))
+            right.append(top1(quick[1].run(restored)) == images.labels[i : i + BATCH])
+            sizes.append(num_bytes)
+        line = {
+            "network": network.name, "step": network.step, "cut": name, "part": part,
+            "filters": cut.specs[0].shape[0], "elements": cut.specs[0].num_elements,
+            "coded_bytes": float(np.mean(np.concatenate(sizes))),
+            **_scored(reference, np.concatenate(right)),
+        }  # fmt: skip
+        if part == "validation":
+            line |= self._times(head, tail)
+        return line
+
+    def _times(self, head: Path, tail: Path) -> dict[str, float]:
+        sessions = {"head_s": Session(head), "tail_s": Session(tail)}
+        picture = self._calibration[:1]
+        given = {"head_s": [picture], "tail_s": list(sessions["head_s"].run([picture]))}
+        calls = {name: (lambda name=name: sessions[name].run(given[name])) for name in sessions}
+        with pinned(next(iter(allowed_cores()), None)):
+            return {name: timing.median_s for name, timing in measure_interleaved(calls, repeats=REPEATS).items()}
+
+
+def _right(whole: Whole, images: Images) -> NDArray[np.bool_]:
+    """Which pictures a whole network gets right."""
+    session = Session(whole.path, threads=spare_threads())
+    found = [top1(session.run([images.pixels[i : i + BATCH]])) for i in range(0, len(images), BATCH)]
+    return np.concatenate(found) == images.labels
+
+
+def _scored(reference: NDArray[np.bool_], right: NDArray[np.bool_]) -> dict[str, Any]:
+    loss, loss_ci = loss_of(reference, right)
+    return {
+        "n": len(right), "accuracy": 100 * float(np.mean(right)), "accuracy_ci": proportion_ci(right),
+        "loss_points": loss, "loss_ci_points": loss_ci,
+    }  # fmt: skip
+
+
+def cells() -> None:
+    """The cells of the paper's links and devices, measured."""
+    measure(STUDY)
+
+
+def _build(job: str) -> None:
+    build(job_of(job), OUT / job, progress=show)
+
+
+def main(words: list[str]) -> None:
+    """Run one step."""
+    named: dict[str, tuple[Callable[[str], None], Sequence[str]]] = {
+        "train": (train, tuple(TRAININGS)),
+        "build": (_build, JOBS),
+        "cuts": (measure_cuts, JOBS),
+    }
+    if words == ["cells"]:
+        cells()
+        return
+    if len(words) < 2 or words[0] not in named or not set(words[1:]) <= set(named[words[0]][1]):
+        known = "; ".join(f"{word} {'|'.join(names)}" for word, (_, names) in named.items())
+        raise SystemExit(f"usage: python -m bench.pruning cells, or {known}")
+    for name in words[1:]:
+        named[words[0]][0](name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
