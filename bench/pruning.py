@@ -1,6 +1,6 @@
 """Pruning on CIFAR-10: networks trained, pruned in two steps, and measured cut by cut.
 
-    python -m bench.pruning train NAME...    vgg16 or resnet18-half, on from the weights given: an hour or two, resumable
+    python -m bench.pruning train NAME...    vgg16 or resnet18-half, on from the weights given: hours, resumable
     python -m bench.pruning build JOB...     a job of bench/jobs: prune, series, search
     python -m bench.pruning cuts JOB         every network that was made, cut by cut: bytes, times, accuracy
     python -m bench.pruning cells            chosen plans over the shaped link: device alone, upload, divided
@@ -10,6 +10,7 @@ Raw logs go to docs/results/raw/pruning; `python -m bench.pruning_results` makes
 
 from __future__ import annotations
 
+import datetime
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -18,17 +19,22 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from coinfer.build.evaluate import loss_of, proportion_ci, spare_threads, top1
+from coinfer.build.job import Job
 from coinfer.build.make import build
+from coinfer.build.predict import features_of
 from coinfer.bundle import Ancestry
 from coinfer.codec import available_coders, calibrate, make_codec
+from coinfer.compress.pruned_file import load_pruned
 from coinfer.compress.recipes import CIFAR, train_on_cifar10
 from coinfer.data import Images, Source, load_source
-from coinfer.engine.measure import allowed_cores, measure_interleaved, pinned
+from coinfer.engine.measure import allowed_cores, describe_machine, measure_interleaved, pinned
 from coinfer.engine.onnx import Session
 from coinfer.model.export import Whole, cut_onnx, load_whole
+from coinfer.model.zoo import build_model, weights_digest
 from coinfer.plan import CodecSpec
 from coinfer.report.results import write_raw
 
@@ -114,9 +120,13 @@ def measure_cuts(job: str) -> None:
         for network, cut in _chosen(lines, networks, wanted.goal.max_loss):
             lines += bench.lines(network, "test", test, only=cut)
             show("cuts on test images", len(lines), 0, f"{network.name} {cut}")
-    lines += _wholes([original, *(n for n in rest if n.step == "step 1")], source)
+    lines += _wholes([original, *(n for n in rest if n.step == "step 1")], source, wanted)
     note_commit(RAW, job)
     write_raw(RAW / f"{job}.cuts.jsonl.gz", lines)
+    machine = describe_machine()
+    today = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    what = f"{machine.processor}, {machine.cores} cores, {machine.system}"
+    write_raw(RAW / "machine.jsonl.gz", [{"date": today, "machine": what}])
 
 
 def _chosen(lines: Sequence[dict[str, Any]], networks: Sequence[Made], max_loss: float) -> Iterator[tuple[Made, str]]:
@@ -130,7 +140,7 @@ def _chosen(lines: Sequence[dict[str, Any]], networks: Sequence[Made], max_loss:
             yield by_name[min(fine, key=lambda line: line["elements"])["network"]], cut
 
 
-def _wholes(networks: Sequence[Made], source: Source) -> Iterator[dict[str, Any]]:
+def _wholes(networks: Sequence[Made], source: Source, job: Job) -> Iterator[dict[str, Any]]:
     """Whole networks on the test images, and their times side by side on one thread."""
     images = source.images("test")
     pixels = images.pixels[:1]
@@ -144,11 +154,25 @@ def _wholes(networks: Sequence[Made], source: Source) -> Iterator[dict[str, Any]
     for network in networks:
         right = reference if network is networks[0] else _right(network.whole, images)
         yield {
-            "network": network.name, "step": network.step, "cut": None, "part": "test",
+            "network": network.name, "base": network.ancestry.base, "step": network.step, "cut": None, "part": "test",
             "whole_s": times[network.name].median_s, "whole_p5_s": times[network.name].p5_s,
             "whole_p95_s": times[network.name].p95_s, "file_bytes": network.whole.path.stat().st_size,
+            "whole": features_of(network.whole.path), "parameters": _parameters(network, job),
             **_scored(reference, right),
         }  # fmt: skip
+
+
+def _parameters(network: Made, job: Job) -> int:
+    """Of the network in torch, its batch norms not folded."""
+    assert job.model.weights is not None
+    model = build_model(job.model.source, weights=Path(job.model.weights))
+    module = model.module
+    if network.ancestry.base is not None:
+        assert model.input_shape is not None
+        path = network.whole.path.parent.parent / "pruned" / f"{network.name}.safetensors"
+        example = (torch.zeros(1, *model.input_shape),)
+        module = load_pruned(path, module, example, network=weights_digest(module)).module
+    return sum(weight.numel() for weight in module.parameters())
 
 
 class _CutBench:
@@ -200,13 +224,13 @@ class _CutBench:
             right.append(top1(quick[1].run(restored)) == images.labels[i : i + BATCH])
             sizes.append(num_bytes)
         line = {
-            "network": network.name, "step": network.step, "cut": name, "part": part,
+            "network": network.name, "base": network.ancestry.base, "step": network.step, "cut": name, "part": part,
             "filters": cut.specs[0].shape[0], "elements": cut.specs[0].num_elements,
             "coded_bytes": float(np.mean(np.concatenate(sizes))),
             **_scored(reference, np.concatenate(right)),
         }  # fmt: skip
         if part == "validation":
-            line |= self._times(head, tail)
+            line |= {"head": features_of(head), "tail": features_of(tail), **self._times(head, tail)}
         return line
 
     def _times(self, head: Path, tail: Path) -> dict[str, float]:

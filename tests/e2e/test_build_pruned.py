@@ -165,3 +165,14 @@ def test_what_cannot_be_pruned_is_refused_before_anything_is_trained(
     with pytest.raises(error, match=words):
         build(job(quick), folder / "refused", progress=lambda stage, *_: stages.append(stage))
     assert not (folder / "refused").exists() and not [stage for stage in stages if "round" in stage]
+
+
+def test_a_score_of_labels_is_refused_where_there_are_none(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = built.folder.parent
+    monkeypatch.chdir(folder)
+    unlabelled = msgspec.structs.replace(job(PRUNE), data=DataJob(source="digits", labels=False))
+    with pytest.raises(ModelError, match='"taylor" needs labels, these pictures have none: take "magnitude"'):
+        build(unlabelled, folder / "refused")
+    few = PruneJob(keep=(0.7,), score="magnitude", rounds=1, epochs=0, final_epochs=1, mirror=False, batch_size=32)
+    made = build(msgspec.structs.replace(unlabelled, prune=few), folder / "unlabelled")
+    assert "own_units_factory.k0.7" in {candidate.plan.variant for candidate in made.candidates()}

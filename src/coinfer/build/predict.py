@@ -55,45 +55,37 @@ class Predictor(NamedTuple):
 
     seconds_of: dict[str, float]
 
-    def seconds(self, path: Path) -> float:
-        """Of one call of the segment in an ONNX file; layers of a type that was never measured count as nothing."""
-        return self._of(features_of(path))
-
-    def _of(self, features: Features) -> float:
+    def seconds(self, features: Features) -> float:
+        """Of one call of a segment; layers of a type that was never measured count as nothing."""
         return sum(self.seconds_of.get(name, 0.0) * value for name, value in features.items())
 
 
-def fit(measured: Sequence[tuple[Path, float]]) -> Predictor:
-    """The times that fit measured segments best, by relative error.
-
-    Args:
-        measured: ONNX files of one precision, and their seconds on one machine.
-
-    Raises:
-        DataError: none, or one that took no time.
-    """
-    return _fit([(features_of(path), seconds) for path, seconds in measured])
-
-
-def cross_validated(measured: Sequence[tuple[Path, float]], *, seed: int = 0) -> Errors:
+def cross_validated(known: Sequence[tuple[Features, float]], *, seed: int = 0) -> Errors:
     """Errors on segments that were left out of the fit, a fifth at a time.
 
     Raises:
         DataError: fewer segments than parts.
     """
-    if len(measured) < FOLDS:
-        raise DataError(f"errors of predictions need at least {FOLDS} measured segments, got {len(measured)}")
-    known = [(features_of(path), seconds) for path, seconds in measured]
+    if len(known) < FOLDS:
+        raise DataError(f"errors of predictions need at least {FOLDS} measured segments, got {len(known)}")
     part = np.random.default_rng(seed).permutation(len(known)) % FOLDS
     pairs: list[tuple[float, float]] = []
     for fold in range(FOLDS):
-        predictor = _fit([line for line, own in zip(known, part, strict=True) if own != fold])
+        predictor = fit([line for line, own in zip(known, part, strict=True) if own != fold])
         left_out = [line for line, own in zip(known, part, strict=True) if own == fold]
-        pairs += [(predictor._of(features), seconds) for features, seconds in left_out]
+        pairs += [(predictor.seconds(features), seconds) for features, seconds in left_out]
     return errors_of(pairs)
 
 
-def _fit(known: Sequence[tuple[Features, float]]) -> Predictor:
+def fit(known: Sequence[tuple[Features, float]]) -> Predictor:
+    """The times that fit measured segments best, by relative error.
+
+    Args:
+        known: what segments of one precision are made of, and their seconds on one machine.
+
+    Raises:
+        DataError: none, or one that took no time.
+    """
     if not known or min(seconds for _, seconds in known) <= 0:
         raise DataError(f"a predictor needs segments with times above 0, got {len(known)}")
     names = sorted({name for features, _ in known for name in features})

@@ -25,7 +25,7 @@ from ..compress.series import Member, counts_below, crossing_groups, series
 from ..compress.train import Step
 from ..engine.measure import measure
 from ..engine.onnx import Session
-from ..errors import CutError, JobError
+from ..errors import CutError, JobError, ModelError
 from ..model.cut import Cut
 from ..model.export import cut_onnx, export_onnx
 from ..model.graph import Graph, capture
@@ -98,13 +98,19 @@ class Pruner:
         Raises:
             CutError: [prune] cuts names none.
             JobError: or a pattern that fits none.
-            ModelError: nothing can be removed.
+            ModelError: nothing can be removed, the network takes one picture at a time, or a score needs labels.
         """
-        if not self._job.prune.keep:
+        job, teachers = self._job.prune, self._teachers
+        if not (job.keep or job.cuts):
             return self._after_step1()
-        # Cuts that do not fit are refused before anything is trained.
+        # What does not fit is refused before anything is trained.
+        if teachers.graph.why_fixed_batch is not None:
+            one = f"this network takes one at a time: {teachers.graph.why_fixed_batch}"
+            raise ModelError(f"training needs batches, but {one}")
+        if job.score == "taylor" and teachers.source.drawn("train", 1).labels is None:
+            raise ModelError('the score "taylor" needs labels, these pictures have none: take "magnitude"')
         self._places(self.main)
-        return [self._step1(0, self.main)]
+        return [self._step1(0, self.main)] if job.keep else self._after_step1()
 
     @property
     def main(self) -> PrunedVariant:

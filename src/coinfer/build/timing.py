@@ -19,7 +19,7 @@ from ..engine.measure import measure
 from ..engine.onnx import Session
 from ..plan import TensorSpec
 from .drafts import Draft
-from .predict import FOLDS, Errors, cross_validated, errors_of, fit
+from .predict import FOLDS, Errors, cross_validated, errors_of, features_of, fit
 from .progress import Progress
 from .workshop import Workshop
 
@@ -87,7 +87,7 @@ def _predicted(workshop: Workshop, precision_of: Mapping[str, str], measured_s: 
     notes = []
     for precision in dict.fromkeys(precision_of.values()):
         own = [name for name, other in precision_of.items() if other == precision]
-        known = [(workshop.folder / name, measured_s[name]) for name in own if name in measured_s]
+        known = [(features_of(workshop.folder / name), measured_s[name]) for name in own if name in measured_s]
         left = [name for name in own if name not in measured_s]
         if len(known) < FOLDS or not left:
             continue
@@ -96,7 +96,7 @@ def _predicted(workshop: Workshop, precision_of: Mapping[str, str], measured_s: 
         notes.append(f"{precision} {errors.text}{'' if is_good else ': measured instead'}")
         if is_good:
             predictor = fit(known)
-            predicted_s |= {name: predictor.seconds(workshop.folder / name) for name in left}
+            predicted_s |= {name: predictor.seconds(features_of(workshop.folder / name)) for name in left}
     note = f"times of {len(predicted_s)} segments predicted, errors on measured ones: {', '.join(notes)}"
     return Predicted(predicted_s, note if notes else "")
 

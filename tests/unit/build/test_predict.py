@@ -53,10 +53,8 @@ def test_an_int8_network_has_the_same_layers(wholes: list[Whole], tmp_path: Path
 
 def test_times_that_follow_from_the_layers_are_found_again(wholes: list[Whole]) -> None:
     per = {"Conv macs": 2e-11, "Conv 1x1 macs": 3e-11, "MatMul macs": 1e-10, "Conv values": 1e-9, "call": 1e-5}
-    measured = [
-        (whole.path, sum(per.get(name, 0.0) * value for name, value in features_of(whole.path).items()))
-        for whole in wholes
-    ]
+    found = [features_of(whole.path) for whole in wholes]
+    measured = [(own, sum(per.get(name, 0.0) * value for name, value in own.items())) for own in found]
     errors = cross_validated(measured)
     assert errors.num_segments == len(wholes)
     assert errors.p95 < 0.01
@@ -66,8 +64,8 @@ def test_times_that_follow_from_the_layers_are_found_again(wholes: list[Whole]) 
 
 def test_too_little_to_predict_from_is_refused(wholes: list[Whole]) -> None:
     with pytest.raises(DataError, match="at least 5 measured segments, got 1"):
-        cross_validated([(wholes[0].path, 1.0)])
+        cross_validated([(features_of(wholes[0].path), 1.0)])
     with pytest.raises(DataError, match="times above 0, got 0"):
         fit([])
     with pytest.raises(DataError, match="times above 0"):
-        fit([(wholes[0].path, 0.0)])
+        fit([(features_of(wholes[0].path), 0.0)])
