@@ -9,7 +9,7 @@ DATA ?= scene-digits
 RETRAIN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow docs bench-main bench-bottleneck results clean
+.PHONY: help install demo test test-slow docs bench-main bench-bottleneck bench-pruning bench-pruning-small results clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -51,9 +51,22 @@ bench-bottleneck: $(STAMP) ## measure everything in docs/results/bottleneck.md w
 	$(BIN)/python -m bench.grid
 	$(BIN)/python -m bench.bottleneck_results
 
+bench-pruning: $(STAMP) ## train, prune and measure everything in docs/results/pruning.md (many hours; goes on where stopped)
+	$(BIN)/python -m bench.pruning train vgg16 resnet18-half
+	$(BIN)/python -m bench.pruning build vgg16-pruned resnet18-slim resnet20-pruned
+	$(BIN)/python -m bench.pruning cuts vgg16-pruned resnet18-slim resnet20-pruned
+	$(BIN)/python -m bench.pruning cells
+	$(BIN)/python -m bench.pruning_results
+
+bench-pruning-small: $(STAMP) ## the same for ResNet-20 alone, in under an hour on two cores
+	$(BIN)/python -m bench.pruning build resnet20-pruned
+	$(BIN)/python -m bench.pruning cuts resnet20-pruned
+	$(BIN)/python -m bench.pruning_results
+
 results: $(STAMP) ## recompute the tables and JSON of docs/results from the raw logs
 	$(BIN)/python -m bench.results
 	$(BIN)/python -m bench.bottleneck_results
+	$(BIN)/python -m bench.pruning_results
 
 clean: ## remove what can be made again, .venv excepted
 	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
