@@ -157,20 +157,18 @@ def _wholes(networks: Sequence[Made], source: Source, job: Job) -> Iterator[dict
             "network": network.name, "base": network.ancestry.base, "step": network.step, "cut": None, "part": "test",
             "whole_s": times[network.name].median_s, "whole_p5_s": times[network.name].p5_s,
             "whole_p95_s": times[network.name].p95_s, "file_bytes": network.whole.path.stat().st_size,
-            "whole": features_of(network.whole.path), "parameters": _parameters(network, job),
+            "whole": features_of(network.whole.path), "parameters": _parameters(network, job, source),
             **_scored(reference, right),
         }  # fmt: skip
 
 
-def _parameters(network: Made, job: Job) -> int:
+def _parameters(network: Made, job: Job, source: Source) -> int:
     """Of the network in torch, its batch norms not folded."""
-    assert job.model.weights is not None
-    model = build_model(job.model.source, weights=Path(job.model.weights))
-    module = model.module
+    module = build_model(job.model.source, weights=Path(job.model.weights) if job.model.weights else None).module
     if network.ancestry.base is not None:
-        assert model.input_shape is not None
         path = network.whole.path.parent.parent / "pruned" / f"{network.name}.safetensors"
-        example = (torch.zeros(1, *model.input_shape),)
+        height, width, channels = source.shape
+        example = (torch.zeros(1, channels, height, width),)
         module = load_pruned(path, module, example, network=weights_digest(module)).module
     return sum(weight.numel() for weight in module.parameters())
 
