@@ -109,11 +109,6 @@ UNITS = {
             network_share=0.25,
         ),
     ),
-    "early2": Order(
-        "layer1.1#0",
-        UnitSpec(width=48, stride=4, bits=5, gains=GAINS, refine=1, is_rectified=True),
-        UnitRecipe(alone=2, together=0, whole=8, prices=(0.03, 0.1, 0.3, 0.8)),
-    ),
     "light": Order(
         "layer2.8#0",
         UnitSpec(width=16, stride=2, bits=5, gains=GAINS, refine=2, is_rectified=True),
@@ -190,7 +185,7 @@ UNITS |= {
 
 # The units that the page of results is made with, by network; each has a job "NETWORK-rates".
 FINISHED = {
-    RESNET56.name: ("last", "late", "middle", "early2", "early"),
+    RESNET56.name: ("last", "late", "middle", "early"),
     RESNET18.name: ("half-last", "half-late", "half-middle", "half-early"),
 }
 TRAINEES = {trainee.name: trainee for trainee in (RESNET56, RESNET18)}

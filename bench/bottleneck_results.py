@@ -43,10 +43,10 @@ CURVES = f"{NETWORK}-rates.curves.jsonl.gz"
 TITLES = {NETWORK: "ResNet-56", "resnet18-half": "ResNet-18 of half width, warm start"}
 BBNET_RATES = (100e3, 300e3, 500e3, 700e3, 900e3, 1.1e6, 1.3e6, 1.5e6, 2.5e6, 3.5e6)
 BBNET_SLOWDOWN = 100.0
-# Units at an early cut, with at most 10 % of the compute on the device.
-EARLY = ("early", "early2")
-# Asked for, of the best of some units: bytes and points of loss.
-ASKED = {"last": (("last",), 16, 0.2), "middle": (("middle",), 128, 0.5), "first": (EARLY, 300, 1.0)}
+# The unit at an early cut, with at most 10 % of the compute on the device.
+EARLY = "early"
+# Asked for, by the name of the rows: of which unit, bytes and points of loss.
+ASKED = {"last": ("last", 16, 0.2), "middle": ("middle", 128, 0.5), "first": (EARLY, 300, 1.0)}
 
 
 def points(unit: str, curves: Sequence[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
@@ -76,30 +76,24 @@ def unit_rows(curves: Sequence[dict[str, Any]]) -> Iterator[Row]:
 
     Rate and precision are chosen on the images that choices are made on; the figures are of the others.
     """
-    for name, (units, num_bytes, loss) in ASKED.items():
-        line = best_within([line for unit in units for line in points(unit, curves)], loss)
+    for name, (unit, num_bytes, loss) in ASKED.items():
+        line = best_within(points(unit, curves), loss)
         how = f"{line['label']}; asked: at most {num_bytes} B at {loss:g} points"
-        for key, value, unit_name in (
+        for key, value, unit_of_value in (
             ("bytes", line["payload_bytes"], "B, whole payload"),
             ("wire_bytes", line["wire_bytes"], "B"),
             ("loss", line["loss_points"], "points of top-1"),
         ):
-            row_name = f"{name}_{key}"
-            yield Row(name=row_name, value=value, unit=unit_name, how="measured", n=line["n"], against=how, raw=CURVES)
+            yield Row(
+                name=f"{name}_{key}", value=value, unit=unit_of_value, how="measured", n=line["n"],
+                against=how, raw=CURVES,
+            )  # fmt: skip
 
 
-def first_unit(curves: Sequence[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """The unit at an early cut that its rows are of, and its line."""
-    lines = [(unit, line) for unit in EARLY for line in points(unit, curves)]
-    best = best_within([line for _, line in lines], ASKED["first"][2])
-    return next((unit, line) for unit, line in lines if line is best)
-
-
-def macs_row(curves: Sequence[dict[str, Any]]) -> Row:
+def macs_row() -> Row:
     """What the early unit's device computes of the network's multiply-accumulates, its reduction counted."""
     model, graph = network()
-    name, _ = first_unit(curves)
-    unit = load_unit(path_of(name), graph, network=weights_digest(model.module))
+    unit = load_unit(path_of(EARLY), graph, network=weights_digest(model.module))
     spec, device = unit.divided.unit.spec, Reduction(unit.divided.unit)
     _, height, width = unit.cut.specs[0].shape
     code = (height // spec.stride, width // spec.stride)
@@ -109,13 +103,13 @@ def macs_row(curves: Sequence[dict[str, Any]]) -> Row:
     share = (head + weights * code[0] * code[1]) / graph.num_macs
     return Row(
         name="first_macs_share", value=share, unit="share", how="measured", n=1,
-        against=f"the network's {graph.num_macs} multiply-accumulates; unit {name}", raw=path_of(name).name,
+        against=f"the network's {graph.num_macs} multiply-accumulates", raw=path_of(EARLY).name,
     )  # fmt: skip
 
 
 def webp_row(curves: Sequence[dict[str, Any]]) -> Row:
     """WebP's bytes over the early unit's, where both are equally accurate."""
-    _, line = first_unit(curves)
+    line = best_within(points(EARLY, curves), ASKED["first"][2])
     webp = [w for w in curves if w["kind"] == "upload" and str(w["coder"]).startswith("webp")]
     needed = bytes_at([(w["accuracy"], w["payload_bytes"]) for w in webp], line["accuracy"])
     return Row(
@@ -391,7 +385,7 @@ def main() -> None:
     logs += ["grid"] if grid_results.LOG.is_file() else []
     curves = known[NETWORK]
     regimes = map_of(NET, summary)
-    rows = [*unit_rows(curves), macs_row(curves), webp_row(curves), *prior_rows(known), *gap_rows(), *exactness_rows()]
+    rows = [*unit_rows(curves), macs_row(), webp_row(curves), *prior_rows(known), *gap_rows(), *exactness_rows()]
     rows += [*butterfly_results.rows(), *grid_results.rows(), *split_rows(summary), *net_rows(NET, summary)]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     machine = summary.header.machine
