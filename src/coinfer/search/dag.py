@@ -1,0 +1,244 @@
+"""Where to divide a network that is a graph, not a chain: which layers run on the device, which values cross.
+
+    light_load(dag)    least sum: device + link + edge, exactly, by a minimum cut
+    heavy_load(dag)    least maximum of the three, by a mixed-integer program, with a bound
+
+Light and heavy load are those of DADS (Hu et al., INFOCOM 2019): a lone request waits for the sum, a stream for the
+busiest resource.  Every value is paid once however many layers read it on the other side, and nothing comes back: what
+follows a layer of the edge runs on the edge.
+
+The minimum cut: source = device, sink = edge.  A layer on the edge costs its arc from the source, one on the device its
+arc to the sink; a value has a node of its own, so that one arc of its bytes serves all of its readers; arcs without a
+limit from a reader to what it reads forbid the way back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import Infeasible, PlanError
+
+Side = Literal["device", "edge"]
+_DEVICE, _EDGE = "device", "edge"
+
+
+class DagValue(NamedTuple):
+    """One value: what it costs to send, the layer that makes it (None: an input, on the device), its readers."""
+
+    name: str
+    send_s: float
+    producer: int | None
+    readers: tuple[int, ...]
+
+
+class Dag(NamedTuple):
+    """Layers in an order in which they can run, and the values between them.
+
+    `device_s` and `edge_s` are the layers' times on either machine; `remote_s` is what anything on the edge costs
+    beside that: delays, the exchange, the reply.
+    """
+
+    device_s: tuple[float, ...]
+    edge_s: tuple[float, ...]
+    values: tuple[DagValue, ...]
+    remote_s: float = 0.0
+
+
+class Division(NamedTuple):
+    """Which layers run on the device, the names of what crosses, and the time of each resource."""
+
+    on_device: frozenset[int]
+    crossing: tuple[str, ...]
+    device_s: float
+    link_s: float
+    edge_s: float
+    remote_s: float
+
+    @property
+    def latency_s(self) -> float:
+        """Of a lone request."""
+        return self.device_s + self.link_s + self.edge_s + self.remote_s
+
+    @property
+    def period_s(self) -> float:
+        """Between the requests of a stream."""
+        return max(self.device_s, self.link_s, self.edge_s)
+
+
+class Bounded(NamedTuple):
+    """A division, and a period below which none can be."""
+
+    division: Division
+    bound_s: float
+
+
+def divide(dag: Dag, on_device: frozenset[int]) -> Division:
+    """What it costs to run just these layers on the device.
+
+    Raises:
+        PlanError: a layer of the device reads what the edge makes, or there is no such layer.
+    """
+    check_dag(dag)
+    count = len(dag.device_s)
+    if not on_device <= set(range(count)):
+        raise PlanError(f"the graph has layers 0 to {count - 1}, got {sorted(on_device - set(range(count)))}")
+    crossing = []
+    for value in dag.values:
+        is_here = value.producer is None or value.producer in on_device
+        if not is_here and any(reader in on_device for reader in value.readers):
+            raise PlanError(f'"{value.name}" is made on the edge and read on the device: nothing comes back')
+        if is_here and any(reader not in on_device for reader in value.readers):
+            crossing.append(value)
+    rest = set(range(count)) - on_device
+    return Division(
+        on_device=on_device,
+        crossing=tuple(value.name for value in crossing),
+        device_s=sum(dag.device_s[k] for k in on_device),
+        link_s=sum(value.send_s for value in crossing),
+        edge_s=sum(dag.edge_s[k] for k in rest),
+        remote_s=dag.remote_s if rest else 0.0,
+    )
+
+
+def light_load(dag: Dag, *, pinned: Mapping[int, Side] | None = None) -> Division:
+    """The division of least latency.
+
+    Args:
+        dag: the graph.
+        pinned: layers that must run on one side.
+
+    Raises:
+        PlanError: the graph is none: a cycle, a time below 0, a reader that is no layer.
+        Infeasible: the pins contradict each other: a layer of the edge before one of the device.
+    """
+    import networkx as nx
+
+    pinned = dict(pinned or {})
+    _check_pins(dag, pinned)
+    graph = nx.DiGraph()
+    graph.add_nodes_from((_DEVICE, _EDGE))
+    for k, (device_s, edge_s) in enumerate(zip(dag.device_s, dag.edge_s, strict=True)):
+        side = pinned.get(k)
+        # Without a capacity an arc has no limit: the layer stays where it is pinned.
+        graph.add_edge(_DEVICE, k, **({} if side == "device" else {"capacity": edge_s}))
+        graph.add_edge(k, _EDGE, **({} if side == "edge" else {"capacity": device_s}))
+    for place, value in enumerate(dag.values):
+        if not value.readers:
+            continue
+        made, sent = value.producer, ("value", place)
+        graph.add_edge(_DEVICE if made is None else made, sent, capacity=value.send_s)
+        for reader in value.readers:
+            graph.add_edge(sent, reader)
+            if made is not None:
+                graph.add_edge(reader, made)
+    _, (here, _) = nx.minimum_cut(graph, _DEVICE, _EDGE, flow_func=nx.algorithms.flow.preflow_push)
+    best = divide(dag, frozenset(k for k in here if isinstance(k, int)))
+    # What anything on the edge costs at all is no arc: with it, all on the device may be better.
+    if dag.remote_s and "edge" not in pinned.values():
+        alone = divide(dag, frozenset(range(len(dag.device_s))))
+        best = min(alone, best, key=lambda division: division.latency_s)
+    return best
+
+
+def heavy_load(dag: Dag, *, pinned: Mapping[int, Side] | None = None, limit_s: float = 10.0) -> Bounded:
+    """The division of least period, or the best one found in `limit_s`, with the bound that was proved.
+
+    Args, Raises: as `light_load`.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import lil_array
+
+    pinned = dict(pinned or {})
+    _check_pins(dag, pinned)
+    count, values = len(dag.device_s), [value for value in dag.values if value.readers]
+    # x_k: layer k is on the device; y_v: value v crosses; then the period.
+    size = count + len(values) + 1
+    rows = 3 + sum(len(value.readers) * (1 if value.producer is None else 2) for value in values)
+    matrix, upper = lil_array((rows, size)), np.zeros(rows)
+    for k in range(count):
+        matrix[0, k] = dag.device_s[k]
+        matrix[2, k] = -dag.edge_s[k]
+    for place, value in enumerate(values):
+        matrix[1, count + place] = value.send_s
+    for row in range(3):
+        matrix[row, size - 1] = -1.0
+    upper[2] = -sum(dag.edge_s)
+    row = 3
+    for place, value in enumerate(values):
+        for reader in value.readers:
+            # It crosses where its maker is on the device and a reader is not.
+            matrix[row, count + place], matrix[row, reader] = -1.0, -1.0
+            if value.producer is None:
+                upper[row] = -1.0
+            else:
+                matrix[row, value.producer] = 1.0
+                # A reader on the device has its maker there.
+                matrix[row + 1, reader], matrix[row + 1, value.producer] = 1.0, -1.0
+                row += 1
+            row += 1
+    low, high = np.zeros(size), np.ones(size)
+    high[-1] = np.inf
+    for k, side in pinned.items():
+        low[k] = high[k] = float(side == "device")
+    is_whole: NDArray[np.int64] = np.ones(size, np.int64)
+    is_whole[-1] = 0
+    aim = np.zeros(size)
+    aim[-1] = 1.0
+    scale = max(sum(dag.device_s), sum(dag.edge_s), 1e-12)
+    matrix[:3, : size - 1] /= scale
+    upper[2] /= scale
+    found = milp(
+        aim,
+        integrality=is_whole,
+        bounds=Bounds(low, high),
+        constraints=LinearConstraint(matrix.tocsr(), -np.inf, upper),
+        options={"time_limit": limit_s},
+    )
+    candidates = [light_load(dag, pinned=pinned)]
+    if found.x is not None:
+        candidates.append(divide(dag, frozenset(int(k) for k in np.flatnonzero(found.x[:count] > 0.5))))
+    best = min(candidates, key=lambda division: division.period_s)
+    bound = found.mip_dual_bound if found.mip_dual_bound is not None else 0.0
+    return Bounded(best, min(best.period_s, max(0.0, float(bound) * scale)))
+
+
+def check_dag(dag: Dag) -> None:
+    """Refuse what is no graph of layers.
+
+    Raises:
+        PlanError: as many device times as edge times are needed, none below 0; a value is read by layers behind the
+            one that makes it.
+    """
+    count = len(dag.device_s)
+    if len(dag.edge_s) != count:
+        raise PlanError(f"{count} layers need as many times on the edge, got {len(dag.edge_s)}")
+    times: Sequence[float] = (*dag.device_s, *dag.edge_s, dag.remote_s, *(value.send_s for value in dag.values))
+    if not all(0 <= time < np.inf for time in times):
+        raise PlanError("times of layers and values must be numbers of 0 or more")
+    for value in dag.values:
+        made = -1 if value.producer is None else value.producer
+        if not all(made < reader < count for reader in value.readers) or made >= count:
+            order = f"layers {made + 1} to {count - 1}" if value.producer is not None else f"layers 0 to {count - 1}"
+            raise PlanError(f'"{value.name}" must be read by {order}, got {list(value.readers)}')
+
+
+def _check_pins(dag: Dag, pinned: Mapping[int, Side]) -> None:
+    check_dag(dag)
+    unknown = [k for k in pinned if not 0 <= k < len(dag.device_s)]
+    if unknown:
+        raise PlanError(f"the graph has layers 0 to {len(dag.device_s) - 1}, pinned are {unknown}")
+    behind: dict[int, int] = {k: k for k, side in pinned.items() if side == "edge"}
+    for value in sorted(dag.values, key=lambda value: -1 if value.producer is None else value.producer):
+        if value.producer in behind:
+            for reader in value.readers:
+                behind.setdefault(reader, behind[value.producer])
+    for k, side in pinned.items():
+        if side == "device" and k in behind:
+            raise Infeasible(
+                f"layer {k} is pinned to the device and needs layer {behind[k]}, which is pinned to the edge: "
+                "nothing comes back; pin both to one side"
+            )
