@@ -10,6 +10,7 @@ down to the crossing values.  The tail asks the first crossing value for the bat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,15 +50,34 @@ def split(graph: Graph, cut: Cut) -> tuple[fx.GraphModule, fx.GraphModule]:
     Raises:
         CutError: the cut is of another graph.
     """
-    if cut not in graph.cuts():
-        raise CutError(f'"{cut.name}" is none of the {len(graph.cuts())} cuts of this graph: it is of another one')
-    nodes = {node.name: node for node in graph.module.graph.nodes}
-    crossing = [nodes[spec.name] for spec in cut.specs]
-    inputs = graph.module.graph.find_nodes(op="placeholder")
-    (end,) = graph.module.graph.find_nodes(op="output")
-    head = _copy(graph.module, inputs, tuple(crossing), "Head")
-    tail = _copy(graph.module, crossing, end.args[0], "Tail")
+    head, tail = parts_of(graph, (cut,))
     return head, tail
+
+
+def parts_of(graph: Graph, cuts: Sequence[Cut]) -> list[fx.GraphModule]:
+    """`graph` divided at several cuts: the first part takes its inputs, each further one what crosses before it.
+
+    All but the last give a tuple of what crosses behind them.
+
+    Raises:
+        CutError: a cut is of another graph, or the cuts are not in the order in which the network runs.
+    """
+    known = graph.cuts()
+    for cut in cuts:
+        if cut not in known:
+            raise CutError(f'"{cut.name}" is none of the {len(known)} cuts of this graph: it is of another one')
+    order = [known.index(cut) for cut in cuts]
+    if order != sorted(set(order)):
+        raise CutError(f"cuts must be in the order in which the network runs, got {[cut.name for cut in cuts]}")
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    (end,) = graph.module.graph.find_nodes(op="output")
+    given: list[fx.Node] = list(graph.module.graph.find_nodes(op="placeholder"))
+    parts = []
+    for place, cut in enumerate(cuts):
+        crossing = [nodes[spec.name] for spec in cut.specs]
+        parts.append(_copy(graph.module, given, tuple(crossing), "Head" if place == 0 else "Middle"))
+        given = crossing
+    return [*parts, _copy(graph.module, given, end.args[0], "Tail")]
 
 
 def _copy(module: fx.GraphModule, given: list[fx.Node], wanted: Any, name: str) -> fx.GraphModule:

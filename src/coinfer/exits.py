@@ -1,0 +1,187 @@
+"""Early exits: when an answer that comes early is sure enough, and what any thresholds would have done.
+
+    certainty(logits, rule, temperature)    how sure an exit is, 0 to 1, of each sample
+    ExitRule                                the decision of one exit: rule, temperature, threshold
+    ExitEvidence                            per image: how sure and right each exit is, how right the end, bytes sent
+    choose(evidence, costs, ...)            the thresholds of least cost that keep the accuracy
+
+What thresholds would do (accuracy, shares, bytes) is looked up in the evidence, image by image; nothing is run again.
+Light enough for the device: numpy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import Infeasible, PlanError
+from .plan import Value
+
+Rule = Literal["confidence", "margin", "entropy"]
+RULES: tuple[Rule, ...] = ("confidence", "margin", "entropy")
+# Thresholds tried of one exit, by quantiles of its certainty, where several exits are chosen together.
+_LEVELS = 48
+_FINE = 1e-12
+
+
+def certainty(logits: NDArray[np.floating], rule: Rule = "confidence", temperature: float = 1.0) -> NDArray[np.float64]:
+    """How sure an answer is, 0 to 1, for logits (..., K).
+
+    confidence: the largest probability; margin: the largest less the second; entropy: 1 - H / log K (BranchyNet's
+    rule, Teerapittayanon et al., 2016, turned so that more is surer).  Probabilities are softmax(logits / temperature).
+
+    Raises:
+        PlanError: an unknown rule, a temperature of 0 or below, or fewer than two classes.
+    """
+    if rule not in RULES:
+        raise PlanError(f'a rule of exits must be one of {", ".join(RULES)}, got "{rule}"')
+    if not 0 < temperature < np.inf:
+        raise PlanError(f"the temperature of an exit must be above 0, got {temperature}")
+    if logits.shape[-1] < 2:
+        raise PlanError(f"an exit needs at least two classes, got {logits.shape[-1]}")
+    scaled = np.asarray(logits, np.float64) / temperature
+    shifted = np.exp(scaled - scaled.max(-1, keepdims=True))
+    shares = shifted / shifted.sum(-1, keepdims=True)
+    if rule == "entropy":
+        entropy = -(shares * np.log(np.maximum(shares, 1e-300))).sum(-1)
+        return np.asarray(np.clip(1 - entropy / np.log(shares.shape[-1]), 0.0, 1.0))
+    top = np.partition(shares, -2, axis=-1)
+    return np.asarray(top[..., -1] if rule == "confidence" else top[..., -1] - top[..., -2])
+
+
+class ExitRule(Value, frozen=True, kw_only=True):
+    """The decision of one exit: it answers where `certainty` of its logits is at least `threshold`.
+
+    A threshold above 1 never answers; one of 0 always does.
+
+    Raises:
+        PlanError: a threshold that is not 0 to 2, an unknown rule, or a temperature of 0 or below.
+    """
+
+    threshold: float
+    temperature: float = 1.0
+    rule: Rule = "confidence"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 2:
+            raise PlanError(f"the threshold of an exit must be 0 (always) to 1, above 1 never, got {self.threshold}")
+        certainty(np.zeros((1, 2)), self.rule, self.temperature)
+
+    def answers(self, logits: NDArray[np.floating]) -> NDArray[np.bool_]:
+        """Which samples of logits (N, K) it answers."""
+        return certainty(logits, self.rule, self.temperature) >= self.threshold
+
+
+class ExitOutcome(NamedTuple):
+    """What thresholds do: top-1 in percent; the share that each exit answers, the end's last; mean payload bytes."""
+
+    accuracy: float
+    shares: tuple[float, ...]
+    mean_bytes: float
+
+
+class ExitEvidence(NamedTuple):
+    """What is known of each of N images, at E exits in the order in which they come.
+
+    `certainty` (E, N) 0 to 1; `is_right` (E, N) each exit's answer; `is_right_at_end` (N,) the network's through the
+    plan's codec; `payload_bytes` (N,) what is sent of an image that no exit on the device answers; `is_on_device` (E,)
+    whether an exit spares the link.
+    """
+
+    certainty: NDArray[np.float64]
+    is_right: NDArray[np.bool_]
+    is_right_at_end: NDArray[np.bool_]
+    payload_bytes: NDArray[np.float64]
+    is_on_device: tuple[bool, ...]
+
+    @property
+    def num_exits(self) -> int:
+        """E."""
+        return len(self.is_on_device)
+
+    def answered_by(self, thresholds: Sequence[float]) -> NDArray[np.int64]:
+        """(N,) which exit answers each image, `num_exits` where none does.
+
+        Raises:
+            PlanError: not as many thresholds as exits.
+        """
+        if len(thresholds) != self.num_exits:
+            raise PlanError(f"{self.num_exits} exits need as many thresholds, got {len(thresholds)}")
+        found = np.full(len(self.is_right_at_end), self.num_exits)
+        for place in reversed(range(self.num_exits)):
+            found[self.certainty[place] >= thresholds[place]] = place
+        return found
+
+    def at(self, thresholds: Sequence[float]) -> ExitOutcome:
+        """What these thresholds do to these images, exactly."""
+        by = self.answered_by(thresholds)
+        right = np.vstack([self.is_right, self.is_right_at_end])[by, np.arange(len(by))]
+        shares = np.bincount(by, minlength=self.num_exits + 1) / len(by)
+        is_sent = ~np.isin(by, np.flatnonzero(self.is_on_device))
+        return ExitOutcome(
+            accuracy=100 * float(right.mean()),
+            shares=tuple(float(share) for share in shares),
+            mean_bytes=float((self.payload_bytes * is_sent).mean()),
+        )
+
+    @property
+    def accuracy_at_end(self) -> float:
+        """Top-1 in percent without any exit."""
+        return 100 * float(self.is_right_at_end.mean())
+
+
+class Chosen(NamedTuple):
+    """Thresholds, what they do, and the mean cost of a request."""
+
+    thresholds: tuple[float, ...]
+    outcome: ExitOutcome
+    cost: float
+
+
+def choose(
+    evidence: ExitEvidence, costs: Sequence[float], *, max_loss: float, reference: float | None = None
+) -> Chosen:
+    """The thresholds of least mean cost that lose at most so many points.
+
+    One exit is chosen exactly, several over quantiles of each one's certainty.
+
+    Args:
+        evidence: of images that no training has seen.
+        costs: of an image that exit k answers, last of one that none does: (E + 1,), of whatever is to be least.
+        max_loss: points of top-1 that may be lost.
+        reference: against this accuracy in percent (None: the evidence's own without exits).
+
+    Raises:
+        PlanError: not one cost more than there are exits.
+        Infeasible: no thresholds keep it, not even without any exit; says what is lost then.
+    """
+    if len(costs) != evidence.num_exits + 1:
+        raise PlanError(f"{evidence.num_exits} exits need {evidence.num_exits + 1} costs, got {len(costs)}")
+    least = (evidence.accuracy_at_end if reference is None else reference) - max_loss
+    levels = [_levels(row, exact=evidence.num_exits == 1) for row in evidence.certainty]
+    best: Chosen | None = None
+    for thresholds in product(*levels):
+        outcome = evidence.at(thresholds)
+        if outcome.accuracy < least - _FINE:
+            continue
+        cost = float(np.dot(outcome.shares, costs))
+        if best is None or cost < best.cost - _FINE:
+            best = Chosen(tuple(float(t) for t in thresholds), outcome, cost)
+    if best is None:
+        lost = least + max_loss - evidence.accuracy_at_end
+        raise Infeasible(
+            f"no thresholds lose at most {max_loss:g} points: without any exit {lost:.2f} are lost; relax the loss"
+        )
+    return best
+
+
+def _levels(values: NDArray[np.float64], *, exact: bool) -> list[float]:
+    """Thresholds worth trying: "never", then from the surest image to the least sure."""
+    known = np.unique(values)[::-1]
+    if not exact and len(known) > _LEVELS:
+        known = np.unique(np.quantile(values, np.linspace(0, 1, _LEVELS), method="lower"))[::-1]
+    return [2.0, *(float(value) for value in known)]

@@ -1,0 +1,112 @@
+"""Exits: how sure an answer is by hand, thresholds as if they had been run, choices as if all had been tried."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from coinfer.errors import Infeasible, PlanError
+from coinfer.exits import ExitEvidence, ExitRule, certainty, choose
+
+LOGITS = np.log(np.array([[0.7, 0.2, 0.1], [1 / 3, 1 / 3, 1 / 3], [0.5, 0.5 - 1e-9, 1e-9]]))
+
+
+def test_certainty_by_hand() -> None:
+    assert certainty(LOGITS, "confidence") == pytest.approx([0.7, 1 / 3, 0.5], abs=1e-6)
+    assert certainty(LOGITS, "margin") == pytest.approx([0.5, 0.0, 0.0], abs=1e-6)
+    entropy = -(0.7 * np.log(0.7) + 0.2 * np.log(0.2) + 0.1 * np.log(0.1))
+    by_hand = [1 - entropy / np.log(3), 0.0, 1 - np.log(2) / np.log(3)]
+    assert certainty(LOGITS, "entropy") == pytest.approx(by_hand, abs=1e-6)
+    # A temperature of 2 takes the square root of the odds.
+    assert certainty(LOGITS, temperature=2.0)[0] == pytest.approx(0.7**0.5 / (0.7**0.5 + 0.2**0.5 + 0.1**0.5))
+    # Logits of any size are no trouble.
+    assert certainty(np.array([[1e4, 0.0]]))[0] == 1.0
+
+
+def test_a_rule_answers_from_its_threshold_on() -> None:
+    assert ExitRule(threshold=0.5).answers(LOGITS).tolist() == [True, False, True]
+    assert ExitRule(threshold=0.0).answers(LOGITS).all() and not ExitRule(threshold=1.5).answers(LOGITS).any()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"threshold": -0.1}, "must be 0 .* to 1, above 1 never, got -0.1"),
+        ({"threshold": float("nan")}, "got nan"),
+        ({"threshold": 0.5, "rule": "hunch"}, 'one of confidence, margin, entropy, got "hunch"'),
+        ({"threshold": 0.5, "temperature": 0.0}, "above 0, got 0.0"),
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_refused(fields: dict, words: str) -> None:
+    with pytest.raises(PlanError, match=words):
+        ExitRule(**fields)
+
+
+def evidence_of(seed: int, *, exits: int, count: int = 60, on_device: tuple[bool, ...] | None = None) -> ExitEvidence:
+    """Surer exits are more often right, later ones more often than earlier ones."""
+    rng = np.random.default_rng(seed)
+    sure = rng.uniform(0, 1, (exits, count)).round(2)
+    right = rng.uniform(0, 1, (exits, count)) < 0.3 + 0.5 * sure + 0.1 * np.arange(exits)[:, None]
+    sent = rng.integers(50, 200, count).astype(float)
+    return ExitEvidence(sure, right, rng.uniform(0, 1, count) < 0.9, sent, on_device or (True,) * exits)
+
+
+def run_one_by_one(evidence: ExitEvidence, thresholds: tuple[float, ...]) -> tuple[float, list[float], float]:
+    """As a device would: image after image, exit after exit."""
+    count = len(evidence.is_right_at_end)
+    right, counts, sent = 0, [0] * (evidence.num_exits + 1), 0.0
+    for image in range(count):
+        crossed = False
+        for place in range(evidence.num_exits):
+            crossed = crossed or not evidence.is_on_device[place]
+            if evidence.certainty[place, image] >= thresholds[place]:
+                right += evidence.is_right[place, image]
+                counts[place] += 1
+                break
+        else:
+            crossed = True
+            right += evidence.is_right_at_end[image]
+            counts[-1] += 1
+        sent += evidence.payload_bytes[image] if crossed else 0.0
+    return 100 * right / count, [n / count for n in counts], sent / count
+
+
+@pytest.mark.parametrize("on_device", [(True, True), (True, False), (False, False)])
+def test_looking_up_equals_running(on_device: tuple[bool, bool]) -> None:
+    evidence = evidence_of(1, exits=2, on_device=on_device)
+    for thresholds in product((0.0, 0.3, 0.77, 2.0), repeat=2):
+        accuracy, shares, sent = run_one_by_one(evidence, thresholds)
+        found = evidence.at(thresholds)
+        assert found.accuracy == pytest.approx(accuracy) and found.mean_bytes == pytest.approx(sent)
+        assert found.shares == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("exits", [1, 2])
+def test_chosen_thresholds_are_the_best_that_keep_the_loss(seed: int, exits: int) -> None:
+    evidence = evidence_of(seed, exits=exits, count=30)
+    costs = (1.0, 4.0, 10.0)[: exits] + (10.0,) if exits == 1 else (1.0, 4.0, 10.0)
+    least = evidence.accuracy_at_end - 5.0
+    every = [sorted({*row.tolist(), 2.0}) for row in evidence.certainty]
+    tried = [(evidence.at(t), t) for t in product(*every)]
+    best = min(float(np.dot(o.shares, costs)) for o, _ in tried if o.accuracy >= least - 1e-9)
+    chosen = choose(evidence, costs, max_loss=5.0)
+    assert chosen.outcome == evidence.at(chosen.thresholds)
+    assert chosen.outcome.accuracy >= least - 1e-9
+    assert chosen.cost == pytest.approx(best)
+
+
+def test_no_loss_at_all_can_be_had_without_exits() -> None:
+    evidence = evidence_of(3, exits=1)
+    wrong = evidence._replace(is_right=np.zeros_like(evidence.is_right))
+    chosen = choose(wrong, (1.0, 9.0), max_loss=0.0)
+    # What the end gets wrong as well may still be answered early.
+    assert chosen.outcome.accuracy == wrong.accuracy_at_end
+    with pytest.raises(Infeasible, match=r"without any exit 10.00 are lost; relax the loss"):
+        choose(wrong, (1.0, 9.0), max_loss=1.0, reference=wrong.accuracy_at_end + 10)
+    with pytest.raises(PlanError, match="1 exits need 2 costs, got 3"):
+        choose(wrong, (1.0, 2.0, 3.0), max_loss=1.0)
+    with pytest.raises(PlanError, match="1 exits need as many thresholds, got 2"):
+        wrong.at((0.5, 0.5))
