@@ -244,8 +244,8 @@ def train_jointly(
     """
     check_cuts(graph, cuts)
     torch.manual_seed(recipe.seed)
-    parts, exits = (copy.deepcopy(modules) for modules in (parts_of(graph, cuts), list(heads)))
-    module = WithExits(parts, exits).to(training_device())
+    parts = copy.deepcopy(parts_of(graph, cuts))
+    module = WithExits(parts, copy.deepcopy(list(heads))).to(training_device())
     weights = recipe.weights or (1.0,) * (len(cuts) + 1)
     labels = None if teacher.views.mixes else teacher.images.labels
     share = recipe.label_share if labels is not None else 0.0
