@@ -14,7 +14,7 @@ from coinfer.build.make import assemble, build
 from coinfer.bundle import Bundle
 from coinfer.compress.pruned_file import Stage, load_pruned
 from coinfer.data import load_source
-from coinfer.errors import CutError, JobError, ModelError, WeightsError
+from coinfer.errors import CutError, DataError, JobError, ModelError, WeightsError
 from coinfer.model.zoo import build_model, weights_digest
 from tiny_nets import OWN_DIGITS
 
@@ -152,7 +152,10 @@ def test_no_more_is_trained_than_the_limit_allows(built: Bundle, monkeypatch: py
         (PruneJob(keep=(0.5,), cuts=("layer9*",)), JobError, "fits no cut"),
         (PruneJob(keep=(0.5,), region=("layer9*",)), ModelError, "no channel can be removed in the region"),
         (PruneJob(keep=(0.5,), ignore=("*",)), ModelError, "without"),
-        (PruneJob(keep=(0.001,), least=4), ModelError, "with 4 channels left in every group the network costs"),
+        (PruneJob(keep=(0.001,), least=4), ModelError, "would empty layers, .* with 4 channels left in each"),
+        (PruneJob(keep=(0.5,), batch_size=9999), DataError, "batch_size must be at most the .* pictures, got 9999"),
+        (PruneJob(keep=(0.5,), budget="latency", latency_at="nowhere#0"), CutError, "no cut"),
+        (PruneJob(keep=(0.5,), cuts=("/relu#1",), ignore=("conv2",)), CutError, "no channel that crosses at"),
     ],
 )
 def test_what_cannot_be_pruned_is_refused_before_anything_is_trained(

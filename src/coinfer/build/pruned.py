@@ -9,6 +9,7 @@ a second build; one that was killed goes on from the last epoch.
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,11 +22,12 @@ from ..compress.batches import Views
 from ..compress.channels import Channels
 from ..compress.pruned_file import Stage, load_pruned, save_pruned
 from ..compress.pruning import PruneRecipe, Pruning
+from ..compress.scores import check_scales, slimming
 from ..compress.series import Member, counts_below, crossing_groups, series
 from ..compress.train import Step
 from ..engine.measure import measure
 from ..engine.onnx import Session
-from ..errors import CutError, JobError, ModelError
+from ..errors import CutError, DataError, JobError, ModelError
 from ..model.cut import Cut
 from ..model.export import cut_onnx, export_onnx
 from ..model.graph import Graph, capture
@@ -90,7 +92,22 @@ class Pruner:
         self._known, self._keep, self._behind, self._progress = known, keep, behind, progress
         self._views = Views(is_mirrored=job.prune.mirror, mixes=job.prune.mixes)
         self.notes: list[str] = []
+        self._check_names()
         self._whole = [self._read(Path(file)) for file in job.prune.networks]
+
+    def _check_names(self) -> None:
+        """Refuse two networks of one name before anything is trained."""
+        job = self._job.prune
+        names = [f"{self._main}.k{keep:g}" for keep in job.keep]
+        for file in job.networks:
+            name = self._name_of(Path(file))
+            if name in names:
+                raise JobError(f'[prune] networks: two networks would be named "{name}", rename {file}')
+            names.append(name)
+
+    def _name_of(self, path: Path) -> str:
+        name = path.stem if path.stem.startswith(f"{self._main}.") else f"{self._main}.{path.stem}"
+        return safe_name(name)
 
     def tasks(self) -> list[Task]:
         """What can be made now.
@@ -100,17 +117,32 @@ class Pruner:
             JobError: or a pattern that fits none.
             ModelError: nothing can be removed, the network takes one picture at a time, or a score needs labels.
         """
-        job, teachers = self._job.prune, self._teachers
+        job = self._job.prune
         if not (job.keep or job.cuts):
             return self._after_step1()
-        # What does not fit is refused before anything is trained.
+        self._check()
+        return [self._step1(0, self.main)] if job.keep else self._after_step1()
+
+    def _check(self) -> None:
+        """Refuse what does not fit before anything is trained."""
+        job, teachers = self._job.prune, self._teachers
         if teachers.graph.why_fixed_batch is not None:
             one = f"this network takes one at a time: {teachers.graph.why_fixed_batch}"
             raise ModelError(f"training needs batches, but {one}")
-        if job.score == "taylor" and teachers.source.drawn("train", 1).labels is None:
+        images = teachers.source.drawn("train", job.images)
+        if job.score == "taylor" and images.labels is None:
             raise ModelError('the score "taylor" needs labels, these pictures have none: take "magnitude"')
+        if len(images) < job.batch_size:
+            count = len(images)
+            raise DataError(f"[prune] batch_size must be at most the {count} training pictures, got {job.batch_size}")
+        if job.latency_at is not None:
+            teachers.graph.cut(job.latency_at)
+        if job.sparse_epochs:
+            check_scales(teachers.module)
+        channels = Channels(teachers.module, _one(teachers.graph), region=job.region, ignore=job.ignore)
+        if job.score == "slimming":
+            slimming(channels)
         self._places(self.main)
-        return [self._step1(0, self.main)] if job.keep else self._after_step1()
 
     @property
     def main(self) -> PrunedVariant:
@@ -173,6 +205,8 @@ class Pruner:
 
     def _after_step1(self) -> list[Task]:
         base = self._base
+        if base.name == self._main and self._whole:
+            self.notes.append(f"no pruned network keeps {self._job.goal.max_loss:g} points: nothing stands on one")
         tasks = [] if base.name == self._main else self._behind(base)
         return [*tasks, *self._step2(base)]
 
@@ -186,17 +220,20 @@ class Pruner:
         return tasks
 
     def _places(self, base: PrunedVariant) -> list[tuple[int, int, list[Cut]]]:
-        """The job's cuts by what can be removed there: how many channels, of how many groups, the cuts they cross."""
+        """The job's cuts by what can be removed there: how many channels, how many stay, the cuts they cross."""
         if not self._job.prune.cuts:
             return []
-        channels = Channels(base.module, _one(base.graph))
+        job = self._job.prune
+        channels = Channels(base.module, _one(base.graph), region=job.region, ignore=job.ignore)
         places: dict[tuple[str, ...], list[Cut]] = {}
         for pattern in self._job.prune.cuts:
             for cut in self._cuts(pattern, base.graph, channels):
                 key = tuple(group.name for group in crossing_groups(channels, base.graph, cut))
                 if cut not in places.setdefault(key, []):
                     places[key].append(cut)
-        return [(sum(channels.group(name).size for name in key), len(key), cuts) for key, cuts in places.items()]
+        return [
+            (sum(channels.group(name).size for name in key), len(key) * job.least, cuts) for key, cuts in places.items()
+        ]
 
     def _cuts(self, pattern: str, graph: Graph, channels: Channels) -> list[Cut]:
         cuts = {cut.name: cut for cut in graph.cuts()}
@@ -204,17 +241,19 @@ class Pruner:
             cut = graph.cut(pattern)
             crossing_groups(channels, graph, cut)
             return [cut]
-        found = []
+        found, reasons = [], list[str]()
         for name in fnmatch.filter(cuts, pattern):
             try:
                 crossing_groups(channels, graph, cuts[name])
             except CutError as error:
-                if str(error) not in self.notes:
-                    self.notes.append(str(error))
+                reasons.append(str(error))
             else:
                 found.append(cuts[name])
         if not found:
-            raise JobError(f'[prune] cuts "{pattern}" fits no cut of which channels can be removed')
+            near = ", ".join(difflib.get_close_matches(pattern, cuts, n=3, cutoff=0.0))
+            why = reasons[0] if reasons else f"the nearest are {near}"
+            raise JobError(f'[prune] cuts "{pattern}" fits no cut of which channels can be removed: {why}')
+        self.notes += [reason for reason in reasons if reason not in self.notes]
         return found
 
     def _series(self, base: PrunedVariant, cut: Cut) -> Iterator[Member]:
@@ -284,7 +323,7 @@ class Pruner:
     def _read(self, path: Path) -> PrunedVariant:
         teachers = self._teachers
         read = load_pruned(path, teachers.module, _one(teachers.graph), network=teachers.weights_sha256)
-        return self._given(f"{self._main}.{path.stem}", self._main, read.module, read.lineage, None, None)
+        return self._given(self._name_of(path), self._main, read.module, read.lineage, None, None)
 
     def _given(
         self,

@@ -272,6 +272,8 @@ def _next(
         notes.append(f"not trained, no condition would gain: {task.name}")
     by_time = limits.seconds is not None
     return max(
-        waiting, key=lambda task: worth[task.name] / (task.seconds if by_time else task.trainings), default=None
+        waiting,
+        key=lambda task: worth[task.name] / (max(task.seconds, 1.0) if by_time else task.trainings),
+        default=None,
     )
 

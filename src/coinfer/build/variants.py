@@ -14,7 +14,7 @@ import msgspec
 from ..compress.pruning import VERSIONS as PRUNING_VERSIONS
 from ..compress.unit_file import load_unit, network_of
 from ..compress.unit_training import VERSIONS as UNIT_VERSIONS
-from ..errors import WeightsError
+from ..errors import CutError, ModelError, WeightsError
 from ..model.graph import Graph
 from ..plan import Candidate, Evidence
 from .bottlenecks import UnitTrainer
@@ -26,6 +26,7 @@ from .pruned import PrunedVariant, Pruner
 from .spending import Gains, Ledger, Limits, Task, spend
 from .teachers import Teachers
 from .timing import int8_ratio_of, time_segments
+from .wanted import wanted_units
 from .workshop import Workshop
 
 # Bits from which a plain split counts as one that loses nothing, before anything was classified.
@@ -71,10 +72,18 @@ def add_variants(workshop: Workshop, *, progress: Progress) -> None:
         return trainer.tasks()
 
     def behind(base: PrunedVariant) -> list[Task]:
-        if units.base == "main":
+        if units.base == "main" or not units.cuts:
             return []
-        return unit_tasks(base.name, base.graph, base.macs_share)
+        try:
+            return unit_tasks(base.name, base.graph, base.macs_share)
+        except (CutError, ModelError) as error:
+            # What fits the unmodified network may not fit one of fewer channels.
+            workshop.notes.append(f"no units in {base.name}: {error}")
+            return []
 
+    if units.cuts:
+        # What does not fit is refused before anything is trained.
+        list(wanted_units(units, workshop.graph))
     pruner = Pruner(
         job, workshop.main, teachers, workshop.folder / "pruned", known,
         keep=keep, behind=behind, progress=progress,
@@ -108,8 +117,8 @@ def _key(workshop: Workshop) -> str:
     """All that the tasks of a job depend on, but for its limits."""
     job = workshop.job
     given = (
-        PRUNING_VERSIONS, UNIT_VERSIONS, job.prune, job.bottleneck, job.goal, workshop.main_sha256,
-        workshop.source.name, workshop.preprocess, job.build.precisions,
+        PRUNING_VERSIONS, UNIT_VERSIONS, job.prune, job.bottleneck, job.goal, job.data, job.build.rounds,
+        workshop.main_sha256, workshop.source.name, workshop.preprocess, job.build.precisions,
     )  # fmt: skip
     return hashlib.sha256(msgspec.json.encode(given)).hexdigest()
 

@@ -344,8 +344,9 @@ def _exported(workshop: Workshop, name: str, module: torch.nn.Module, weights_sh
     else:
         height, width, channels = source.shape
         example = torch.zeros((2, channels, height, width))
-        for stale in (folder / "segments").glob(f"{name}.*"):
-            stale.unlink()
+        for precision in ("fp32", "int8"):
+            for stale in (folder / "segments").glob(f"{name}.{precision}.*"):
+                stale.unlink()
         wholes["fp32"] = export_onnx(capture(module, example), fp32, preprocess=preprocess)
     if "int8" in precisions:
         wholes["int8"] = quantize_onnx(wholes["fp32"], calibration[:INT8_PICTURES], int8)

@@ -116,7 +116,13 @@ def _size(module: nn.Module) -> int:
 
 
 def choose(
-    channels: Channels, scores: Scores, cost: Callable[[Mapping[str, int]], float], target: float, *, least: int = 1
+    channels: Channels,
+    scores: Scores,
+    cost: Callable[[Mapping[str, int]], float],
+    target: float,
+    *,
+    least: int = 1,
+    unit: str = "multiply-accumulates",
 ) -> list[Removal]:
     """The channels of the lowest scores that bring `cost` down to `target`; each group keeps at least `least`.
 
@@ -126,6 +132,7 @@ def choose(
         cost: of the network without so many channels of each group.
         target: what it may be afterwards.
         least: channels that stay in every group, at least one.
+        unit: of the cost, for messages.
 
     Raises:
         ModelError: a group would be empty, or the target cannot be reached (names the smallest cost).
@@ -139,9 +146,10 @@ def choose(
     order = sorted(item for item in order if item[0] != float("inf"))
     low, high = 0, len(order)
     if cost(_counted(order)) > target:
+        first = min(channels.groups, key=lambda group: float(scores[group.name].max()))
         raise ModelError(
-            f"with {least} channels left in every group the network costs {cost(_counted(order)):.4g}, "
-            f"asked is {target:.4g}: ask for less, or widen the region"
+            f'{target:.4g} {unit} would empty layers, "{first.name}" first: with {least} channels left in each '
+            f"there are {cost(_counted(order)):.4g}; keep more of it, or widen the region"
         )
     while low < high:
         middle = (low + high) // 2

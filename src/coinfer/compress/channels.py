@@ -19,8 +19,10 @@ from __future__ import annotations
 import copy
 import fnmatch
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch_pruning
 from torch import Tensor, nn
@@ -158,7 +160,11 @@ class Channels:
         found = []
         for item in self._graph.get_all_groups(root_module_types=LAYERS):
             group = _group_of(item, names, self._graph)
-            if group.name not in taken:
+            if group is None:
+                # Such as a depthwise convolution of the picture itself.
+                made = next(names[member.dep.target.module] for member in item)
+                self.refused[made] = "no layer makes its channels: they are the input's own"
+            elif group.name not in taken:
                 found.append(group)
         return [*found, *heads]
 
@@ -187,11 +193,23 @@ class Channels:
 
     @torch.no_grad()
     def _why_unsound(self, groups: Sequence[Group]) -> str | None:
-        """Why the network without two channels of each group is not what it is with them masked; None: it is."""
+        """Why the network without some channels of each group is not what it is with them masked; None: it is.
+
+        Tried without the first of each, which leaves parts of a group uneven, and without some at random.
+        """
         several = [group for group in groups if group.size > 1]
         if len(several) < len(groups):
             return "it has one channel"
-        removals = [Removal(group=g.name, places=(0, g.size // 2) if g.size > 2 else (0,)) for g in groups]
+        draw = np.random.default_rng(0)
+        random = {g.name: draw.permutation(g.size)[: max(1, g.size // 3)] for g in groups}
+        for places in ({g.name: [0] for g in groups}, random):
+            why = self._change([Removal(group=name, places=tuple(map(int, some))) for name, some in places.items()])
+            if why is not None:
+                return why
+        return None
+
+    def _change(self, removals: Sequence[Removal]) -> str | None:
+        """What is wrong with the network without these channels; None: it gives what it gives with them masked."""
         smaller = copy.deepcopy(self.module)
         try:
             graph = _traced(smaller, self._example)
@@ -225,13 +243,31 @@ def replay(module: nn.Module, example: Sequence[Tensor], removals: Sequence[Sequ
 
 def _traced(module: nn.Module, example: tuple[Tensor, ...]) -> torch_pruning.DependencyGraph:
     graph = torch_pruning.DependencyGraph()
+    running: list[str] = []
+    named = [(name, layer) for name, layer in module.named_modules() if name]
+    hooks = [layer.register_forward_pre_hook(partial(_enter, running, name)) for name, layer in named]
     try:
+        # What fails here fails there as well, where its reason is lost.
+        with torch.no_grad():
+            module(*example)
+        running.clear()
         # Parameters outside of layers are said to be pruned along their last axis; the check finds out.
         with torch.enable_grad():
             graph.build_dependency(module, example, verbose=False, customized_pruners={PadShortcut: _PadPruner()})
     except TRACE_ERRORS as error:
-        raise ModelError(f"the channels of {type(module).__name__} cannot be traced: {first_line(error)}") from error
+        where = f' (last in "{running[-1]}")' if running else ""
+        raise ModelError(
+            f"the channels of {type(module).__name__} cannot be traced: {first_line(error)}{where}"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
     return graph
+
+
+def _enter(running: list[str], name: str, *given: object) -> None:
+    """Note which module runs."""
+    running.append(name)
 
 
 class _PadPruner(torch_pruning.BasePruningFunc):  # type: ignore[misc]
@@ -252,11 +288,15 @@ class _PadPruner(torch_pruning.BasePruningFunc):  # type: ignore[misc]
         return layer.in_channels
 
 
-def _group_of(item: torch_pruning.Group, names: Mapping[nn.Module, str], graph: torch_pruning.DependencyGraph) -> Group:
-    """The group as its first layer counts it, by the order in which the network holds its layers."""
+def _group_of(
+    item: torch_pruning.Group, names: Mapping[nn.Module, str], graph: torch_pruning.DependencyGraph
+) -> Group | None:
+    """The group as its first layer counts it, by the order in which the network holds its layers; None: it has none."""
     order = {name: place for place, name in enumerate(names.values())}
     members = [member.dep.target.module for member in item if graph.is_out_channel_pruning_fn(member.dep.handler)]
     full = [layer for layer in members if isinstance(layer, LAYERS) and not _is_depthwise(layer)]
+    if not full:
+        return None
     first = min(full, key=lambda layer: order[names[layer]])
     count = graph.get_out_channels(first)
     prune = graph.get_pruner_of_module(first).prune_out_channels

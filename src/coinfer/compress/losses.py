@@ -8,12 +8,13 @@ A loss sees what the model returned and the batch it was given:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ModelError
+from ..model.graph import first_of
 
 
 class Batch(NamedTuple):
@@ -46,11 +47,11 @@ Loss = Callable[[Any, Batch], Tensor]
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """The logits (N, K) float32 of what a model returned, a unit in it or not."""
-    given = outputs.logits if isinstance(outputs, Coded) else outputs
+    """The logits (N, K) float32 of what a model returned, a unit in it or not; of several outputs the first."""
+    given = outputs.logits if isinstance(outputs, Coded) else first_of(outputs)
     if given is None:
         raise ModelError("this loss needs the network's answers, and its tail was left out")
-    return cast(Tensor, given).float()
+    return given.float()
 
 
 def cross_entropy(*, smoothing: float = 0.0) -> Loss:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError
+from ..errors import DataError, ModelError
 from ..model.zoo import weights_digest
 from ..plan import Value
 from .batches import Augment, PictureBatches
@@ -31,12 +32,15 @@ from .budget import Budget, Cost, Costs, choose
 from .channels import Channels, Removal, replay
 from .hardware import training_device
 from .losses import Loss, cross_entropy, distillation
-from .scores import Score, scores_of, slimmed
+from .scores import Score, check_scales, scores_of, slimmed
 from .train import Schedule, Step, fit, load_tensors, save_tensors
 from .unit_training import Teacher
 
 VERSIONS = ("pruning-1", f"torch {torch.__version__}")
 LEAST_BATCH = 8
+# What a budget counts, for people.
+UNITS = {"macs": "multiply-accumulates", "parameters": "parameters", "channels": "channels", "latency": "seconds"}
+_STATE = "state.safetensors"
 # Of the latency asked for: how near a measured one must come, and how often that is tried.
 _NEAR, _TRIES = 0.03, 5
 Progress = Callable[[str, Step], None]
@@ -82,10 +86,10 @@ class PruneRecipe(Value, frozen=True, kw_only=True):
         if min(self.rounds, self.batch_size, self.least, self.scored) < 1:
             given = f"{self.rounds}, {self.batch_size}, {self.least}, {self.scored}"
             raise ModelError(f"rounds, batch_size, least and scored of a pruning must be at least 1, got {given}")
-        if min(self.epochs, self.final_epochs, self.sparse_epochs, self.strength) < 0:
+        if min(self.epochs, self.final_epochs, self.sparse_epochs) < 0 or not 0 <= self.strength < math.inf:
             given = f"{self.epochs}, {self.final_epochs}, {self.sparse_epochs}, {self.strength:g}"
-            raise ModelError(f"epochs and strength of a pruning must be 0 or more, got {given}")
-        if not (self.lr > 0 and self.final_lr > 0 and 0 <= self.label_share <= 1):
+            raise ModelError(f"epochs and strength of a pruning must be numbers of 0 or more, got {given}")
+        if not (0 < self.lr < math.inf and 0 < self.final_lr < math.inf and 0 <= self.label_share <= 1):
             given = f"{self.lr:g}, {self.final_lr:g}, {self.label_share:g}"
             raise ModelError(f"a pruning's learning rates must be above 0, its label share 0 to 1, got {given}")
 
@@ -111,7 +115,9 @@ class Pruning:
         progress: is told the step's name and each training step.
 
     Raises:
-        ModelError: nothing in the region can be removed, or the budget is a latency and nobody measures it.
+        ModelError: nothing in the region can be removed, the budget is a latency and nobody measures it, or there are
+            no batch norms for a sparse phase.
+        DataError: fewer pictures than a batch.
     """
 
     def __init__(
@@ -129,20 +135,27 @@ class Pruning:
             raise ModelError('latency_of is for the budget "latency", which needs it')
         device = training_device()
         self._example = tuple(value.to(device) for value in example)
-        self._original = module
         self.module = copy.deepcopy(module).to(device)
         self._teacher, self._recipe, self._latency_of, self._progress = teacher, recipe, latency_of, progress
+        if len(teacher.images) < recipe.batch_size:
+            count = len(teacher.images)
+            raise DataError(f"a pruning in batches of {recipe.batch_size} needs as many pictures, got {count}")
+        if recipe.sparse_epochs:
+            check_scales(module)
         given = (
-            *(VERSIONS, weights_digest(module), recipe, teacher.images.digest, teacher.preprocess, teacher.views),
-            [list(value.shape) for value in example],
+            *(VERSIONS, weights_digest(module), weights_digest(teacher.network), recipe),
+            *(teacher.images.digest, teacher.preprocess, teacher.views, [list(value.shape) for value in example]),
         )
         self._key = hashlib.sha256(msgspec.json.encode(given)).hexdigest()
         self.folder = None if folder is None else folder / f"{self._key[:12]}.pruning"
         self.rounds: list[list[Removal]] = []
         self._channels = Channels(self.module, self._example, region=recipe.region, ignore=recipe.ignore)
         self._sound = {group.name for group in self._channels.groups}
-        self._start = latency_of(self.module) if latency_of is not None else self._cost()({})
-        self._batch_size = recipe.batch_size
+        self._batch_size, self._done = recipe.batch_size, 0
+        self._resume()
+        # What the budget is a share of: with a latency, what was measured when the pruning began.
+        if self._done == 0:
+            self._start = latency_of(self.module) if latency_of is not None else self._cost()({})
 
     @property
     def refused(self) -> dict[str, str]:
@@ -163,10 +176,10 @@ class Pruning:
             steps.append((f"remove {number}", partial(self._remove, number)))
             steps.append((f"round {number}", partial(self._tune, f"round {number}", recipe.epochs, recipe.lr)))
         steps.append(("final", partial(self._tune, "final", recipe.final_epochs, recipe.final_lr)))
-        done = self._resume()
-        for place, (_, step) in enumerate(steps[done:], done):
-            step()
-            self._keep(place + 1)
+        for name, step in steps[self._done :]:
+            self._within_memory(name, step)
+            self._done += 1
+            self._keep()
         self.module.eval()
         cost = Costs(self._channels, self._example).of({})
         return Pruned(self.module, tuple(tuple(some) for some in self.rounds), cost)
@@ -182,10 +195,13 @@ class Pruning:
         )  # fmt: skip
         scores = scores_of(recipe.score, self._channels, lambda: batches.epoch(0), cross_entropy())
         target = self._start * recipe.keep ** (number / recipe.rounds)
+        if recipe.budget == "channels":
+            target = round(target)
         if recipe.budget == "latency":
             removals = self._within_latency(scores, target)
         else:
-            removals = choose(self._channels, scores, self._cost(), target, least=recipe.least)
+            unit = UNITS[recipe.budget]
+            removals = choose(self._channels, scores, self._cost(), target, least=recipe.least, unit=unit)
         self._channels.remove(removals)
         self.rounds.append(removals)
 
@@ -204,28 +220,31 @@ class Pruning:
         assert self._latency_of is not None
         macs = self._cost()
         share = min(0.95, target_s / self._latency_of(self.module))
-        best: list[Removal] = []
+        best: tuple[float, list[Removal]] | None = None
         for _ in range(_TRIES):
-            removals = choose(self._channels, scores, macs, share * macs({}), least=self._recipe.least)
+            try:
+                removals = choose(self._channels, scores, macs, share * macs({}), least=self._recipe.least)
+            except ModelError:
+                # Not even with the fewest channels: a smaller share than the least there is.
+                break
             smaller = copy.deepcopy(self.module)
             Channels(smaller, self._example, sound=self._sound).remove(removals)
             took_s = self._latency_of(smaller)
-            if took_s <= target_s * (1 + _NEAR):
-                best = removals
+            if took_s <= target_s * (1 + _NEAR) and (best is None or took_s > best[0]):
+                best = took_s, removals
                 if took_s >= target_s * (1 - _NEAR):
                     break
             share *= max(0.5, min(1.5, target_s / took_s))
-        if not best:
-            raise ModelError(f"no network within {1e3 * target_s:.3g} ms was found in {_TRIES} tries")
-        return best
+        if best is None:
+            raise ModelError(f"no network within {1e3 * target_s:.3g} ms was found in {_TRIES} tries: keep more of it")
+        return best[1]
 
-    def _tune(self, name: str, epochs: int, lr: float) -> None:
-        """Fine-tuning, in smaller batches where memory is too small for these."""
-        if not epochs:
-            return
+    def _within_memory(self, name: str, step: Callable[[], None]) -> None:
+        """One step, in smaller batches where memory is too small for these; each try begins with the same weights."""
+        before = {key: value.detach().cpu().clone() for key, value in self.module.state_dict().items()}
         while True:
             try:
-                self._fit(name, epochs, lr)
+                step()
                 return
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
@@ -233,8 +252,15 @@ class Pruning:
                 size = self._batch_size
                 if size // 2 < LEAST_BATCH:
                     raise ModelError(f"memory is too small for batches of {size} pictures ({name})") from error
-                self._batch_size = size // 2
-                self._forget(name)
+            self._batch_size = size // 2
+            self.module.load_state_dict(before)
+            # What was trained in larger batches goes; a run that is stopped goes on with these.
+            self._keep()
+
+    def _tune(self, name: str, epochs: int, lr: float) -> None:
+        """Fine-tuning."""
+        if epochs:
+            self._fit(name, epochs, lr)
 
     def _fit(self, name: str, epochs: int, lr: float) -> None:
         recipe, teacher, progress = self._recipe, self._teacher, self._progress
@@ -262,33 +288,33 @@ class Pruning:
     def _checkpoint(self, name: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{name.replace(' ', '-')}.safetensors"
 
-    def _forget(self, name: str) -> None:
-        checkpoint = self._checkpoint(name)
-        if checkpoint is not None:
-            checkpoint.unlink(missing_ok=True)
-
-    def _keep(self, done: int) -> None:
+    def _keep(self) -> None:
         if self.folder is None:
             return
-        metadata = {"key": self._key, "done": str(done), "rounds": msgspec.json.encode(self.rounds).decode()}
-        save_tensors(self.module.state_dict(), self.folder / "state.safetensors", metadata=metadata)
+        metadata = {
+            "key": self._key,
+            "done": str(self._done),
+            "batch_size": str(self._batch_size),
+            "start": repr(self._start),
+            "rounds": msgspec.json.encode(self.rounds).decode(),
+        }
+        save_tensors(self.module.state_dict(), self.folder / _STATE, metadata=metadata)
         for checkpoint in self.folder.glob("*.safetensors"):
-            if checkpoint.name != "state.safetensors":
+            if checkpoint.name != _STATE:
                 checkpoint.unlink()
 
-    def _resume(self) -> int:
-        """Steps that an earlier run has behind it."""
-        path = None if self.folder is None else self.folder / "state.safetensors"
+    def _resume(self) -> None:
+        """Take over what an earlier run has behind it."""
+        path = None if self.folder is None else self.folder / _STATE
         if path is None or not path.is_file():
-            return 0
+            return
         state, metadata = load_tensors(path, "pruning")
         self.rounds = msgspec.json.decode(metadata["rounds"], type=list[list[Removal]])
-        device = training_device()
-        self.module = copy.deepcopy(self._original).to(device)
         replay(self.module, self._example, self.rounds)
         self.module.load_state_dict(state)
         self._channels = Channels(self.module, self._example, sound=self._sound)
-        return int(metadata["done"])
+        self._done, self._batch_size = int(metadata["done"]), int(metadata["batch_size"])
+        self._start = float(metadata["start"])
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -22,6 +22,7 @@ from torch import nn
 from ..data import load_source
 from ..data.digits import SCENE_SIZE, compose_scenes
 from ..errors import CoinferError, ModelError
+from ..model.graph import first_of
 from ..model.zoo import ZOO, build_model
 from ..plan import Preprocess
 from .batches import Augment, PictureBatches, Views, as_inputs
@@ -125,7 +126,10 @@ def top1(
     *,
     batch_size: int = 250,
 ) -> float:
-    """Share of pictures (N, H, W, C) whose largest logit is their label, 0 to 1; NaN without labels."""
+    """Share of pictures (N, H, W, C) whose largest logit is their label, 0 to 1; NaN without labels.
+
+    Of several outputs the first is what is classified.
+    """
     if labels is None:
         return float("nan")
     device = next(model.parameters()).device
@@ -134,7 +138,7 @@ def top1(
     with torch.inference_mode():
         for first in range(0, len(pixels), batch_size):
             part = slice(first, first + batch_size)
-            logits = model(as_inputs(pixels[part], preprocess).to(device))
+            logits = first_of(model(as_inputs(pixels[part], preprocess).to(device)))
             hits += int((logits.argmax(1).cpu().numpy() == labels[part]).sum())
     return hits / len(pixels)
 

@@ -102,7 +102,7 @@ def slimming(channels: Channels) -> Scores:
     """
     scores = {}
     for group in channels.groups:
-        norms = [part for part in group.makers if isinstance(channels.module.get_submodule(part.name), NORMS)]
+        norms = [part for part in group.makers if _has_scale(channels.module.get_submodule(part.name))]
         scores[group.name] = torch.full((group.size,), math.inf, dtype=torch.float64)
         if norms:
             total = torch.zeros(group.size, dtype=torch.float64)
@@ -128,13 +128,33 @@ def magnitude(channels: Channels) -> Scores:
 
 
 def slimmed(loss: Loss, module: nn.Module, strength: float) -> Loss:
-    """`loss` + strength x sum of |scale| over all batch norms of `module`: unneeded channels' scales go to zero."""
+    """`loss` + strength x sum of |scale| over all batch norms of `module`: unneeded channels' scales go to zero.
+
+    Raises:
+        ModelError: the network has no batch norms with scales.
+    """
+    check_scales(module)
 
     def total(outputs: Any, batch: Batch) -> Tensor:
-        scales = [layer.weight.abs().sum() for layer in module.modules() if isinstance(layer, NORMS)]
+        norms = [layer for layer in module.modules() if isinstance(layer, NORMS)]
+        scales = [layer.weight.abs().sum() for layer in norms if layer.weight is not None]
         return loss(outputs, batch) + strength * torch.stack(scales).sum()
 
     return total
+
+
+def check_scales(module: nn.Module) -> None:
+    """Refuse a network without scales of batch norms.
+
+    Raises:
+        ModelError: it has none.
+    """
+    if not any(_has_scale(layer) for layer in module.modules()):
+        raise ModelError(f"a sparse phase needs batch norms with scales, {type(module).__name__} has none")
+
+
+def _has_scale(layer: nn.Module) -> bool:
+    return isinstance(layer, NORMS) and layer.weight is not None
 
 
 def _weight(channels: Channels, part: Part) -> Tensor:

@@ -91,7 +91,7 @@ def series(
         example: what it is called with, a batch of 1.
         cut: where they cross.
         teacher: pictures with the unmodified network's logits.
-        recipe: of each count, by its score and epochs; its region, budget and share are set here.
+        recipe: of each count, by its score and epochs; of its region what crosses goes, budget and share are set here.
         accuracy_of: a network's top-1 in percent, on images that choices are made on.
         least_accuracy: the series ends with the first network below it.
         steps: log-spaced counts.
@@ -100,12 +100,13 @@ def series(
     Raises:
         CutError: no channel that crosses can be removed.
     """
-    groups = crossing_groups(Channels(module, example), graph, cut)
+    channels = Channels(module, example, region=recipe.region, ignore=recipe.ignore)
+    groups = crossing_groups(channels, graph, cut)
     region = tuple({part.name: None for group in groups for part in group.makers})
     have = sum(group.size for group in groups)
     lineage: tuple[Stage, ...] = ()
     for count in counts_below(have, steps):
-        if count < len(groups):
+        if count < len(groups) * recipe.least:
             return
         step = msgspec.structs.replace(recipe, region=region, budget="channels", keep=count / have, rounds=1, epochs=0)
         pruned = Pruning(module, example, teacher, step, folder=folder, progress=progress).run()

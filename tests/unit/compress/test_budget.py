@@ -57,7 +57,7 @@ def test_a_target_out_of_reach_says_how_far_it_can_go() -> None:
     torch.manual_seed(0)
     channels = Channels(awake(Mobile()), example())
     costs, scores = Costs(channels, example()), magnitude(channels)
-    with pytest.raises(ModelError, match=r"with 2 channels left in every group the network costs .*, asked is 1"):
-        choose(channels, scores, lambda gone: costs.of(gone).parameters, 1.0, least=2)
+    with pytest.raises(ModelError, match=r'1 parameters would empty layers, ".*" first: with 2 channels left in each'):
+        choose(channels, scores, lambda gone: costs.of(gone).parameters, 1.0, least=2, unit="parameters")
     with pytest.raises(ModelError, match="keeps at least 1 channel, got least = 0"):
         choose(channels, scores, lambda gone: costs.of(gone).parameters, 1.0, least=0)

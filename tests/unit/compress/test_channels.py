@@ -108,6 +108,44 @@ def test_classes_norms_over_channels_and_padded_sums_are_refused_by_name() -> No
         Channels(awake(Branches()), example())
 
 
+class Uneven(nn.Module):
+    """Layers whose channels go in pairs or not at all: two groups, and halves that gate each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, padding=1, groups=2)
+        self.gates, self.last = nn.Conv2d(16, 12, 1), nn.Conv2d(6, 8, 1)
+        self.linear = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.gates(torch.relu(self.b(torch.relu(self.a(x))))).chunk(2, 1)
+        return self.linear(torch.relu(self.last(first * torch.sigmoid(second))).mean((2, 3)))
+
+
+def test_channels_that_go_evenly_or_not_at_all_stay() -> None:
+    torch.manual_seed(0)
+    channels = Channels(Uneven().eval(), example())
+    assert [group.name for group in channels.groups] == ["last"]
+    assert {"a", "b", "gates"} & set(channels.refused)
+
+
+def test_channels_of_the_picture_itself_stay() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 5, 1)).eval()
+    channels = Channels(net, example())
+    assert [group.name for group in channels.groups] == ["1"]
+    assert channels.refused["0"] == "no layer makes its channels: they are the input's own"
+
+
+def test_a_module_that_cannot_be_traced_is_named() -> None:
+    class Stubborn(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("not today")
+
+    with pytest.raises(ModelError, match=r'cannot be traced: not today \(last in "1"\)'):
+        Channels(nn.Sequential(nn.Conv2d(3, 8, 1), Stubborn()).eval(), example())
+
+
 def test_heads_go_whole() -> None:
     torch.manual_seed(0)
     model = build_model("vit-tiny").module

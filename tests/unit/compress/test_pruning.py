@@ -16,7 +16,7 @@ from coinfer.compress.channels import Channels
 from coinfer.compress.pruning import PruneRecipe, Pruning
 from coinfer.compress.unit_training import Teacher, teacher_of
 from coinfer.data import Images
-from coinfer.errors import ModelError
+from coinfer.errors import DataError, ModelError
 from coinfer.model.graph import capture
 from tiny_nets import PREPROCESS
 
@@ -139,17 +139,79 @@ def test_too_small_a_memory_halves_the_batch(module: nn.Module, monkeypatch: pyt
         Pruning(module, EXAMPLE, taught(module), PruneRecipe(keep=0.5, rounds=1, **FEW)).run()
 
 
+def test_a_run_that_was_killed_in_smaller_batches_goes_on_with_them(
+    module: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = PruneRecipe(keep=0.5, rounds=1, **{**FEW, "epochs": 3})
+    fit = pruning.fit
+
+    def small(model: nn.Module, batches: object, *args: object, **options: object) -> object:
+        given = next(batches.epoch(0)).inputs
+        if len(given) > 16:
+            # As a real one: when some steps have been taken.
+            with torch.no_grad():
+                next(model.parameters()).add_(1.0)
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return fit(model, batches, *args, **options)
+
+    def stop(step: str, progress: object) -> None:
+        if progress.epoch == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pruning, "fit", small)
+    whole = Pruning(module, EXAMPLE, taught(module), recipe).run()
+    with pytest.raises(KeyboardInterrupt):
+        Pruning(module, EXAMPLE, taught(module), recipe, folder=tmp_path, progress=stop).run()
+    resumed = Pruning(module, EXAMPLE, taught(module), recipe, folder=tmp_path).run()
+    for name, value in whole.module.state_dict().items():
+        assert torch.equal(resumed.module.state_dict()[name], value), name
+
+
+class TwoOutputs(Net):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.two(self.one(x)).mean((2, 3))
+        return self.linear(features), features
+
+
+def test_of_several_outputs_the_first_is_learnt() -> None:
+    torch.manual_seed(0)
+    module = TwoOutputs().eval()
+    pruned = Pruning(module, EXAMPLE, taught(module), PruneRecipe(keep=0.6, rounds=1, **FEW)).run()
+    # The second output has the channels of the last layer: they stay.
+    assert [out.shape[1] for out in pruned.module(EXAMPLE[0])] == [4, 16]
+
+
+@pytest.mark.parametrize(("wide", "left"), [(22, 15), (23, 13), (16, 11)])
+def test_a_number_of_channels_is_met_exactly(wide: int, left: int) -> None:
+    torch.manual_seed(0)
+    net = Net()
+    net.one[0], net.one[1] = nn.Conv2d(3, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide)
+    net.two[0] = nn.Conv2d(wide, 16, 3, 2, 1, bias=False)
+    module = net.eval()
+    step = PruneRecipe(keep=left / wide, budget="channels", region=("one.0", "one.1"), **{**FEW, "rounds": 1})
+    assert Pruning(module, EXAMPLE, taught(module), step).run().module.one[0].out_channels == left
+
+
 def test_what_makes_no_sense_is_refused(module: nn.Module) -> None:
     for keep in (0.0, 1.0, 1.5):
         with pytest.raises(ModelError, match=f"keeps a share above 0 and below 1, got {keep}"):
             PruneRecipe(keep=keep)
-    with pytest.raises(ModelError, match="at least 1 round"):
+    with pytest.raises(ModelError, match="rounds, batch_size, least and scored of a pruning must be at least 1"):
         PruneRecipe(keep=0.5, rounds=0)
+    for field in ("strength", "lr"):
+        with pytest.raises(ModelError, match="nan"):
+            PruneRecipe(keep=0.5, **{field: float("nan")})
+    with pytest.raises(DataError, match="in batches of 500 needs as many pictures, got 128"):
+        Pruning(module, EXAMPLE, taught(module), PruneRecipe(keep=0.5, batch_size=500))
+    layers = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    plain = nn.Sequential(*layers).eval()
+    with pytest.raises(ModelError, match="a sparse phase needs batch norms with scales, Sequential has none"):
+        Pruning(plain, EXAMPLE, taught(plain), PruneRecipe(keep=0.5, score="magnitude", sparse_epochs=1, **FEW))
     unlabelled = taught(module, is_labelled=False)
     with pytest.raises(ModelError, match='"taylor" needs labels'):
         Pruning(module, EXAMPLE, unlabelled, PruneRecipe(keep=0.5, **FEW)).run()
     Pruning(module, EXAMPLE, unlabelled, PruneRecipe(keep=0.5, score="magnitude", rounds=1, **FEW)).run()
     with pytest.raises(ModelError, match='latency_of is for the budget "latency"'):
         Pruning(module, EXAMPLE, unlabelled, PruneRecipe(keep=0.5, budget="latency", **FEW))
-    with pytest.raises(ModelError, match="with 1 channels left in every group the network costs"):
+    with pytest.raises(ModelError, match='multiply-accumulates would empty layers, ".*" first: with 1 channels'):
         Pruning(module, EXAMPLE, taught(module), PruneRecipe(keep=0.001, rounds=1, **FEW)).run()
