@@ -2,7 +2,7 @@
 
     python -m bench.bottleneck train NAME...    units of UNITS, in the background: each goes on where it was stopped
     python -m bench.bottleneck show NAME...     what finished ones send and keep at each rate, on validation images
-    python -m bench.bottleneck prior            the same on the test images, and exactness at full width
+    python -m bench.bottleneck prior [NAME...]  the same on the test images; of all of them, and exactness at full width
     python -m bench.bottleneck curves           every picture over the link by every unit, picture codec, plain split
     python -m bench.bottleneck cells            the main job's cells with units among the candidates
 
@@ -262,26 +262,29 @@ def prior() -> None:
 
     Units for comparison are not kept in zoo/: the lines of one that is not at hand stay as they were measured.
     """
-    path = RAW / "prior.jsonl.gz"
-    before = read_raw(path) if path.is_file() else []
-    lines: list[dict[str, object]] = [
-        line for line in before if line["unit"] in UNITS and not path_of(line["unit"]).is_file()
-    ]
+    for name in UNITS:
+        if UNITS[name].trainee.name in TRAINEES and path_of(name).is_file():
+            prior_of(name)
     exactness: list[dict[str, object]] = []
     for trainee in TRAINEES.values():
         model, graph = network(trainee)
-        images = load_source(trainee.source).images("test")
-        for name in (name for name in UNITS if UNITS[name].trainee == trainee and path_of(name).is_file()):
-            say(f"prior of {name}")
-            unit = load_unit(path_of(name), graph, network=weights_digest(model.module))
-            variant = f"{safe_name(trainee.name)}.{unit.divided.unit.spec.name}"
-            named = {"unit": name, "variant": variant, "cut": unit.cut.name}
-            points = rates_of(unit.divided, images, model.preprocess)
-            lines += [{**named, **point._asdict()} for point in points]
-        exactness += _exactness(trainee, graph, images, model)
-    note_commit(RAW, "prior")
-    write_raw(path, lines)
+        exactness += _exactness(trainee, graph, load_source(trainee.source).images("test"), model)
     write_raw(RAW / "exactness.jsonl.gz", exactness)
+
+
+def prior_of(name: str) -> None:
+    """The lines of one unit, in place of those that were there."""
+    path, trainee = RAW / "prior.jsonl.gz", UNITS[name].trainee
+    say(f"prior of {name}")
+    model, graph = network(trainee)
+    unit = load_unit(path_of(name), graph, network=weights_digest(model.module))
+    variant = f"{safe_name(trainee.name)}.{unit.divided.unit.spec.name}"
+    named = {"unit": name, "variant": variant, "cut": unit.cut.name}
+    points = rates_of(unit.divided, load_source(trainee.source).images("test"), model.preprocess)
+    before = read_raw(path) if path.is_file() else []
+    kept = [line for line in before if line["unit"] in UNITS and line["unit"] != name]
+    note_commit(RAW, "prior")
+    write_raw(path, [*kept, *({**named, **point._asdict()} for point in points)])
 
 
 def _exactness(trainee: Trainee, graph: Graph, images: Images, model: LoadedModel) -> Iterator[dict[str, object]]:
@@ -330,7 +333,7 @@ def _show(divided: Divided, source: Source, model: LoadedModel) -> None:
 
 def main(words: list[str]) -> None:
     """Run one step."""
-    named: dict[str, Callable[[str], None]] = {"train": train, "show": show_rates}
+    named: dict[str, Callable[[str], None]] = {"train": train, "show": show_rates, "prior": prior_of}
     plain: dict[str, Callable[[], None]] = {
         "prior": prior,
         "curves": curves,
@@ -340,7 +343,8 @@ def main(words: list[str]) -> None:
         plain[words[0]]()
         return
     if len(words) < 2 or words[0] not in named or not set(words[1:]) <= set(UNITS):
-        raise SystemExit(f"usage: python -m bench.bottleneck {'|'.join(plain)}, or train|show {'|'.join(UNITS)}...")
+        usage = f"{'|'.join(plain)}, or {'|'.join(named)} {'|'.join(UNITS)}..."
+        raise SystemExit(f"usage: python -m bench.bottleneck {usage}")
     for name in words[1:]:
         named[words[0]](name)
 
