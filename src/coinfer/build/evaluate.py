@@ -111,7 +111,7 @@ def evidence_of(
     labels: NDArray[np.int64] | None,
     payload_bytes: NDArray[np.int64],
 ) -> Evidence:
-    """Evidence on test images from answers and payload sizes; times are taken over from `known`."""
+    """Evidence on test images from answers and payload sizes; times and size are taken over from `known`."""
     truth = reference_classes if labels is None else labels
     correct, reference = classes == truth, reference_classes == truth
     loss, loss_ci = loss_of(reference, correct)
@@ -130,4 +130,5 @@ def evidence_of(
         encode_s=known.encode_s,
         decode_s=known.decode_s,
         tail_s=known.tail_s,
+        device_bytes=known.device_bytes,
     )

@@ -24,7 +24,6 @@ from ..compress.pruned_file import Stage, load_pruned, save_pruned
 from ..compress.pruning import PruneRecipe, Pruning
 from ..compress.scores import check_scales, slimming
 from ..compress.series import Member, counts_below, crossing_groups, series
-from ..compress.train import Step
 from ..engine.measure import measure
 from ..engine.onnx import Session
 from ..errors import CutError, DataError, JobError, ModelError
@@ -33,7 +32,7 @@ from ..model.export import cut_onnx, export_onnx
 from ..model.graph import Graph, capture
 from ..plan import Candidate
 from .job import Job
-from .progress import Progress
+from .progress import Progress, of_training
 from .spending import Outcome, Task, scaled
 from .teachers import Teachers
 from .workshop import safe_name
@@ -142,7 +141,7 @@ class Pruner:
         channels = Channels(teachers.module, _one(teachers.graph), region=job.region, ignore=job.ignore)
         if job.score == "slimming":
             slimming(channels)
-        self._places(self.main)
+        self._places(self.main, channels)
 
     @property
     def main(self) -> PrunedVariant:
@@ -196,12 +195,12 @@ class Pruner:
         latency_of = self._deployed_s if recipe.budget == "latency" else None
         pruning = Pruning(
             before.module, _one(before.graph), teacher, recipe,
-            latency_of=latency_of, folder=self._folder, progress=_shown(self._progress, name),
+            latency_of=latency_of, folder=self._folder, progress=of_training(self._progress, name),
         )  # fmt: skip
         self.notes += [f'{name}: channels of "{layer}" stay: {why}' for layer, why in pruning.refused.items()]
         pruned = pruning.run()
         lineage = (*before.lineage, Stage(recipe=recipe, rounds=pruned.rounds))
-        return self._kept(name, before.name, pruned.module, lineage, None)
+        return self._given(name, before.name, self._write(name, pruned.module, lineage), lineage)
 
     def _after_step1(self) -> list[Task]:
         base = self._base
@@ -212,27 +211,27 @@ class Pruner:
 
     def _step2(self, base: PrunedVariant) -> list[Task]:
         """A series for each set of channels that cross at the job's cuts."""
-        tasks = []
-        for have, least, cuts in self._places(base):
-            counts = [count for count in counts_below(have, self._job.prune.counts) if count >= least]
+        job, tasks = self._job.prune, []
+        if not job.cuts:
+            return []
+        channels = Channels(base.module, _one(base.graph), region=job.region, ignore=job.ignore)
+        for have, least, cuts in self._places(base, channels):
+            counts = [count for count in counts_below(have, job.counts) if count >= least]
             if counts:
                 tasks.append(self._fewer(base, cuts, have, counts, self._series(base, cuts[0])))
         return tasks
 
-    def _places(self, base: PrunedVariant) -> list[tuple[int, int, list[Cut]]]:
+    def _places(self, base: PrunedVariant, channels: Channels) -> list[tuple[int, int, list[Cut]]]:
         """The job's cuts by what can be removed there: how many channels, how many stay, the cuts they cross."""
-        if not self._job.prune.cuts:
-            return []
-        job = self._job.prune
-        channels = Channels(base.module, _one(base.graph), region=job.region, ignore=job.ignore)
         places: dict[tuple[str, ...], list[Cut]] = {}
         for pattern in self._job.prune.cuts:
             for cut in self._cuts(pattern, base.graph, channels):
                 key = tuple(group.name for group in crossing_groups(channels, base.graph, cut))
                 if cut not in places.setdefault(key, []):
                     places[key].append(cut)
+        least = self._job.prune.least
         return [
-            (sum(channels.group(name).size for name in key), len(key) * job.least, cuts) for key, cuts in places.items()
+            (sum(channels.group(name).size for name in key), len(key) * least, cuts) for key, cuts in places.items()
         ]
 
     def _cuts(self, pattern: str, graph: Graph, channels: Channels) -> list[Cut]:
@@ -270,7 +269,7 @@ class Pruner:
             least_accuracy=self._least_accuracy,
             steps=job.counts,
             folder=self._folder,
-            progress=_shown(self._progress, f"channels at {cut.name}"),
+            progress=of_training(self._progress, f"channels at {cut.name}"),
         )
 
     def _fewer(
@@ -286,7 +285,8 @@ class Pruner:
                 return Outcome([], [])
             lineage = (*base.lineage, *member.lineage)
             name = f"{base.name}.{names[0]}.f{member.num_channels}"
-            variant = self._kept(name, base.name, member.pruned.module, lineage, names, accuracy=member.accuracy)
+            module = self._write(name, member.pruned.module, lineage)
+            variant = self._given(name, base.name, module, lineage, cuts=names, accuracy=member.accuracy)
             if not self.is_good(variant) or len(counts) == 1:
                 return Outcome(self._prospects(variant, count / have), [])
             return Outcome(
@@ -304,26 +304,16 @@ class Pruner:
         share = variant.macs_share
         return scaled(self._known, time=share, crossing=crossing or share**0.5, cuts=variant.cuts)
 
-    def _kept(
-        self,
-        name: str,
-        base: str,
-        module: nn.Module,
-        lineage: tuple[Stage, ...],
-        cuts: tuple[str, ...] | None,
-        *,
-        accuracy: float | None = None,
-    ) -> PrunedVariant:
-        """A network that is finished: its file is written, and it is given on."""
-        module = module.cpu().eval()
+    def _write(self, name: str, module: nn.Module, lineage: tuple[Stage, ...]) -> nn.Module:
+        """Keep a network that is finished; gives it as it is deployed."""
         path = self._folder / f"{safe_name(name)}.safetensors"
         save_pruned(module, path, network=self._teachers.weights_sha256, lineage=lineage)
-        return self._given(name, base, module, lineage, cuts, accuracy)
+        return module.cpu().eval()
 
     def _read(self, path: Path) -> PrunedVariant:
         teachers = self._teachers
         read = load_pruned(path, teachers.module, _one(teachers.graph), network=teachers.weights_sha256)
-        return self._given(self._name_of(path), self._main, read.module, read.lineage, None, None)
+        return self._given(self._name_of(path), self._main, read.module, read.lineage)
 
     def _given(
         self,
@@ -331,9 +321,11 @@ class Pruner:
         base: str,
         module: nn.Module,
         lineage: tuple[Stage, ...],
-        cuts: tuple[str, ...] | None,
-        accuracy: float | None,
+        *,
+        cuts: tuple[str, ...] | None = None,
+        accuracy: float | None = None,
     ) -> PrunedVariant:
+        """A network of the job: what is known of it is noted, and it is given on."""
         graph = capture(module, self._teachers.graph.example)
         share = graph.num_macs / self._teachers.graph.num_macs
         found = self._teachers.accuracy(module) if accuracy is None else accuracy
@@ -366,20 +358,9 @@ class Pruner:
         """What so many epochs of a network of this share of the compute are expected to take."""
         if self._job.build.minutes is None:
             return 0.0
-        images = min(self._job.prune.images, len(self._teachers.source.images("train")))
-        return epochs * images * share * self._teachers.picture_s
+        return self._teachers.seconds(share * epochs, self._job.prune.images)
 
 
 def _one(graph: Graph) -> tuple[Tensor, ...]:
     """What a network is called with, a batch of 1."""
     return tuple(value[:1] for value in graph.example)
-
-
-def _shown(progress: Progress, name: str) -> Callable[[str, Step], None]:
-    """Training's steps as a build's progress."""
-
-    def show(phase: str, step: Step) -> None:
-        accuracy = "" if step.accuracy is None else f", {100 * step.accuracy:.1f} % right"
-        progress(f"{name}: {phase}", step.step, step.steps, f"loss {step.loss:.3f}{accuracy}")
-
-    return show

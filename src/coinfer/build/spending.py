@@ -13,11 +13,10 @@ proportion to what is left of the network, losing nothing); afterwards they coun
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -140,8 +139,8 @@ class Gains:
         self._goal = goal
         grid = product(RATES_BPS, SLOWDOWNS, LOADS)
         self._conditions = [own, *(at(own, *point, int8_ratio=int8_ratio) for point in grid)]
-        count = len(self._conditions) - 1
-        self._weights = np.array([0.5, *[0.5 / count] * count])
+        points = len(self._conditions) - 1
+        self._weights = np.array([0.5, *[0.5 / points] * points])
 
     def best(self, candidates: Sequence[Candidate]) -> NDArray[np.float64]:
         """(conditions,) the least objective of those that keep the goal; infinite where none does."""
@@ -198,7 +197,7 @@ def spend(
     """
     waiting, notes = list(tasks), list[str]()
     best = None if gains is None else gains.best(known)
-    for place in itertools.count():
+    for place in count():
         task = _next(waiting, place, limits, ledger, best, gains, notes)
         if task is None:
             break

@@ -78,6 +78,10 @@ class Teachers:
         """The unmodified network's."""
         return self.accuracy(self.graph.module)
 
+    def seconds(self, passes: float, images: int) -> float:
+        """What so many passes of the whole network over at most so many training pictures are expected to take."""
+        return passes * len(self.source.drawn("train", images)) * self.picture_s
+
     @cached_property
     def picture_s(self) -> float:
         """Seconds that a training of the whole network takes for a picture: a first guess, from two steps."""
