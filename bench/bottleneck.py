@@ -70,7 +70,7 @@ SCENES = Trainee(
 class Order(NamedTuple):
     """A unit to train: where, of what shape (a light head's width is found from its share), how.
 
-    `is_kept`: in zoo/, not for a comparison alone.
+    `more`: how the finished unit is trained on; `is_kept`: in zoo/, not for a comparison alone.
     """
 
     cut: str
@@ -78,6 +78,7 @@ class Order(NamedTuple):
     recipe: UnitRecipe
     light_share: float = 0.0
     trainee: Trainee = RESNET56
+    more: UnitRecipe | None = None
     is_kept: bool = True
 
 
@@ -100,6 +101,9 @@ UNITS = {
             alone=3, together=4, whole=6, anew=7, prices=(0.1, 0.25, 0.5, 1.2), whole_lr=8e-4, anew_lr=4e-4,
             network_share=0.25,
         ),
+        more=UnitRecipe(
+            alone=0, together=0, anew=12, prices=(0.1, 0.3, 0.55, 1.2), anew_lr=4e-4, network_share=0.25, seed=1
+        ),
     ),
     "early": Order(
         "layer1.0#0",
@@ -107,6 +111,9 @@ UNITS = {
         UnitRecipe(
             alone=0, together=0, whole=24, anew=13, prices=(0.05, 0.15, 0.3, 0.7), whole_lr=8e-4, anew_lr=4e-4,
             network_share=0.25,
+        ),
+        more=UnitRecipe(
+            alone=0, together=0, anew=12, prices=(0.05, 0.2, 0.35, 0.7), anew_lr=4e-4, network_share=0.25, seed=1
         ),
     ),
     "light": Order(
@@ -216,7 +223,7 @@ def network(trainee: Trainee = RESNET56) -> tuple[LoadedModel, Graph]:
 
 
 def train(name: str) -> None:
-    """Train one unit and keep it."""
+    """Train one unit and keep it; one that is there already is only trained on."""
     order = UNITS[name]
     model, graph = network(order.trainee)
     source = load_source(order.trainee.source)
@@ -226,15 +233,23 @@ def train(name: str) -> None:
         print(f"light head of width {width}", flush=True)
         spec = msgspec.structs.replace(spec, head_width=width)
     teacher = taught(order.trainee, graph, source, model)
-    training = UnitTraining(graph, cut, spec, teacher, order.recipe, checkpoints=CHECKPOINTS / name, progress=Epochs())
-    training.alone()
-    _show(training.divided, source, model)
-    training.together()
-    training.whole()
-    training.anew()
-    network_sha = weights_digest(model.module)
-    save_unit(training.divided, graph, cut, path_of(name), network=network_sha, recipe=order.recipe)
-    _show(training.divided, source, model)
+    path, sha = path_of(name), weights_digest(model.module)
+    recipes = [order.recipe] if order.more is None else [order.recipe, order.more]
+    trained = load_unit(path, graph, network=sha) if path.is_file() else None
+    if trained is not None and list(trained.recipes) != recipes[: len(trained.recipes)]:
+        raise SystemExit(f"{path} was trained by another recipe: remove it to train it anew")
+    for place in range(0 if trained is None else len(trained.recipes), len(recipes)):
+        training = UnitTraining(
+            graph, cut, spec, teacher, recipes[place],
+            trained=None if trained is None else trained.divided,
+            checkpoints=CHECKPOINTS / name,
+            progress=Epochs(),
+        )  # fmt: skip
+        for phase in (training.alone, training.together, training.whole, training.anew):
+            phase()
+        save_unit(training.divided, graph, cut, path, network=sha, recipes=recipes[: place + 1])
+        trained = load_unit(path, graph, network=sha)
+        _show(trained.divided, source, model)
 
 
 def taught(trainee: Trainee, graph: Graph, source: Source, model: LoadedModel) -> Teacher:

@@ -22,22 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 from torch import Tensor
 
 from ..compress.batches import Views, seen_by
 from ..compress.bottleneck import Unit, UnitSpec
-from ..compress.train import Step
 from ..compress.unit_file import Trained, load_unit, save_unit
 from ..compress.unit_training import VERSIONS, RatePoint, Teacher, UnitRecipe, UnitTraining, is_cached, rates_of
-from ..compress.unit_training import Progress as StepProgress
 from ..data import Images
 from ..files import write_atomically
 from ..model.cut import Cut, split
 from ..model.graph import Graph
 from ..plan import Candidate, Value
 from .job import Job
-from .progress import Progress
+from .progress import Progress, of_training
 from .spending import Outcome, Task, scaled
 from .teachers import Teachers
 from .wanted import Wanted, wanted_units
@@ -132,18 +129,17 @@ class UnitTrainer:
             behind = recipe.alone + recipe.together
             before = head if cell.spec.head_width else 0.0
             passes += behind * (1 - head + before) + recipe.whole + recipe.anew * 4 / 3
-        images = min(self._job.bottleneck.images, len(self._teachers.source.images("train")))
-        return passes * images * self._macs_share * self._teachers.picture_s
+        return self._teachers.seconds(self._macs_share * passes, self._job.bottleneck.images)
 
     def _prospects(self, cut: Cut, spec: UnitSpec, *, num_bytes: float | None = None) -> list[Candidate]:
         """The main network's splits at this cut as they would be with a unit; `num_bytes`: what it sends, if known."""
-        symbols = spec.width * int(np.prod(cut.specs[0].shape[1:])) / spec.stride**2
-        if len(cut.specs[0].shape) == 2:
-            symbols = spec.width * cut.specs[0].shape[0]
+        (crossing,) = cut.specs
+        channels = crossing.shape[0] if len(crossing.shape) == 3 else crossing.shape[-1]
+        symbols = spec.width * crossing.num_elements / channels / spec.stride**2
         sent = symbols * spec.bits / 8 * _CODED if num_bytes is None else num_bytes
         found = []
         for candidate in scaled(self._known, time=self._macs_share, crossing=1.0, cuts=(cut.name,)):
-            share = min(1.0, symbols / cut.specs[0].num_elements)
+            share = min(1.0, symbols / crossing.num_elements)
             evidence = msgspec.structs.replace(
                 candidate.evidence,
                 payload_bytes=sent,
@@ -204,7 +200,7 @@ class UnitTrainer:
             names.append(f"{trainings[place].divided.unit.spec.name}.{digest[:12]}.safetensors")
             save_unit(
                 trainings[place].divided, self._graph, cell.cut, self._folder / names[-1],
-                network=self._network, recipe=cell.recipe,
+                network=self._network, recipes=[cell.recipe],
             )  # fmt: skip
         write_atomically(done, msgspec.json.encode(Done(names=names, num_begun=self.num_begun - begun_before)))
         for folder in self._checkpoints:
@@ -238,7 +234,7 @@ class UnitTrainer:
             features=features,
             wider=start,
             checkpoints=self._folder,
-            progress=_shown(self._progress, f"unit {cell.cut.name} {spec.name}"),
+            progress=of_training(self._progress, f"unit {cell.cut.name} {spec.name}"),
         )  # fmt: skip
         assert training.checkpoints is not None
         self._checkpoints.append(training.checkpoints)
@@ -287,14 +283,3 @@ class UnitTrainer:
 
 def _named(cell: Wanted) -> tuple[str, UnitSpec, UnitRecipe, float | None]:
     return cell.cut.name, cell.spec, cell.recipe, cell.bits_loss
-
-
-def _shown(progress: Progress, stage: str) -> StepProgress:
-    """Training's steps as a build's progress: a stage for each phase, loss, accuracy and bytes as its detail."""
-
-    def show(phase: str, step: Step) -> None:
-        accuracy = "" if step.accuracy is None else f", {100 * step.accuracy:.1f} % right"
-        num_bytes = "" if step.num_bytes is None else f", {step.num_bytes:.0f} B"
-        progress(f"{stage}: {phase}", step.step, step.steps, f"loss {step.loss:.3f}{accuracy}{num_bytes}")
-
-    return show

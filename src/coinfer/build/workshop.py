@@ -160,8 +160,8 @@ class Workshop:
             for cut in (cut for cut in whole.cuts if cut.name == behind_reduction(spec)):
                 named = msgspec.structs.replace(cut, name=trained.cut.name)
                 wholes[precision] = msgspec.structs.replace(whole, cuts=(named,))
-        made = {key: trained.metadata[key] for key in ("cut", "spec", "recipe")}
-        unit = {"cut": made["cut"], **{key: msgspec.json.decode(made[key]) for key in ("spec", "recipe")}}
+        *before, recipe = (msgspec.to_builtins(recipe) for recipe in trained.recipes)
+        unit = {"cut": trained.cut.name, "spec": msgspec.to_builtins(spec), "recipe": recipe, "before": before}
         of = self.networks[base].ancestry.pruned
         ancestry = Ancestry(name=name, weights_sha256=weights_digest(module), base=base, pruned=of, unit=unit)
         self.networks[name] = Network(ancestry, wholes, (trained.cut.name,), trained.divided.unit)

@@ -1,11 +1,12 @@
 """A trained unit as one file: what training changed, and of which network, cut and shape it is.
 
 NAME.safetensors    the unit's weights, those of the head and the tail that training moved, a light head's
-                    metadata: format, sha256 of the unmodified network's weights, cut, spec, recipe
+                    metadata: format, sha256 of the unmodified network's weights, cut, spec, recipe, the recipes before
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,9 +31,30 @@ class Trained(NamedTuple):
     cut: Cut
     metadata: dict[str, str]
 
+    @property
+    def recipes(self) -> tuple[UnitRecipe, ...]:
+        """How it was trained, one after the other."""
+        before = msgspec.json.decode(self.metadata.get("before", "[]"), type=tuple[UnitRecipe, ...])
+        return *before, msgspec.json.decode(self.metadata["recipe"], type=UnitRecipe)
 
-def save_unit(divided: Divided, graph: Graph, cut: Cut, path: Path, *, network: str, recipe: UnitRecipe) -> None:
-    """Write what training changed to `path`; `network` is the sha256 of the unmodified network's weights."""
+
+def save_unit(
+    divided: Divided,
+    graph: Graph,
+    cut: Cut,
+    path: Path,
+    *,
+    network: str,
+    recipes: Sequence[UnitRecipe],
+) -> None:
+    """Write what training changed to `path`.
+
+    Args:
+        divided, graph, cut: what was trained, and where.
+        path: the file.
+        network: the sha256 of the unmodified network's weights.
+        recipes: how it was trained, one after the other.
+    """
     spec = divided.unit.spec
     before = insert_unit(graph, cut, spec).state_dict()
     needed = _needed(spec)
@@ -46,7 +68,8 @@ def save_unit(divided: Divided, graph: Graph, cut: Cut, path: Path, *, network: 
         "network": network,
         "cut": cut.name,
         "spec": msgspec.json.encode(spec).decode(),
-        "recipe": msgspec.json.encode(recipe).decode(),
+        "recipe": msgspec.json.encode(recipes[-1]).decode(),
+        "before": msgspec.json.encode(recipes[:-1]).decode(),
     }
     save_tensors(changed, path, metadata=metadata)
 

@@ -119,6 +119,7 @@ class UnitTraining:
         recipe: how long, at what price.
         features: `seen_by` the cut's head for all pictures, where they were computed before.
         wider: a trained unit of the same cut and stride to begin with.
+        trained: head, unit of the same spec and tail, to be trained on.
         checkpoints: folder where trainings keep theirs, each in a folder of its own (`checkpoints`, named after all
             that the training depends on); one that finds it goes on.
         progress: is told the phase and each step.
@@ -138,6 +139,7 @@ class UnitTraining:
         *,
         features: Tensor | None = None,
         wider: Unit | None = None,
+        trained: Divided | None = None,
         checkpoints: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -151,7 +153,8 @@ class UnitTraining:
         self._device = training_device()
         self.divided = insert_unit(graph, cut, spec).to(self._device)
         self._graph, self._cut, self._teacher, self._recipe = graph, cut, teacher, recipe
-        begun = None if wider is None else weights_digest(wider)
+        start = trained if trained is not None else wider
+        begun = None if start is None else weights_digest(start)
         own, taught_by = weights_digest(graph.module), weights_digest(teacher.network)
         given = (
             *(VERSIONS, own, cut.name, spec, recipe),
@@ -169,17 +172,25 @@ class UnitTraining:
         self._labels = None if teacher.views.mixes else teacher.images.labels
         share = recipe.label_share if self._labels is not None else 0.0
         self._task = distillation(temperature=recipe.temperature, label_share=share)
-        first = teacher.images.pixels[:START_PICTURES]
-        if self._is_light:
-            with torch.no_grad():
-                pictures = as_inputs(first, teacher.preprocess).to(self._device)
-                self.divided.unit.start_grid_from(first_of(self.divided.head(pictures)))
-            return
-        start = (self._seen(first) if features is None else features)[0, :START_PICTURES].float().to(self._device)
-        if wider is None:
-            self.divided.unit.start_from(start)
+        if trained is not None:
+            self.divided.load_state_dict(trained.state_dict())
         else:
-            self.divided.unit.start_from_wider(wider, start)
+            self._start(wider)
+
+    @torch.no_grad()
+    def _start(self, wider: Unit | None) -> None:
+        """The unit as it is before training: from principal components, from a wider one, or behind a light head."""
+        unit, first = self.divided.unit, self._teacher.images.pixels[:START_PICTURES]
+        if self._is_light:
+            pictures = as_inputs(first, self._teacher.preprocess).to(self._device)
+            unit.start_grid_from(first_of(self.divided.head(pictures)))
+            return
+        seen = self._seen(first) if self._features is None else self._features
+        features = seen[0, :START_PICTURES].float().to(self._device)
+        if wider is None:
+            unit.start_from(features)
+        else:
+            unit.start_from_wider(wider, features)
 
     def _seen(self, pixels: NDArray[np.uint8]) -> Tensor:
         """What the network's own head makes of pictures, in all views."""

@@ -210,9 +210,9 @@ def test_codes_of_an_int8_network_have_the_same_grid(graph: Graph, images: Image
 
 def test_a_unit_is_one_file(graph: Graph, images: Images, tmp_path: Path) -> None:
     divided, cut, path = train(graph, images), graph.cut("/relu#0"), tmp_path / "unit.safetensors"
-    save_unit(divided, graph, cut, path, network="ab" * 32, recipe=RECIPE)
+    save_unit(divided, graph, cut, path, network="ab" * 32, recipes=[RECIPE])
     again = load_unit(path, graph, network="ab" * 32)
-    assert (again.cut, again.divided.unit.spec) == (cut, SPEC)
+    assert (again.cut, again.divided.unit.spec, again.recipes) == (cut, SPEC, (RECIPE,))
     state = divided.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.divided.state_dict().items())
     with pytest.raises(WeightsError, match="trained for another network: weights abababababab, these are cdcdcdcdcdcd"):
@@ -228,6 +228,23 @@ def test_a_unit_is_one_file(graph: Graph, images: Images, tmp_path: Path) -> Non
     path.write_bytes(b"no unit at all")
     with pytest.raises(WeightsError, match="cannot be read"):
         load_unit(path, graph, network="ab" * 32)
+
+
+def test_a_finished_unit_is_trained_on(graph: Graph, images: Images, tmp_path: Path) -> None:
+    spec = UnitSpec(width=1, stride=2, bits=3, gains=(1.0, 2.0))
+    first, more = (UnitRecipe(alone=0, anew=epochs, anew_lr=2e-3, **SHORT) for epochs in (2, 1))
+    cut, path = graph.cut("/relu#0"), tmp_path / "unit.safetensors"
+    divided = train(graph, images, spec, first)
+    as_it_was = train(graph, images, spec, UnitRecipe(alone=0, **SHORT), trained=divided)
+    state = divided.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in as_it_was.state_dict().items())
+    after = train(graph, images, spec, more, trained=divided)
+    fresh = train(graph, images, spec, more)
+    for other in (divided, fresh):
+        pairs = zip(after.parameters(), other.parameters(), strict=True)
+        assert any(not torch.equal(mine, theirs) for mine, theirs in pairs)
+    save_unit(after, graph, cut, path, network="ab" * 32, recipes=[first, more])
+    assert load_unit(path, graph, network="ab" * 32).recipes == (first, more)
 
 
 def test_a_light_head_is_as_large_as_it_may_be(graph: Graph, images: Images) -> None:
