@@ -134,13 +134,15 @@ def report_accuracy(study: Study, bundle: Bundle, images: Images) -> None:
     wanted = {bundle.manifest.reference_plan}
     for cell in summary.cells:
         wanted |= {cell.chosen.plan, cell.best, *cell.baselines.values()}
-    reference, _ = Deployed(bundle.folder, bundle.plan(bundle.manifest.reference_plan)).classify(images.pixels)
+    outputs = bundle.manifest.outputs
+    own = Deployed(bundle.folder, bundle.plan(bundle.manifest.reference_plan), outputs)
+    reference = own.classify(images.pixels).classes
     truth = reference if images.labels is None else images.labels
     lines: list[dict[str, Any]] = []
     for number in sorted(wanted):
         plan = bundle.plan(number)
         show("accuracy", len(lines), len(wanted), plan.label)
-        classes, num_bytes = Deployed(bundle.folder, plan).classify(images.pixels)
+        classes, num_bytes, _ = Deployed(bundle.folder, plan, outputs).classify(images.pixels)
         named = {"plan": number, "label": plan.label, "is_agreement": images.labels is None}
         lines.append(named | scored(reference == truth, classes == truth, num_bytes))
     write_raw(study.raw / f"{study.name}.accuracy.jsonl.gz", lines)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from coinfer.bundle import Bundle
-from tiny_bundle import make_tiny_bundle
+from tiny_bundle import EXITS, MENU, make_tiny_bundle
 
 if TYPE_CHECKING:
     from coinfer.model.export import Whole
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A real bundle of a tiny network, made without torch; see tests/tiny_bundle.py."""
     return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def exit_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same with plans that have exits."""
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "exits", menu=(*MENU, *EXITS))
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@
 
     input (8, 8, 3) uint8 -> r = relu(conv(input)) -> s = conv(r) -> logits (5,) of the mean of r + s
 
-Cut "early#0" crosses r, cut "late#0" crosses r and s; its head gives them in the other order, as an
-exporter may.
+Cut "early#0" crosses r, cut "late#0" crosses r and s (its head gives them in the other order, as an
+exporter may), cut "sum#0" crosses r + s.  EXITS are more plans, with classifiers of the means of r and of r + s.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from coinfer.bundle import FORMAT, Bundle, Manifest, load_bundle, new_folder, write_manifest
-from coinfer.plan import CodecSpec, Plan, Preprocess, TensorSpec
+from coinfer.plan import CodecSpec, Exit, ExitRule, Plan, Preprocess, Side, TensorSpec
 
 PICTURE = (8, 8, 3)
 CLASSES = 5
@@ -23,6 +23,7 @@ INPUT = TensorSpec(name="input", shape=PICTURE, dtype="uint8")
 OUTPUTS = (TensorSpec(name="logits", shape=(CLASSES,)),)
 R = TensorSpec(name="r", shape=(4, 8, 8))
 S = TensorSpec(name="s", shape=(4, 8, 8))
+SUM = TensorSpec(name="sum", shape=(4, 8, 8))
 
 DEVICE, UPLOAD, SPLIT32, SPLIT16, SPLIT_TWO, UPLOAD_TOP, DEVICE_TOP = range(7)
 
@@ -81,6 +82,93 @@ MENU = (
 )
 
 
+def exit_at(side: Side, cut: str, rest: str | None, threshold: float) -> Exit:
+    """An exit at "early#0" or "sum#0"; `rest` names the segment behind it."""
+    stem = cut.removesuffix("#0")
+    return Exit(
+        side=side,
+        cut=cut,
+        value=R if stem == "early" else SUM,
+        classifier=f"segments/{stem}.exit.onnx",
+        rest=None if rest is None else f"segments/{rest}.onnx",
+        rule=ExitRule(threshold=threshold),
+    )
+
+
+DEVICE_EXIT, SPLIT_EXIT, SPLIT_AT_EXIT, UPLOAD_EXITS, SPLIT_EXITS, UPLOAD_EXIT_TOP, DEVICE_EXIT_TOP = range(7, 14)
+# Of noise, about half are at least so sure at the exit behind r, and at the one behind r + s.
+SURE_R, SURE_SUM = 0.859, 0.403
+EXITS = (
+    Plan(
+        number=DEVICE_EXIT,
+        kind="device",
+        variant="tiny",
+        head="segments/early.head.onnx",
+        exits=(exit_at("device", "early#0", "early.tail", SURE_R),),
+    ),
+    Plan(
+        number=SPLIT_EXIT,
+        kind="split",
+        variant="tiny",
+        cut="late#0",
+        codec=_FLOAT32,
+        crossing=(R, S),
+        head="segments/early.head.onnx",
+        tail="segments/late.tail.onnx",
+        exits=(exit_at("device", "early#0", "early.late", SURE_R),),
+    ),
+    Plan(
+        number=SPLIT_AT_EXIT,
+        kind="split",
+        variant="tiny",
+        cut="early#0",
+        codec=_FLOAT32,
+        crossing=(R,),
+        head="segments/early.head.onnx",
+        tail="segments/early.tail.onnx",
+        exits=(exit_at("device", "early#0", None, SURE_R),),
+    ),
+    Plan(
+        number=UPLOAD_EXITS,
+        kind="upload",
+        variant="tiny",
+        codec=_RAW,
+        crossing=(INPUT,),
+        tail="segments/early.head.onnx",
+        exits=(exit_at("edge", "early#0", "early.sum", SURE_R), exit_at("edge", "sum#0", "sum.tail", SURE_SUM)),
+    ),
+    Plan(
+        number=SPLIT_EXITS,
+        kind="split",
+        variant="tiny",
+        cut="early#0",
+        codec=_FLOAT32,
+        crossing=(R,),
+        head="segments/early.head.onnx",
+        tail="segments/early.sum.onnx",
+        exits=(exit_at("device", "early#0", None, SURE_R), exit_at("edge", "sum#0", "sum.tail", SURE_SUM)),
+    ),
+    Plan(
+        number=UPLOAD_EXIT_TOP,
+        kind="upload",
+        variant="tiny",
+        codec=_RAW,
+        crossing=(INPUT,),
+        tail="segments/early.head.onnx",
+        exits=(exit_at("edge", "early#0", "early.tail", SURE_R),),
+        top=2,
+    ),
+    Plan(
+        number=DEVICE_EXIT_TOP,
+        kind="device",
+        variant="tiny",
+        head="segments/early.head.onnx",
+        exits=(exit_at("device", "early#0", "early.tail", SURE_R),),
+        top=2,
+    ),
+)
+
+
 def _value(spec: TensorSpec) -> onnx.ValueInfoProto:
     kind = TensorProto.UINT8 if spec.dtype == "uint8" else TensorProto.FLOAT
     return helper.make_tensor_value_info(spec.name, kind, ["N", *spec.shape])
@@ -93,6 +181,8 @@ def _save(path: Path, nodes: list[onnx.NodeProto], ins: list[TensorSpec], outs: 
         "w2": random.standard_normal((4, 4, 3, 3)) / 6,
         "w3": random.standard_normal((4, CLASSES)),
         "b3": random.standard_normal(CLASSES),
+        "w4": random.standard_normal((4, CLASSES)) * 2,
+        "w5": random.standard_normal((4, CLASSES)),
     }
     used = {name for node in nodes for name in node.input}
     initializers = [
@@ -113,18 +203,30 @@ def _segments(folder: Path, seed: int) -> None:
         helper.make_node("Relu", ["c"], ["r"]),
     ]
     late = [helper.make_node("Conv", ["r", "w2"], ["s"], pads=[1, 1, 1, 1])]
-    rest = [
-        helper.make_node("Add", ["r", "s"], ["sum"]),
+    add = [helper.make_node("Add", ["r", "s"], ["sum"])]
+    end = [
         helper.make_node("GlobalAveragePool", ["sum"], ["pooled"]),
         helper.make_node("Flatten", ["pooled"], ["flat"]),
         helper.make_node("Gemm", ["flat", "w3", "b3"], ["logits"]),
     ]
+    rest = add + end
     outs = list(OUTPUTS)
     _save(folder / "segments/whole.onnx", early + late + rest, [INPUT], outs, seed)
     _save(folder / "segments/early.head.onnx", early, [INPUT], [R], seed)
     _save(folder / "segments/early.tail.onnx", late + rest, [R], outs, seed)
     _save(folder / "segments/late.head.onnx", early + late, [INPUT], [S, R], seed)
     _save(folder / "segments/late.tail.onnx", rest, [S, R], outs, seed)
+    _save(folder / "segments/early.late.onnx", late, [R], [S, R], seed)
+    _save(folder / "segments/early.sum.onnx", late + add, [R], [SUM], seed)
+    _save(folder / "segments/sum.tail.onnx", end, [SUM], outs, seed)
+    for value, weights in ((R, "w4"), (SUM, "w5")):
+        classify = [
+            helper.make_node("GlobalAveragePool", [value.name], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["flat"]),
+            helper.make_node("Gemm", ["flat", weights], ["logits"]),
+        ]
+        stem = "early" if value is R else "sum"
+        _save(folder / f"segments/{stem}.exit.onnx", classify, [value], outs, seed)
 
 
 def make_tiny_bundle(folder: Path, *, seed: int = 0, menu: tuple[Plan, ...] = MENU) -> Bundle:

@@ -1,7 +1,7 @@
 """Early exits: when an answer that comes early is sure enough, and what any thresholds would have done.
 
     certainty(logits, rule, temperature)    how sure an exit is, 0 to 1, of each sample
-    ExitRule                                the decision of one exit: rule, temperature, threshold
+    is_sure(logits, rule)                   the decision of one exit
     ExitEvidence                            per image: how sure and right each exit is, how right the end, bytes sent
     choose(evidence, costs, ...)            the thresholds of least cost that keep the accuracy
 
@@ -13,16 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import Infeasible, PlanError
-from .plan import Value
+from .plan import RULES, ExitRule, Rule
 
-Rule = Literal["confidence", "margin", "entropy"]
-RULES: tuple[Rule, ...] = ("confidence", "margin", "entropy")
 # Thresholds tried of one exit, by quantiles of its certainty, where several exits are chosen together.
 _LEVELS = 48
 _FINE = 1e-12
@@ -53,27 +51,9 @@ def certainty(logits: NDArray[np.floating], rule: Rule = "confidence", temperatu
     return np.asarray(top[..., -1] if rule == "confidence" else top[..., -1] - top[..., -2])
 
 
-class ExitRule(Value, frozen=True, kw_only=True):
-    """The decision of one exit: it answers where `certainty` of its logits is at least `threshold`.
-
-    A threshold above 1 never answers; one of 0 always does.
-
-    Raises:
-        PlanError: a threshold that is not 0 to 2, an unknown rule, or a temperature of 0 or below.
-    """
-
-    threshold: float
-    temperature: float = 1.0
-    rule: Rule = "confidence"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 2:
-            raise PlanError(f"the threshold of an exit must be 0 (always) to 1, above 1 never, got {self.threshold}")
-        certainty(np.zeros((1, 2)), self.rule, self.temperature)
-
-    def answers(self, logits: NDArray[np.floating]) -> NDArray[np.bool_]:
-        """Which samples of logits (N, K) it answers."""
-        return certainty(logits, self.rule, self.temperature) >= self.threshold
+def is_sure(logits: NDArray[np.floating], rule: ExitRule) -> NDArray[np.bool_]:
+    """Which samples of logits (N, K) an exit answers."""
+    return certainty(logits, rule.rule, rule.temperature) >= rule.threshold
 
 
 class ExitOutcome(NamedTuple):

@@ -27,6 +27,9 @@ Kind = Literal["device", "upload", "split"]
 # What stands beside the chosen plan in a table: each kind, splits with a trained unit apart from plain ones.
 Way = Literal["device", "upload", "split", "unit"]
 Precision = Literal["fp32", "int8"]
+Side = Literal["device", "edge"]
+Rule = Literal["confidence", "margin", "entropy"]
+RULES: tuple[Rule, ...] = ("confidence", "margin", "entropy")
 Transform = Literal["float32", "float16", "uniform", "picture", "image"]
 Coder = Literal["none", "zstd", "range", "rans", "png", "webp-lossless", "webp", "jpeg", "jpeg-bare"]
 
@@ -119,6 +122,49 @@ class CodecSpec(Value, frozen=True, kw_only=True):
         return f"{self.transform}-{self.coder}{quality}"
 
 
+class ExitRule(Value, frozen=True, kw_only=True):
+    """The decision of one exit: it answers where it is at least `threshold` sure (`exits.certainty`).
+
+    A threshold above 1 never answers; one of 0 always does.
+
+    Raises:
+        PlanError: a threshold that is not 0 to 2, an unknown rule, or a temperature of 0 or below.
+    """
+
+    threshold: float
+    temperature: float = 1.0
+    rule: Rule = "confidence"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 2:
+            raise PlanError(f"the threshold of an exit must be 0 (always) to 1, above 1 never, got {self.threshold}")
+        if not 0 < self.temperature < math.inf:
+            raise PlanError(f"the temperature of an exit must be above 0, got {self.temperature}")
+        if self.rule not in RULES:
+            raise PlanError(f'a rule of exits must be one of {", ".join(RULES)}, got "{self.rule}"')
+
+
+class Exit(Value, frozen=True, kw_only=True):
+    """An early-exit classifier of a plan, on one side of the link.
+
+    It is met when the segment before it has given `value`, the one tensor that crosses at `cut`; `classifier` (file
+    name of a segment) makes logits (K) of it.  Where they are not sure enough, `rest` leads on from the value: to the
+    next exit of the side, to what crosses the link, or to the network's outputs (None: the value itself crosses).
+    """
+
+    side: Side
+    cut: str
+    value: TensorSpec
+    classifier: str
+    rest: str | None
+    rule: ExitRule
+
+    @property
+    def label(self) -> str:
+        """Short text for tables: `layer2.1#0 >= 0.912`."""
+        return f"{self.cut} >= {self.rule.threshold:.3g}"
+
+
 class Plan(Value, frozen=True, kw_only=True):
     """One way to run the network: data only, the same on both machines.
 
@@ -127,6 +173,9 @@ class Plan(Value, frozen=True, kw_only=True):
     name of the codec's static tables (None where it needs none).  `variant` is the network (or
     its pruned or extended form); `top` limits the reply to that many best classes (None: every
     output tensor as it is).
+
+    `exits` are in the order in which a request meets them, the device's first.  `head` then leads to the device's first
+    exit, `tail` to the edge's, and each exit's `rest` goes on; an exit answers with its logits as the first output.
     """
 
     number: int
@@ -140,8 +189,10 @@ class Plan(Value, frozen=True, kw_only=True):
     tail: str | None = None
     tables: str | None = None
     top: int | None = None
+    exits: tuple[Exit, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_exits()
         needs = {
             "device": (True, False, False, False),
             "upload": (False, True, False, True),
@@ -152,6 +203,30 @@ class Plan(Value, frozen=True, kw_only=True):
             raise PlanError(
                 f"a {self.kind} plan has (head, tail, cut, codec) = {needs}, got {has} (plan {self.number})"
             )
+
+    def _check_exits(self) -> None:
+        sides = [exit.side for exit in self.exits]
+        if sides != sorted(sides) or (self.kind != "split" and set(sides) - {"device" if self.head else "edge"}):
+            raise PlanError(f"a {self.kind} plan's exits are where it computes, the device's first, got {sides}")
+        last = self.exits_on("device")[-1:] if self.kind == "split" else ()
+        for exit in self.exits:
+            if exit.rest is None and exit not in last:
+                raise PlanError(f'only a split\'s last exit on the device has no rest, not "{exit.cut}" ({self.label})')
+
+    def exits_on(self, side: Side) -> tuple[Exit, ...]:
+        """Those of one machine, in order."""
+        return tuple(exit for exit in self.exits if exit.side == side)
+
+    def segments_on(self, side: Side) -> tuple[str, ...]:
+        """File names of the segments that one machine runs, in order."""
+        first = self.head if side == "device" else self.tail
+        parts = (first, *(name for exit in self.exits_on(side) for name in (exit.classifier, exit.rest)))
+        return tuple(dict.fromkeys(name for name in parts if name is not None))
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """File names of all segments, of both machines."""
+        return tuple(dict.fromkeys((*self.segments_on("device"), *self.segments_on("edge"))))
 
     @property
     def way(self) -> Way:
@@ -169,6 +244,8 @@ class Plan(Value, frozen=True, kw_only=True):
             parts.append(self.cut)
         if self.codec is not None:
             parts.append(self.codec.name)
+        if self.exits:
+            parts.append(f"exits {', '.join(exit.label for exit in self.exits)}")
         return " ".join(parts)
 
 
@@ -182,7 +259,11 @@ class Evidence(Value, frozen=True, kw_only=True):
     CRC included; `bytes_how` says whether they were coded or computed from the static tables.  Times are medians on
     the machine that built the bundle, unslowed, on one thread: `head_s` and `encode_s` on the
     device's side, `decode_s` and `tail_s` on the edge's.  `device_bytes` is the size of the files that the device
-    needs: its segment and the codec's tables (None: not known).
+    needs: its segments and the codec's tables (None: not known).
+
+    Of a plan with exits `exit_shares` has the share of requests that each one answers.  Payloads, replies, `encode_s`,
+    `decode_s` and `tail_s` are then means of the requests that cross; `head_s` and `exit_s`, the device's segments and
+    its exits' classifiers, of all.  `exit_file` names the answers of every image at every exit (`exits.ExitEvidence`).
     """
 
     split: Literal["validation", "test"]
@@ -199,6 +280,9 @@ class Evidence(Value, frozen=True, kw_only=True):
     encode_s: float
     decode_s: float
     tail_s: float
+    exit_s: float = 0.0
+    exit_shares: tuple[float, ...] = ()
+    exit_file: str | None = None
     device_bytes: float | None = None
     bytes_how: Literal["measured", "estimated"] = "measured"
     times_how: Literal["measured", "estimated"] = "measured"

@@ -1,6 +1,6 @@
 """What a plan does to each resource, and what that costs: the only reading and the only price list.
 
-    device compute   head, encode
+    device compute   head, exit, encode
     uplink           send
     edge compute     decode, tail
     downlink         reply
@@ -10,16 +10,20 @@ length) into a list of `Stage`; `cost` prices one stage under `Conditions`.  Lat
 stages (the longest path of this chain) plus the exchange; the steady period of a stream is the
 largest sum of occupied time on one resource.  A link's delay adds to latency and occupies nothing.
 Estimate, simulation and run all go through here, so the three cannot drift apart.
+
+Early exits weight what is behind them by the share of requests that get there: of a plan with exits all prices are
+means over its requests.  What a segment takes of the mean request is `segment_times`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .plan import Candidate
+from .plan import Candidate, Plan, Side
 from .profile import Conditions
 from .protocol import wire_bytes
 
@@ -32,7 +36,9 @@ class Work(NamedTuple):
     """The measured amounts of one plan (floats) or of a table of plans (arrays of one length).
 
     Times in seconds, unslowed; bytes are whole payloads (their mean) and reply bodies.  `typical_bytes` is the
-    payloads' median where it is known: what one request waits for; a stream waits for the mean.
+    payloads' median where it is known: what one request waits for; a stream waits for the mean.  `exit_s` is the
+    classifiers of exits on the device; `remote_share` the share of requests that cross the link (0 of a device plan,
+    less than 1 behind exits), of which encoding, bytes, decoding and tail are means.
     """
 
     head_s: Number
@@ -42,22 +48,27 @@ class Work(NamedTuple):
     payload_bytes: Number
     reply_bytes: Number
     is_int8: bool | NDArray[np.bool_]
-    is_remote: bool | NDArray[np.bool_]
+    remote_share: Number
     typical_bytes: Number | None = None
+    exit_s: Number = 0.0
 
 
 class Stage(NamedTuple):
-    """One serial resource's share of a plan: measured seconds, or bytes to carry (frames included)."""
+    """One serial resource's share of a plan: measured seconds, or bytes to carry (frames included).
 
-    name: Literal["head", "encode", "send", "decode", "tail", "reply"]
+    `share` of the requests get there.
+    """
+
+    name: Literal["head", "exit", "encode", "send", "decode", "tail", "reply"]
     resource: Resource
     work_s: Number
     num_bytes: Number
     is_int8: bool | NDArray[np.bool_]
+    share: Number = 1.0
 
 
 class Cost(NamedTuple):
-    """Seconds a stage occupies its resource, and seconds it then waits without occupying it."""
+    """Of a request that gets there: seconds a stage occupies its resource, and then waits without occupying it."""
 
     busy_s: Number
     delay_s: Number
@@ -74,15 +85,56 @@ def work_of(candidates: list[Candidate]) -> Work:
             (
                 *(e.head_s, e.encode_s, e.decode_s, e.tail_s, e.payload_bytes, e.reply_bytes),
                 e.payload_bytes if e.payload_bytes_p50 is None else e.payload_bytes_p50,
+                e.exit_s,
+                remote_share(c.plan, e.exit_shares),
             )
-            for e in (c.evidence for c in candidates)
+            for c, e in ((c, c.evidence) for c in candidates)
         ],
         dtype=np.float64,
     ).T
-    head_s, encode_s, decode_s, tail_s, payload_bytes, reply_bytes, typical_bytes = columns
+    head_s, encode_s, decode_s, tail_s, payload_bytes, reply_bytes, typical_bytes, exit_s, crossing = columns
     is_int8 = np.array([c.plan.precision == "int8" for c in candidates])
-    is_remote = np.array([c.plan.kind != "device" for c in candidates])
-    return Work(head_s, encode_s, decode_s, tail_s, payload_bytes, reply_bytes, is_int8, is_remote, typical_bytes)
+    return Work(
+        head_s, encode_s, decode_s, tail_s, payload_bytes, reply_bytes, is_int8, crossing, typical_bytes, exit_s
+    )
+
+
+def remote_share(plan: Plan, exit_shares: Sequence[float]) -> float:
+    """The share of a plan's requests that cross the link, of the shares that its exits answer."""
+    if plan.kind == "device":
+        return 0.0
+    return 1.0 - sum(share for exit, share in zip(plan.exits, exit_shares, strict=True) if exit.side == "device")
+
+
+class SideTimes(NamedTuple):
+    """Seconds of segments, and of exits' classifiers, that the mean request takes of one machine."""
+
+    segments_s: float
+    classifiers_s: float
+
+
+def segment_times(plan: Plan, side: Side, exit_shares: Sequence[float], seconds: Mapping[str, float]) -> SideTimes:
+    """What one machine computes of the mean request that gets there, codecs left out.
+
+    Args:
+        plan: with or without exits.
+        side: which machine.
+        exit_shares: the share of all requests that each of the plan's exits answers.
+        seconds: of each segment, by its file name.
+
+    A head of 3 ms, an exit of 1 ms that answers half, a rest of 4 ms: 3 + 4 / 2 and 1.
+    """
+    first = plan.head if side == "device" else plan.tail
+    if first is None:
+        return SideTimes(0.0, 0.0)
+    got_there = 1.0 if side == "device" else remote_share(plan, exit_shares)
+    left, segments_s, classifiers_s = 1.0, seconds[first], 0.0
+    for exit, share in zip(plan.exits, exit_shares, strict=True):
+        if exit.side == side:
+            classifiers_s += left * seconds[exit.classifier]
+            left = max(0.0, left - (share / got_there if got_there > 0 else 0.0))
+            segments_s += left * (0.0 if exit.rest is None else seconds[exit.rest])
+    return SideTimes(segments_s, classifiers_s)
 
 
 def stages(work: Work, *, is_typical: bool = False) -> tuple[Stage, ...]:
@@ -93,15 +145,17 @@ def stages(work: Work, *, is_typical: bool = False) -> tuple[Stage, ...]:
     payload_bytes = work.payload_bytes
     if is_typical and work.typical_bytes is not None:
         payload_bytes = work.typical_bytes
-    up = np.where(work.is_remote, wire_bytes(payload_bytes, masked=True), 0.0)
-    down = np.where(work.is_remote, wire_bytes(work.reply_bytes, masked=False), 0.0)
+    share = work.remote_share
+    up = np.where(np.asarray(share) > 0, wire_bytes(payload_bytes, masked=True), 0.0)
+    down = np.where(np.asarray(share) > 0, wire_bytes(work.reply_bytes, masked=False), 0.0)
     return (
         Stage("head", "device", work.head_s, 0.0, work.is_int8),
-        Stage("encode", "device", work.encode_s, 0.0, False),
-        Stage("send", "uplink", 0.0, up, False),
-        Stage("decode", "edge", work.decode_s, 0.0, False),
-        Stage("tail", "edge", work.tail_s, 0.0, work.is_int8),
-        Stage("reply", "downlink", 0.0, down, False),
+        Stage("exit", "device", work.exit_s, 0.0, False),
+        Stage("encode", "device", work.encode_s, 0.0, False, share),
+        Stage("send", "uplink", 0.0, up, False, share),
+        Stage("decode", "edge", work.decode_s, 0.0, False, share),
+        Stage("tail", "edge", work.tail_s, 0.0, work.is_int8, share),
+        Stage("reply", "downlink", 0.0, down, False, share),
     )
 
 
@@ -121,7 +175,7 @@ def cost(stage: Stage, conditions: Conditions) -> Cost:
 
 
 class Price(NamedTuple):
-    """Latency of a typical request and period of a stream, per plan; busy seconds per resource; device energy."""
+    """Latency of a typical request (a mean over exits), period of a stream, busy seconds, device energy; per plan."""
 
     latency_s: NDArray[np.float64]
     period_s: NDArray[np.float64]
@@ -140,14 +194,14 @@ def price(work: Work, conditions: Conditions) -> Price:
     busy_s: dict[Resource, NDArray[np.float64]] = {name: np.zeros(shape) for name in RESOURCES}
     for stage in stages(work, is_typical=True):
         stage_cost = cost(stage, conditions)
-        latency_s = latency_s + stage_cost.busy_s + stage_cost.delay_s
+        latency_s = latency_s + stage.share * (stage_cost.busy_s + stage_cost.delay_s)
     for stage in stages(work):
-        busy_s[stage.resource] = busy_s[stage.resource] + cost(stage, conditions).busy_s
-    latency_s = latency_s + np.where(work.is_remote, conditions.exchange_s, 0.0)
+        busy_s[stage.resource] = busy_s[stage.resource] + stage.share * cost(stage, conditions).busy_s
+    latency_s = latency_s + work.remote_share * np.asarray(conditions.exchange_s)
     period_s = np.maximum.reduce([busy_s[name] for name in RESOURCES])
     energy_j = np.full(shape, np.nan)
     if conditions.device_power_w is not None and conditions.radio is not None:
         sending_w = conditions.radio.power_w(conditions.link.rate_bps)
         energy_j = busy_s["device"] * conditions.device_power_w + busy_s["uplink"] * sending_w
-        energy_j = energy_j + np.where(work.is_remote, conditions.radio.tail_j, 0.0)
+        energy_j = energy_j + work.remote_share * np.asarray(conditions.radio.tail_j)
     return Price(latency_s, period_s, busy_s, energy_j)

@@ -16,7 +16,7 @@ import msgspec
 from .plan import Value
 
 Clock = Literal["device", "edge"]
-Answered = Literal["device", "edge", "fallback", "dropped", "failed"]
+Answered = Literal["device", "edge", "exit", "fallback", "dropped", "late", "failed"]
 
 
 class Span(Value, frozen=True, kw_only=True):
@@ -33,7 +33,9 @@ class Span(Value, frozen=True, kw_only=True):
 class Outcome(Value, frozen=True, kw_only=True):
     """How one request ended: by which plan, answered by whom, and from when to when on the device's clock.
 
-    `payload_bytes` is the bare payload sent (0 for a device plan), `wire_bytes` what it took on the wire.
+    "exit": by an exit on the device; "dropped" by a stream's queue, "late": past its deadline, both without an answer.
+    `exit` is the place in the plan of the exit that answered, on either machine.  `payload_bytes` is the bare payload
+    sent (0 where nothing was), `wire_bytes` what it took on the wire.
     """
 
     request: int
@@ -44,6 +46,7 @@ class Outcome(Value, frozen=True, kw_only=True):
     payload_bytes: int = 0
     wire_bytes: int = 0
     reply_wire_bytes: int = 0
+    exit: int | None = None
 
     @property
     def latency_s(self) -> float:

@@ -106,7 +106,9 @@ def test_a_pruned_plan_answers_as_it_was_weighed(built: Bundle, tmp_path: Path) 
     images = load_source("digits").drawn("validation", 200)
     assert alive
     for candidate in alive:
-        classes, num_bytes = Deployed(other.folder, other.plan(candidate.plan.number)).classify(images.pixels)
+        classes, num_bytes, _ = Deployed(
+            other.folder, other.plan(candidate.plan.number), other.manifest.outputs
+        ).classify(images.pixels)
         assert 100 * np.mean(classes == images.labels) == pytest.approx(candidate.evidence.accuracy, abs=0.51)
         assert np.mean(num_bytes) == pytest.approx(candidate.evidence.payload_bytes, abs=1.0)
 

@@ -65,7 +65,9 @@ def test_a_unit_crosses_the_link_as_it_was_weighed(built: Bundle, tmp_path: Path
     other = assemble(built.folder.with_name("bundle.work"), [c.plan.number for c in alive], tmp_path / "units")
     images = load_source("digits").drawn("validation", 200)
     for candidate in alive:
-        classes, num_bytes = Deployed(other.folder, other.plan(candidate.plan.number)).classify(images.pixels)
+        classes, num_bytes, _ = Deployed(
+            other.folder, other.plan(candidate.plan.number), other.manifest.outputs
+        ).classify(images.pixels)
         assert 100 * np.mean(classes == images.labels) == pytest.approx(candidate.evidence.accuracy, abs=0.51)
         assert np.mean(num_bytes) == pytest.approx(candidate.evidence.payload_bytes, abs=1.0)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from coinfer.errors import Infeasible, PlanError
-from coinfer.exits import ExitEvidence, ExitRule, certainty, choose
+from coinfer.exits import ExitEvidence, certainty, choose, is_sure
+from coinfer.plan import ExitRule
 
 LOGITS = np.log(np.array([[0.7, 0.2, 0.1], [1 / 3, 1 / 3, 1 / 3], [0.5, 0.5 - 1e-9, 1e-9]]))
 
@@ -26,8 +27,8 @@ def test_certainty_by_hand() -> None:
 
 
 def test_a_rule_answers_from_its_threshold_on() -> None:
-    assert ExitRule(threshold=0.5).answers(LOGITS).tolist() == [True, False, True]
-    assert ExitRule(threshold=0.0).answers(LOGITS).all() and not ExitRule(threshold=1.5).answers(LOGITS).any()
+    assert is_sure(LOGITS, ExitRule(threshold=0.5)).tolist() == [True, False, True]
+    assert is_sure(LOGITS, ExitRule(threshold=0.0)).all() and not is_sure(LOGITS, ExitRule(threshold=1.5)).any()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 
 from coinfer.errors import PlanError
 from coinfer.plan import Candidate, CodecSpec, Plan, TensorSpec
+from tiny_bundle import exit_at
 
 CODEC = CodecSpec(transform="uniform", bits=4, per_channel=True, coder="range")
 
@@ -76,3 +77,28 @@ def test_unknown_fields_and_changes_are_refused(trio):
         trio[0].plan.number = 5
     with pytest.raises(TypeError):
         Plan(0, "device", "net")
+
+
+def test_exits_come_in_order_and_where_the_plan_computes():
+    here, there = exit_at("device", "early#0", "b", 0.5), exit_at("edge", "sum#0", "u", 0.5)
+    plan = {"number": 1, "variant": "n"}
+    split = {**plan, **PARTS, "kind": "split"}
+    both = Plan(**split, exits=(here, there))
+    assert both.exits_on("device") == (here,) and both.exits_on("edge") == (there,)
+    assert both.segments == (
+        *("head.onnx", "segments/early.exit.onnx", "segments/b.onnx"),
+        *("tail.onnx", "segments/sum.exit.onnx", "segments/u.onnx"),
+    )
+    assert both.label.endswith("exits early#0 >= 0.5, sum#0 >= 0.5")
+    with pytest.raises(PlanError, match="the device's first, got .'edge', 'device'."):
+        Plan(**split, exits=(there, here))
+    with pytest.raises(PlanError, match="a device plan's exits are where it computes"):
+        Plan(**plan, kind="device", head="h", exits=(there,))
+    with pytest.raises(PlanError, match="an upload|a upload plan's exits"):
+        Plan(**plan, kind="upload", tail="t", codec=CODEC, exits=(here,))
+    last = msgspec.structs.replace(here, rest=None)
+    assert Plan(**split, exits=(last, there)).exits[0].rest is None
+    for kind, parts in (("device", {"head": "h"}), ("split", PARTS)):
+        wrong = (last, here) if kind == "split" else (last,)
+        with pytest.raises(PlanError, match='has no rest, not "early#0"'):
+            Plan(**plan, **parts, kind=kind, exits=wrong)

@@ -229,7 +229,7 @@ TO_BOTH = [
     (b"1234567", "8 to .* B, got 7 B"),
     (header(0), "unknown message type 0"),
     (header(6), "unknown message type 6"),
-    (header(4, flags=1), "unknown message type 4 with flags 1"),
+    (header(4, flags=1), "only a reply comes from an exit, got 1 with message type 4"),
     (header(4) + b"x", "a heartbeat is a bare header, got 9 B"),
     (header(5, plan=3), "a heartbeat is a bare header, got 8 B for plan 3"),
     ("text", "a text message after the greeting"),

@@ -1,21 +1,25 @@
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
+from coinfer.plan import CodecSpec, Plan
 from coinfer.profile import Conditions, Link, Radio, Slowdown
-from coinfer.stages import RESOURCES, Work, cost, price, stages, work_of
+from coinfer.stages import RESOURCES, Work, cost, price, remote_share, segment_times, stages, work_of
+from tiny_bundle import exit_at
 
 LINK = Link(rate_bps=8e6, delay_s=0.01)
 SPLIT = Work(
     head_s=0.002, encode_s=0.001, decode_s=0.0005, tail_s=0.004, payload_bytes=100.0, reply_bytes=10.0,
-    is_int8=False, is_remote=True,
+    is_int8=False, remote_share=1.0,
 )  # fmt: skip
 
 
 def test_stages_come_in_order_on_their_resources():
     assert [(stage.name, stage.resource) for stage in stages(SPLIT)] == [
         ("head", "device"),
+        ("exit", "device"),
         ("encode", "device"),
         ("send", "uplink"),
         ("decode", "edge"),
@@ -36,7 +40,7 @@ def test_a_price_by_hand():
 
 
 def test_a_device_plan_pays_for_its_head_alone():
-    work = SPLIT._replace(encode_s=0.0, decode_s=0.0, tail_s=0.0, payload_bytes=0.0, reply_bytes=0.0, is_remote=False)
+    work = SPLIT._replace(encode_s=0.0, decode_s=0.0, tail_s=0.0, payload_bytes=0.0, reply_bytes=0.0, remote_share=0.0)
     priced = price(work, Conditions(link=LINK, device=Slowdown(fp32=3), exchange_s=0.5))
     assert priced.latency_s == pytest.approx(0.006)
     assert priced.busy_s["uplink"] == priced.busy_s["downlink"] == 0
@@ -96,7 +100,7 @@ def test_a_table_reads_every_amount_from_the_evidence(trio):
         evidence = candidate.evidence
         for name in ("head_s", "encode_s", "decode_s", "tail_s", "payload_bytes", "reply_bytes"):
             assert getattr(work, name)[k] == getattr(evidence, name)
-    assert work.is_remote.tolist() == [False, True, True]
+    assert work.remote_share.tolist() == [0.0, 1.0, 1.0]
     assert work.is_int8.tolist() == [False, False, False]
 
 
@@ -106,3 +110,53 @@ def test_latency_waits_for_the_median_payload_and_a_stream_for_the_mean() -> Non
     skewed = price(SPLIT._replace(typical_bytes=SPLIT.payload_bytes - 50), conditions)
     assert float(plain.latency_s - skewed.latency_s) == pytest.approx(50e-3)
     assert skewed.busy_s["uplink"] == plain.busy_s["uplink"]
+
+
+# --- exits -----------------------------------------------------------------------------------------
+
+EXIT_PLAN = Plan(
+    number=1, kind="split", variant="n", cut="late#0", codec=CodecSpec(transform="float32"), head="a", tail="t",
+    exits=(exit_at("device", "early#0", "b", 0.5), exit_at("edge", "sum#0", "u", 0.5)),
+)  # fmt: skip
+SECONDS = {
+    "a": 3.0, "segments/early.exit.onnx": 1.0, "segments/b.onnx": 4.0,
+    "t": 2.0, "segments/sum.exit.onnx": 0.5, "segments/u.onnx": 8.0,
+}  # fmt: skip
+
+
+def test_segment_times_weight_what_is_behind_an_exit():
+    shares = (0.5, 0.25)
+    assert remote_share(EXIT_PLAN, shares) == 0.5
+    assert segment_times(EXIT_PLAN, "device", shares, SECONDS) == (3 + 4 / 2, 1)
+    # Of the half that crosses, half is answered by the exit of the edge.
+    assert segment_times(EXIT_PLAN, "edge", shares, SECONDS) == (2 + 8 / 2, 0.5)
+
+
+def test_exits_that_never_or_always_answer():
+    assert segment_times(EXIT_PLAN, "device", (0.0, 0.0), SECONDS) == (7, 1)
+    assert segment_times(EXIT_PLAN, "edge", (0.0, 0.0), SECONDS) == (10, 0.5)
+    assert remote_share(EXIT_PLAN, (1.0, 0.0)) == 0
+    assert segment_times(EXIT_PLAN, "device", (1.0, 0.0), SECONDS) == (3, 1)
+    whole = msgspec.structs.replace(EXIT_PLAN, kind="device", cut=None, codec=None, tail=None, exits=())
+    assert segment_times(whole, "device", (), SECONDS) == (3, 0) and remote_share(whole, ()) == 0
+
+
+def test_a_plan_with_exits_costs_the_mean_of_its_requests():
+    """Three of four requests end at an exit of 1 ms; the fourth pays for everything."""
+    conditions = Conditions(
+        link=LINK, device=Slowdown(fp32=10, int8=20), edge_load=2.0, exchange_s=0.003, device_power_w=2.0,
+        radio=Radio(name="r", alpha_w_per_bps=1e-7, beta_w=1.0, tail_j=0.1),
+    )  # fmt: skip
+    through = SPLIT._replace(exit_s=0.001)
+    at_exit = through._replace(
+        encode_s=0.0, decode_s=0.0, tail_s=0.0, payload_bytes=0.0, reply_bytes=0.0, remote_share=0.0
+    )
+    both = [price(work, conditions) for work in (at_exit, through)]
+    mixed = price(through._replace(remote_share=0.25), conditions)
+    for name in ("latency_s", "energy_j"):
+        want = 0.75 * getattr(both[0], name) + 0.25 * getattr(both[1], name)
+        assert getattr(mixed, name) == pytest.approx(want)
+    for resource in RESOURCES:
+        want = 0.75 * both[0].busy_s[resource] + 0.25 * both[1].busy_s[resource]
+        assert mixed.busy_s[resource] == pytest.approx(want)
+    assert both[1].busy_s["device"] == pytest.approx(0.02 + 0.01 + 0.01)

@@ -14,17 +14,19 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..codec import load_tables, make_codec
 from ..data import Images
-from ..engine.onnx import Session
+from ..engine.segments import Segments
 from ..errors import DataError
-from ..plan import Evidence, Plan
+from ..exits import is_sure
+from ..plan import Candidate, Evidence, Plan, Side, TensorSpec
 
+Arrays = tuple[NDArray[Any], ...]
 BATCH = 50
 
 
@@ -38,33 +40,60 @@ def top1(outputs: tuple[NDArray[np.generic], ...]) -> NDArray[np.int64]:
     return np.asarray(np.argmax(outputs[0].reshape(len(outputs[0]), -1), axis=1), dtype=np.int64)
 
 
+class Classified(NamedTuple):
+    """What a plan makes of N pictures: best class, payload bytes (0 of what did not cross), and who answered.
+
+    `answered_by` is the place in the plan of the exit that answered, the number of its exits where none did.
+    """
+
+    classes: NDArray[np.int64]
+    num_bytes: NDArray[np.int64]
+    answered_by: NDArray[np.int64]
+
+
 class Deployed:
-    """One plan's head, codec and tail as a bundle's folder holds them."""
+    """One plan's segments and codec as a bundle's folder holds them."""
 
-    def __init__(self, folder: Path, plan: Plan, *, threads: int | None = None) -> None:
-        threads = threads or spare_threads()
+    def __init__(
+        self, folder: Path, plan: Plan, outputs: tuple[TensorSpec, ...], *, threads: int | None = None
+    ) -> None:
         self.plan = plan
-        self.head = None if plan.head is None else Session(folder / plan.head, threads=threads)
-        self.tail = None if plan.tail is None else Session(folder / plan.tail, threads=threads)
-        tables = None if plan.tables is None else load_tables(folder / plan.tables)
-        self.codec = None if plan.codec is None else make_codec(plan.codec, plan.crossing, tables)
+        self._segments = Segments(lambda name: folder / name, outputs, threads=threads or spare_threads())
 
-    def run(self, pixels: NDArray[np.uint8]) -> tuple[tuple[NDArray[np.generic], ...], NDArray[np.int64]]:
-        """Outputs for a batch of pictures (N, H, W, C), and each image's payload bytes, really coded."""
-        values: tuple[NDArray[np.generic], ...] = (pixels,)
-        if self.head is not None:
-            values = self.head.run(values)
-        if self.codec is None or self.tail is None:
-            return values, np.zeros(len(pixels), dtype=np.int64)
-        payloads = [self.codec.encode([v[i : i + 1] for v in values]) for i in range(len(pixels))]
-        decoded = [self.codec.decode(payload) for payload in payloads]
-        joined = [np.concatenate([one[k] for one in decoded]) for k in range(len(values))]
-        return self.tail.run(joined), np.array([len(payload) for payload in payloads])
+    def classify(self, pixels: NDArray[np.uint8]) -> Classified:
+        """What comes of every picture (N, H, W, C), in batches; each is really coded."""
+        parts = [self._run(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
+        return Classified(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def classify(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Best class and payload bytes of every picture, in batches."""
-        parts = [self.run(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
-        return np.concatenate([top1(p[0]) for p in parts]), np.concatenate([p[1] for p in parts])
+    def _run(self, pixels: NDArray[np.uint8]) -> Classified:
+        count, plan = len(pixels), self.plan
+        found = Classified(np.zeros(count, np.int64), np.zeros(count, np.int64), np.full(count, len(plan.exits)))
+        left, values = self._side("device", np.arange(count), (pixels,), found)
+        if plan.codec is not None and len(left):
+            codec = self._segments.codec(plan)
+            payloads = [codec.encode([v[i : i + 1] for v in values]) for i in range(len(left))]
+            decoded = [codec.decode(payload) for payload in payloads]
+            found.num_bytes[left] = [len(payload) for payload in payloads]
+            joined = tuple(np.concatenate([one[k] for one in decoded]) for k in range(len(values)))
+            left, values = self._side("edge", left, joined, found)
+        if len(left):
+            found.classes[left] = top1(values)
+        return found
+
+    def _side(
+        self, side: Side, left: NDArray[np.int64], values: Arrays, found: Classified
+    ) -> tuple[NDArray[np.int64], Arrays]:
+        """Run one machine's segments on the pictures that are left; which of them no exit answers, and their values."""
+        for part in self._segments.parts(self.plan, side):
+            given = tuple(part.segment.run(values)) if len(left) else values
+            if part.exit is None or not len(left):
+                values = given
+                continue
+            is_out = is_sure(given[0], self.plan.exits[part.exit].rule)
+            found.classes[left[is_out]] = top1(given)[is_out]
+            found.answered_by[left[is_out]] = part.exit
+            left, values = left[~is_out], tuple(value[~is_out] for value in values)
+        return left, values
 
 
 def proportion_ci(correct: NDArray[np.bool_]) -> float:
@@ -97,21 +126,28 @@ def evaluate_plan(bundle: Bundle, number: int, images: Images, *, threads: int |
     candidates = {c.plan.number: c for c in bundle.candidates()}
     reference = bundle.manifest.reference_plan
     plan = bundle.plan(number)
-    classes, payload_bytes = Deployed(bundle.folder, plan, threads=threads).classify(images.pixels)
-    reference_classes = classes
+    outputs = bundle.manifest.outputs
+    found = Deployed(bundle.folder, plan, outputs, threads=threads).classify(images.pixels)
+    own = found.classes
     if number != reference:
-        reference_classes = Deployed(bundle.folder, bundle.plan(reference), threads=threads).classify(images.pixels)[0]
-    return evidence_of(candidates[number].evidence, classes, reference_classes, images.labels, payload_bytes)
+        own = Deployed(bundle.folder, bundle.plan(reference), outputs, threads=threads).classify(images.pixels).classes
+    return evidence_of(candidates[number], found, own, images.labels)
 
 
 def evidence_of(
-    known: Evidence,
-    classes: NDArray[np.int64],
+    candidate: Candidate,
+    found: Classified,
     reference_classes: NDArray[np.int64],
     labels: NDArray[np.int64] | None,
-    payload_bytes: NDArray[np.int64],
 ) -> Evidence:
-    """Evidence on test images from answers and payload sizes; times and size are taken over from `known`."""
+    """Evidence on test images from a plan's answers; times and size are taken over from what is known of it.
+
+    Times of segments behind exits are those of the shares that the exits answered where choices were made.
+    """
+    known, classes = candidate.evidence, found.classes
+    shares = np.bincount(found.answered_by, minlength=len(candidate.plan.exits) + 1) / len(classes)
+    crossing = found.num_bytes[found.num_bytes > 0]
+    payload_bytes = crossing if len(crossing) else np.zeros(1)
     truth = reference_classes if labels is None else labels
     correct, reference = classes == truth, reference_classes == truth
     loss, loss_ci = loss_of(reference, correct)
@@ -130,5 +166,8 @@ def evidence_of(
         encode_s=known.encode_s,
         decode_s=known.decode_s,
         tail_s=known.tail_s,
+        exit_s=known.exit_s,
+        exit_shares=tuple(float(share) for share in shares[:-1]),
+        exit_file=known.exit_file,
         device_bytes=known.device_bytes,
     )

@@ -258,7 +258,7 @@ def assemble(
         raise PlanError(f"plans {missing} did not survive the build, so their files do not exist (workshop {work})")
     plans = tuple(survivors[number] for number in sorted({*numbers, manifest.reference_plan}))
     if images is not None:
-        candidates = _reported(work, manifest.reference_plan, candidates, plans, images, progress)
+        candidates = _reported(work, manifest.reference_plan, manifest.outputs, candidates, plans, images, progress)
     with new_folder(out) as folder:
         for name in sorted({n for p in plans for n in (p.head, p.tail, p.tables) if n is not None}):
             (folder / name).parent.mkdir(exist_ok=True)
@@ -292,6 +292,7 @@ def _ancestors(work: Path, plans: Sequence[Plan]) -> dict[str, Ancestry]:
 def _reported(
     work: Path,
     reference_plan: int,
+    outputs: tuple[TensorSpec, ...],
     candidates: list[Candidate],
     plans: tuple[Plan, ...],
     images: Images,
@@ -300,13 +301,13 @@ def _reported(
     """Candidates with accuracy on test images, for the plans of the menu."""
     wanted = {plan.number for plan in plans}
     by_number = {c.plan.number: c for c in candidates}
-    reference, _ = Deployed(work, by_number[reference_plan].plan).classify(images.pixels)
+    reference = Deployed(work, by_number[reference_plan].plan, outputs).classify(images.pixels).classes
     result = []
     for done, candidate in enumerate(candidates):
         if candidate.plan.number in wanted:
             progress("report", done, len(candidates), candidate.plan.label)
-            classes, num_bytes = Deployed(work, candidate.plan).classify(images.pixels)
-            reported = evidence_of(candidate.evidence, classes, reference, images.labels, num_bytes)
+            found = Deployed(work, candidate.plan, outputs).classify(images.pixels)
+            reported = evidence_of(candidate, found, reference, images.labels)
             candidate = msgspec.structs.replace(candidate, reported=reported)
         result.append(candidate)
     return result

@@ -128,7 +128,7 @@ def keep_rivals(drafts: list[Draft], int8_ratio: float) -> None:
         columns = np.array([(d.head_s, d.encode_s, d.decode_s, d.tail_s, d.payload_bytes) for d in splits]).T
         head_s, encode_s, decode_s, tail_s, payload_bytes = columns
         is_int8 = np.array([d.plan.precision == "int8" for d in splits])
-        work = Work(head_s, encode_s, decode_s, tail_s, payload_bytes, 0.0, is_int8, np.ones(len(splits), dtype=bool))
+        work = Work(head_s, encode_s, decode_s, tail_s, payload_bytes, 0.0, is_int8, 1.0)
         for rate_bps, slowdown in product(RIVAL_RATES_BPS, RIVAL_SLOWDOWNS):
             conditions = at(BASE, rate_bps, slowdown, 1.0, int8_ratio=int8_ratio)
             splits[int(np.argmin(price(work, conditions).latency_s))].is_rival = True

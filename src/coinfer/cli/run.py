@@ -18,7 +18,8 @@ from .options import BundleFolder, DataFolder, DataSource, Int8Slowdown, Json, R
 from .output import note, print_json
 
 if TYPE_CHECKING:
-    from ..runtime.device import Answer, Device
+    from ..runtime.device import Device
+    from ..runtime.request import Answer
     from .pictures import Request
 
 

@@ -3,6 +3,8 @@
     picture -> head -> encode, frame -> | decode -> tail -> | read the reply
                '------- device -------' '----- edge -----'    '- device -'
 
+Of a plan with exits every segment and classifier is timed, whether its request would have got there or not.
+
 Stages run in turn, so that each finds the caches as the one before it left them: a codec repeated in a tight loop
 looks up to twice as fast as it is behind a head.  The device's framing and reading count as encoding.
 """
@@ -22,7 +24,7 @@ from safetensors.numpy import load_file
 from websockets.frames import Frame, Opcode
 
 from ..bundle import Bundle
-from ..plan import Plan, TensorSpec
+from ..plan import Plan, Side, TensorSpec
 from ..profile import Profile, Timing
 from ..protocol import decode_result, encode_result
 from ..protocol.messages import MessageType, pack
@@ -81,9 +83,8 @@ def time_plans(
                 progress(done, len(plans), plan.label)
             # Each plan has sessions of its own, so that memory holds one plan at a time.
             taken = _time_plan(plan, Segments(path, outputs, threads=threads), pixels, outputs, repeats)
-            for name, seconds in ((plan.head, taken["head"]), (plan.tail, taken["tail"])):
-                if name is not None:
-                    segments[name] += seconds
+            for name in plan.segments:
+                segments[name] += taken[name]
             if plan.codec is not None:
                 codecs[str(plan.number)] = (timing(taken["encode"]), timing(taken["decode"]))
     return Profile(
@@ -104,7 +105,7 @@ def _time_plan(
     outputs: tuple[TensorSpec, ...],
     repeats: int,
 ) -> dict[str, list[float]]:
-    """Seconds of each stage, one of every repeat."""
+    """Seconds of each segment by its name, of encoding and of decoding, one of every repeat."""
     taken: dict[str, list[float]] = defaultdict(list)
     for repeat in range(WARMUP + repeats):
         row = repeat % len(pixels)
@@ -118,29 +119,39 @@ def _time_plan(
 def _run_once(
     plan: Plan, segments: Segments, picture: NDArray[np.uint8], outputs: tuple[TensorSpec, ...]
 ) -> dict[str, float]:
-    """Seconds of each stage of one request."""
+    """Seconds of each segment, of encoding and of decoding, of one request that no exit answers."""
     values: Sequence[NDArray[np.generic]] = (picture,)
-    seconds = {}
-    if plan.head is not None:
-        head = segments.head(plan)
-        start_s = perf_counter()
-        values = head.run(values)
-        seconds["head"] = perf_counter() - start_s
+    seconds: dict[str, float] = {}
+    values = _run_segments(plan, "device", segments, values, seconds)
     if plan.codec is None or plan.tail is None:
         return seconds
-    codec, tail = segments.codec(plan), segments.tail(plan)
+    codec = segments.codec(plan)
     start_s = perf_counter()
     payload = codec.encode(values)
     Frame(Opcode.BINARY, pack(MessageType.REQUEST, plan.number, 0, payload)).serialize(mask=True)
     encoded_s = perf_counter()
     values = codec.decode(payload)
     decoded_s = perf_counter()
-    answer = tail.run(values)
-    done_s = perf_counter()
+    answer = _run_segments(plan, "edge", segments, values, seconds)
     reply = encode_result(plan, answer, outputs)
     replied_s = perf_counter()
     decode_result(plan, reply, outputs)
     seconds["encode"] = encoded_s - start_s + perf_counter() - replied_s
     seconds["decode"] = decoded_s - encoded_s
-    seconds["tail"] = done_s - decoded_s
     return seconds
+
+
+def _run_segments(
+    plan: Plan,
+    side: Side,
+    segments: Segments,
+    values: Sequence[NDArray[np.generic]],
+    seconds: dict[str, float],
+) -> Sequence[NDArray[np.generic]]:
+    """What a side gives where no exit answers; every segment's time goes into `seconds`."""
+    for part in segments.parts(plan, side):
+        start_s = perf_counter()
+        given = part.segment.run(values)
+        seconds[part.name] = perf_counter() - start_s
+        values = given if part.exit is None else values
+    return values

@@ -6,16 +6,16 @@ outputs never matters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from ..codec import Codec, load_tables, make_codec
 from ..errors import BundleError
-from ..plan import Plan, TensorSpec
+from ..plan import Plan, Side, TensorSpec
 from .onnx import Session
 
 Array = NDArray[Any]
@@ -40,6 +40,14 @@ class Segment:
         return outputs if self.gives is None else [outputs[index] for index in self.gives]
 
 
+class Part(NamedTuple):
+    """One segment of a plan's side, by its file name; `exit` is the place in the plan of whose exit it classifies."""
+
+    name: str
+    segment: Segment
+    exit: int | None = None
+
+
 class Segments:
     """Loads the segments and codecs of plans on first use and keeps them.
 
@@ -54,41 +62,66 @@ class Segments:
         self._outputs = outputs
         self._threads = threads
         self._sessions: dict[str, Session] = {}
-        self._segments: dict[tuple[str, int], Segment] = {}
+        self._parts: dict[tuple[int, Side], tuple[Part, ...]] = {}
         self._codecs: dict[int, Codec] = {}
 
-    def head(self, plan: Plan) -> Segment:
-        """What the device runs of a device or split plan: the bundle's input -> what crosses, or the outputs.
+    def parts(self, plan: Plan, side: Side) -> tuple[Part, ...]:
+        """What one machine runs of a plan, in order: segments and, between them, classifiers; empty where nothing.
 
         Raises:
-            BundleError: the segment does not fit the plan.
+            BundleError: a segment does not fit the plan.
+            EngineError: it does not load.
+        """
+        key = (plan.number, side)
+        if key not in self._parts:
+            self._parts[key] = tuple(self._loaded(plan, side))
+        return self._parts[key]
+
+    def head(self, plan: Plan) -> Segment:
+        """What the device runs first of a device or split plan: the bundle's input -> its first exit, or the end.
+
+        Raises:
+            BundleError: the segment does not fit the plan, or it has none.
             EngineError: it does not load.
         """
         if plan.head is None:
             raise BundleError(f"plan {plan.number} computes nothing on the device ({plan.label})")
-        key = ("head", plan.number)
-        if key not in self._segments:
-            session = self._session(plan.head)
-            want = plan.crossing if plan.kind == "split" else self._outputs
-            self._segments[key] = Segment(session, None, _order(session.outputs, want, f'head "{plan.head}"'))
-        return self._segments[key]
+        return self.parts(plan, "device")[0].segment
 
     def tail(self, plan: Plan) -> Segment:
-        """What the edge runs of an upload or split plan: what crosses -> the outputs.
+        """What the edge runs first of an upload or split plan: what crosses -> its first exit, or the outputs.
 
         Raises:
-            BundleError: the segment does not fit the plan.
+            BundleError: the segment does not fit the plan, or it has none.
             EngineError: it does not load.
         """
         if plan.tail is None:
             raise BundleError(f"plan {plan.number} computes nothing on the edge ({plan.label})")
-        key = ("tail", plan.number)
-        if key not in self._segments:
-            session = self._session(plan.tail)
-            takes = _order(plan.crossing, session.inputs, f'tail "{plan.tail}"')
-            gives = _order(session.outputs, self._outputs, f'tail "{plan.tail}"')
-            self._segments[key] = Segment(session, takes, gives)
-        return self._segments[key]
+        return self.parts(plan, "edge")[0].segment
+
+    def _loaded(self, plan: Plan, side: Side) -> Iterator[Part]:
+        first, what = (plan.head, "head") if side == "device" else (plan.tail, "tail")
+        if first is None:
+            return
+        exits = [(place, exit) for place, exit in enumerate(plan.exits) if exit.side == side]
+        end = plan.crossing if side == "device" and plan.kind == "split" else self._outputs
+        # Behind each segment lies the next exit's value, or the end of the side.
+        behind = [*((exit.value,) for _, exit in exits), end]
+        # Whatever the picture is called, the device's first segment takes it.
+        yield Part(first, self._between(first, plan.crossing if side == "edge" else None, behind[0], what))
+        logits = TensorSpec(name="logits", shape=self._outputs[0].shape)
+        for (place, exit), after in zip(exits, behind[1:], strict=True):
+            classifier = self._between(exit.classifier, (exit.value,), (logits,), "classifier")
+            yield Part(exit.classifier, classifier, place)
+            if exit.rest is not None:
+                yield Part(exit.rest, self._between(exit.rest, (exit.value,), after, what))
+
+    def _between(
+        self, name: str, given: tuple[TensorSpec, ...] | None, wanted: tuple[TensorSpec, ...], what: str
+    ) -> Segment:
+        session, where = self._session(name), f'{what} "{name}"'
+        takes = None if given is None else _order(given, session.inputs, where)
+        return Segment(session, takes, _order(session.outputs, wanted, where))
 
     def codec(self, plan: Plan) -> Codec:
         """The codec of an upload or split plan.

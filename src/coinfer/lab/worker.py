@@ -31,7 +31,8 @@ from ..profile import Slowdown
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..runtime.device import Answer, Device
+    from ..runtime.device import Device
+    from ..runtime.request import Answer
 
 
 class Command(Value, frozen=True, kw_only=True):
@@ -58,7 +59,7 @@ class Request(Value, frozen=True, kw_only=True):
 
     `exchange_s` is from handing the bytes to the system until the reply's bytes are there; `wait_s`, `decode_s` and
     `tail_s` are the edge's own durations within it; `finish_s` is reading the reply.  `start_s` and `end_s` are on
-    the worker's clock.
+    the worker's clock.  `exit` is the place in the plan of the exit that answered.
     """
 
     plan: int
@@ -68,6 +69,7 @@ class Request(Value, frozen=True, kw_only=True):
     end_s: float = 0.0
     latency_s: float = 0.0
     head_s: float = 0.0
+    exit_s: float = 0.0
     encode_s: float = 0.0
     exchange_s: float = 0.0
     wait_s: float = 0.0
@@ -79,6 +81,7 @@ class Request(Value, frozen=True, kw_only=True):
     reply_wire_bytes: int = 0
     predicted: int | None = None
     error: str | None = None
+    exit: int | None = None
 
 
 class Done(Value, frozen=True, kw_only=True):
@@ -190,7 +193,9 @@ def _streamed(device: Device, pixels: NDArray[Any], command: Command) -> Iterato
 
 def _line(image: int, answer: Answer) -> Request:
     outcome = answer.outcome
-    seconds = {span.stage: span.end_s - span.start_s for span in answer.spans}
+    seconds: dict[str, float] = {}
+    for span in answer.spans:
+        seconds[span.stage] = seconds.get(span.stage, 0.0) + span.end_s - span.start_s
     received_s = [span.end_s for span in answer.spans if span.stage == "exchange"]
     return Request(
         plan=outcome.plan,
@@ -200,6 +205,7 @@ def _line(image: int, answer: Answer) -> Request:
         end_s=outcome.end_s,
         latency_s=outcome.latency_s,
         head_s=seconds.get("head", 0.0),
+        exit_s=seconds.get("exit", 0.0),
         encode_s=seconds.get("encode", 0.0),
         exchange_s=seconds.get("exchange", 0.0),
         wait_s=seconds.get("wait", 0.0),
@@ -209,7 +215,8 @@ def _line(image: int, answer: Answer) -> Request:
         payload_bytes=outcome.payload_bytes,
         wire_bytes=outcome.wire_bytes,
         reply_wire_bytes=outcome.reply_wire_bytes,
-        predicted=answer.label,
+        predicted=answer.label if answer.is_answered else None,
+        exit=outcome.exit,
     )
 
 

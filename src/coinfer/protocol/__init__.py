@@ -10,10 +10,10 @@ A connection begins with one JSON text message each way, then carries binary mes
                      FAILURE  8-byte header + one line of UTF-8 text
     either           PING / PONG   8-byte header alone (the protocol's own heartbeat)
 
-Header, little endian: type u8, flags u8 (0), plan u16, request u32; a PING's request is a token that the
-PONG repeats.  Durations: wait, decode, tail in microseconds, u32 each, of the edge's own clock.  The answer
-is every output tensor as it lies in memory, little endian; with `plan.top` = k instead k classes u16 and
-behind them their k scores float16.
+Header, little endian: type u8, exit u8, plan u16, request u32; a PING's request is a token that the
+PONG repeats; `exit` of a REPLY is 1 + the place in the plan of the exit that answered, else 0.  Durations:
+wait, decode, tail in microseconds, u32 each, of the edge's own clock.  The answer is every output tensor as it
+lies in memory, little endian; with `plan.top` = k instead k classes u16 and behind them their k scores float16.
 
 `DeviceConnection` and `EdgeConnection` are the two ends.  Both are built from the same `Terms`: messages
 in, events out (`receive`), and the other methods give the messages to send:

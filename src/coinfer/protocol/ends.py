@@ -78,7 +78,7 @@ class DeviceConnection:
             return self._greeting(message)
         if isinstance(message, str):
             raise ProtocolError("a text message after the greeting (from the edge)")
-        kind, number, request = parse_header(message, self._max_bytes, "the edge")
+        kind, number, request, exit = parse_header(message, self._max_bytes, "the edge")
         if kind == MessageType.PING:
             return Ping(request)
         if kind == MessageType.PONG:
@@ -90,8 +90,11 @@ class DeviceConnection:
             raise ProtocolError(
                 f"an answer to request {request} for plan {number}, which is not in flight (from the edge)"
             )
-        parse = self._failure if kind == MessageType.FAILURE else self._reply
-        event = parse(plan, request, message)
+        event: Reply | Failure
+        if kind == MessageType.FAILURE:
+            event = self._failure(plan, request, message)
+        else:
+            event = self._reply(plan, request, message, exit)
         del self.in_flight[request]
         return event
 
@@ -99,10 +102,10 @@ class DeviceConnection:
         """Read an answer as `receive` does, and change nothing."""
         if self._is_open and isinstance(message, bytes):
             with suppress(ProtocolError):
-                kind, _, request = parse_header(message, self._max_bytes, "the edge")
+                kind, _, request, exit = parse_header(message, self._max_bytes, "the edge")
                 plan = self.in_flight.get(request)
                 if kind == MessageType.REPLY and plan is not None:
-                    self._reply(plan, request, message)
+                    self._reply(plan, request, message, exit)
 
     def _pong(self, token: int) -> Pong:
         if token not in self._pings:
@@ -130,13 +133,15 @@ class DeviceConnection:
         except UnicodeDecodeError as error:
             raise ProtocolError(f"a failure's text is not UTF-8: {error} (from the edge)") from error
 
-    def _reply(self, plan: Plan, request: int, message: bytes) -> Reply:
+    def _reply(self, plan: Plan, request: int, message: bytes, exit: int | None) -> Reply:
+        if exit is not None and not (exit < len(plan.exits) and plan.exits[exit].side == "edge"):
+            raise ProtocolError(f"exit {exit} of plan {plan.number} is none on the edge (from the edge)")
         start = HEADER_BYTES + DURATIONS_BYTES
         if len(message) < start:
             raise ProtocolError(f"a reply has at least {start} B, got {len(message)} B (from the edge)")
         durations = Durations(*_DURATIONS.unpack_from(message, HEADER_BYTES))
         result = decode_result(plan, memoryview(message)[start:], self.terms.outputs)
-        return Reply(request, plan, durations, result, len(message))
+        return Reply(request, plan, durations, result, len(message), exit)
 
 
 class EdgeConnection:
@@ -161,7 +166,7 @@ class EdgeConnection:
             return self._hello(message)
         if isinstance(message, str):
             raise ProtocolError("a text message after the greeting (from the device)")
-        kind, number, request = parse_header(message, self.limits.max_message_bytes, "the device")
+        kind, number, request, _ = parse_header(message, self.limits.max_message_bytes, "the device")
         if kind == MessageType.PING:
             return Ping(request)
         if kind == MessageType.PONG:
@@ -198,8 +203,10 @@ class EdgeConnection:
         """Refuse; close the connection behind it."""
         return msgspec.json.encode(Refusal(protocol=PROTOCOL_VERSION, reason=one_line(reason))).decode()
 
-    def reply(self, request: int, durations: Durations, outputs: Sequence[Array]) -> bytes:
-        """Answer a request with the network's `outputs`, each (1, *shape).
+    def reply(
+        self, request: int, durations: Durations, outputs: Sequence[Array], *, exit: int | None = None
+    ) -> bytes:
+        """Answer a request with the network's `outputs`, each (1, *shape), or those of an exit of its plan.
 
         Raises:
             ProtocolError: the request is not in flight, or `outputs` are not what the manifest states.
@@ -208,7 +215,7 @@ class EdgeConnection:
         body = encode_result(plan, outputs, self.terms.outputs)
         del self.in_flight[request]
         clipped = (min(max(0, us), 2**32 - 1) for us in durations)
-        return pack(MessageType.REPLY, plan.number, request, _DURATIONS.pack(*clipped) + body)
+        return pack(MessageType.REPLY, plan.number, request, _DURATIONS.pack(*clipped) + body, exit=exit)
 
     def failure(self, request: int, text: str) -> bytes:
         """Say in one line why a request has no answer.

@@ -32,7 +32,7 @@ class Terms:
         return cls(bundle.digest, plans, bundle.manifest.outputs)
 
     def crossings(self) -> dict[int, str]:
-        """Per plan, 16 hex digits that stand for what crosses: kind, codec, tensor specs and reply."""
+        """Per plan, 16 hex digits that stand for what crosses: kind, codec, tensor specs, reply and exits."""
         return {number: _crossing_digest(plan, self.outputs) for number, plan in self.plans.items()}
 
     def plan(self, number: int) -> Plan:
@@ -56,8 +56,10 @@ class Terms:
 
 
 def _crossing_digest(plan: Plan, outputs: tuple[TensorSpec, ...]) -> str:
-    text = msgspec.json.encode((plan.kind, plan.codec, plan.crossing, plan.top, outputs))
-    return hashlib.sha256(text).hexdigest()[:16]
+    given: tuple[object, ...] = (plan.kind, plan.codec, plan.crossing, plan.top, outputs)
+    if plan.exits:
+        given = (*given, plan.exits)
+    return hashlib.sha256(msgspec.json.encode(given)).hexdigest()[:16]
 
 
 class Limits(Value, frozen=True, kw_only=True):

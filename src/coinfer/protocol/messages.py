@@ -61,13 +61,14 @@ class Request(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The edge answers; `num_bytes` is the whole message's."""
+    """The edge answers; `num_bytes` is the whole message's, `exit` the place in the plan of the exit that answered."""
 
     request: int
     plan: Plan
     durations: Durations
     result: Result
     num_bytes: int
+    exit: int | None = None
 
 
 class Failure(NamedTuple):
@@ -94,12 +95,14 @@ class Pong(NamedTuple):
 def encode_result(plan: Plan, outputs: Sequence[Array], specs: tuple[TensorSpec, ...]) -> bytes:
     """The answer's bytes: `outputs` (1, *shape) as they are, or the best `plan.top` classes of the first.
 
-    Scores are the softmax of the first output, largest first; of equals the lower class first.
+    With `plan.top` the first alone is enough: an exit gives no more.  Scores are its softmax, largest first; of equals
+    the lower class first.
 
     Raises:
         ProtocolError: `outputs` are not what the bundle's manifest states.
     """
-    if len(outputs) != len(specs) or any(map(_differs, outputs, specs)):
+    needed = specs if plan.top is None else specs[:1]
+    if len(outputs) < len(needed) or len(outputs) > len(specs) or any(map(_differs, outputs, specs)):
         want = [(spec.shape, spec.dtype) for spec in specs]
         got = [(array.shape, array.dtype.name) for array in outputs]
         raise ProtocolError(f"outputs must be one sample each of {want}, got {got} ({plan.label})")
@@ -153,23 +156,34 @@ def one_line(text: str) -> str:
     return " ".join(shown.split()).encode(errors="replace")[:FAILURE_BYTES].decode(errors="ignore")
 
 
-def pack(kind: MessageType, plan: int, request: int, body: bytes = b"") -> bytes:
+class Header(NamedTuple):
+    """What a binary message begins with; `exit` is of a REPLY, see `Reply`."""
+
+    kind: MessageType
+    plan: int
+    request: int
+    exit: int | None = None
+
+
+def pack(kind: MessageType, plan: int, request: int, body: bytes = b"", *, exit: int | None = None) -> bytes:
     """A binary message."""
-    return _HEADER.pack(kind, 0, plan, request) + body
+    return _HEADER.pack(kind, 0 if exit is None else exit + 1, plan, request) + body
 
 
-def parse_header(message: bytes, max_bytes: int, side: str) -> tuple[MessageType, int, int]:
-    """Type, plan and request of a binary message's header.
+def parse_header(message: bytes, max_bytes: int, side: str) -> Header:
+    """A binary message's header.
 
     Raises:
-        ProtocolError: too short or too long, an unknown type or flag, or a heartbeat with a body.
+        ProtocolError: too short or too long, an unknown type, an exit of no reply, or a heartbeat with a body.
     """
     size = len(message)
     if not HEADER_BYTES <= size <= max_bytes:
         raise ProtocolError(f"a message has {HEADER_BYTES} to {max_bytes} B, got {size} B (from {side})")
-    kind, flags, plan, request = _HEADER.unpack_from(message)
-    if flags != 0 or not MessageType.REQUEST <= kind <= MessageType.PONG:
-        raise ProtocolError(f"unknown message type {kind} with flags {flags} (from {side})")
+    kind, exit, plan, request = _HEADER.unpack_from(message)
+    if not MessageType.REQUEST <= kind <= MessageType.PONG:
+        raise ProtocolError(f"unknown message type {kind} (from {side})")
+    if exit and kind != MessageType.REPLY:
+        raise ProtocolError(f"only a reply comes from an exit, got {exit} with message type {kind} (from {side})")
     if kind >= MessageType.PING and (size != HEADER_BYTES or plan != 0):
         raise ProtocolError(f"a heartbeat is a bare header, got {size} B for plan {plan} (from {side})")
-    return MessageType(kind), plan, request
+    return Header(MessageType(kind), plan, request, exit - 1 if exit else None)

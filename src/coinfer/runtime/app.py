@@ -83,7 +83,7 @@ class Edge:
         self._limits = EdgeLimits() if limits is None else limits
         segments = Segments(bundle.path, bundle.manifest.outputs, threads=threads)
         for plan in self.terms.plans.values():
-            segments.tail(plan)
+            segments.parts(plan, "edge")
             segments.codec(plan)
         pool = ThreadPoolExecutor(workers, thread_name_prefix="coinfer-edge")
         self._workers = Workers(pool, segments, pace or (AsFastAsItGoes() if load == 1.0 else Loaded(load)))

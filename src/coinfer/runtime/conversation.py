@@ -20,6 +20,7 @@ from typing import NamedTuple, NoReturn
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ..engine.segments import Segments
+from ..engine.sides import run_side
 from ..errors import CodecError, EngineError, ProtocolError
 from ..protocol import Durations, EdgeConnection, Hello, Ping, Request
 from ..protocol.messages import one_line
@@ -66,18 +67,19 @@ class Workers(NamedTuple):
     def compute(self, connection: EdgeConnection, request: Request, arrived_s: float) -> Computed:
         """In a worker thread: decode, run the tail, and frame the reply, or the failure."""
         plan = request.plan
-        codec, tail = self.segments.codec(plan), self.segments.tail(plan)
+        codec = self.segments.codec(plan)
         begun_s = time.perf_counter()
         try:
             arrays = self.pace.run("fp32", lambda: codec.decode(request.payload))
             decoded_s = time.perf_counter()
-            outputs = self.pace.run(plan.precision, lambda: tail.run(arrays))
+            found = run_side(plan, "edge", self.segments, arrays, run=self.pace.run)
         except (CodecError, EngineError) as error:
             _LOG.warning("request %d failed: %s", request.request, one_line(str(error)))
             return Computed(request, connection.failure(request.request, str(error)), ())
         stamps_s = (arrived_s, begun_s, decoded_s, time.perf_counter())
         durations = Durations(*(round((b - a) * 1e6) for a, b in pairwise(stamps_s)))
-        return Computed(request, connection.reply(request.request, durations, outputs), stamps_s)
+        message = connection.reply(request.request, durations, found.values, exit=found.exit)
+        return Computed(request, message, stamps_s)
 
 
 class Conversation:

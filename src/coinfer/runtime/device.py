@@ -4,6 +4,8 @@
         answer = device.infer(picture)                  # one request
         for answer in device.stream(pictures):          # a stream: computing, sending, receiving overlap
             ...                                         # answer.label, answer.outcome.latency_s
+        for answer in device.stream(camera, policy="drop-oldest", deadline_s=0.1, is_ordered=False):
+            ...                                         # the newest frame wins; answers as they are completed
 
 A request is a picture (H, W, C) uint8, or whatever `bundle.manifest.input` states, with or without a leading 1.
 All that the device computes goes through its `Pace`: segments with the plan's precision, coding and framing as
@@ -17,67 +19,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..bundle import Bundle
 from ..engine.segments import Segments
+from ..engine.sides import SideResult, run_side
 from ..errors import DataError, PlanError, RefusedError
 from ..plan import Plan
 from ..protocol import Failure, Pong, Reply, Result, Terms, decode_result, encode_result, message_wire_bytes
-from ..timeline import Answered, Outcome, Span, Timeline
+from ..timeline import Outcome, Timeline
 from .channel import Channel
 from .pace import AsFastAsItGoes, Pace
 from .recent import RecentTimeline
-from .stream import overlapped
+from .request import Answer, Asked, Ended, Handed
+from .stamps import Stamps, link_spans
+from .stream import POLICIES, Policy, StreamTerms, overlapped
 
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What came of one request.
-
-    Either `outputs`, the network's output tensors (1, *shape), or with `plan.top` the best `classes` (k,) with
-    their softmax `scores` (k,), best first.
-    """
-
-    request: int
-    outcome: Outcome
-    spans: tuple[Span, ...]
-    outputs: tuple[Array, ...]
-    classes: NDArray[np.int64] | None = None
-    scores: NDArray[np.float32] | None = None
-
-    @property
-    def answered(self) -> Answered:
-        """Which machine answered."""
-        return self.outcome.answered
-
-    @property
-    def label(self) -> int:
-        """The best class."""
-        return int(self.outputs[0].argmax()) if self.classes is None else int(self.classes[0])
-
-
-@dataclass(slots=True)
-class Asked:
-    """A request on its way: framed and ready to be sent, with what has happened to it so far."""
-
-    request: int
-    plan: Plan
-    start_s: float
-    frame: bytes
-    payload_bytes: int
-    wire_bytes: int
-    spans: list[Span] = field(default_factory=list)
-    sent_s: float = 0.0
-
 
 class Device:
     """Runs plans of `bundle`; connects to `edge` (ws://HOST:PORT) at once where one is given.
@@ -148,8 +111,7 @@ class Device:
         """
         for number in plans:
             plan = self.bundle.plan(number)
-            if plan.head is not None:
-                self._segments.head(plan)
+            self._segments.parts(plan, "device")
             if plan.codec is not None:
                 self._segments.codec(plan)
 
@@ -161,8 +123,9 @@ class Device:
         """
         chosen = self._chosen(plan)
         crossing: Any = (self._checked(x),)
-        if chosen.head is not None:
-            crossing = self._segments.head(chosen).run(crossing)
+        for part in self._segments.parts(chosen, "device"):
+            given = part.segment.run(crossing)
+            crossing = given if part.exit is None else crossing
         if chosen.codec is not None:
             payload = self._segments.codec(chosen).encode(crossing)
             if self._channel is not None:
@@ -178,10 +141,13 @@ class Device:
             LinkError: the link broke, or was silent for `timeout_s`.
         """
         chosen = self._chosen(plan)
+        handed = self.hand(x)
         if chosen.kind == "device":
-            return self._alone(x, chosen)
+            return self.record(self.alone(handed, chosen))
         channel = self.channel()
-        asked = self.ask(x, chosen, channel)
+        asked = self.ask(handed, chosen, channel)
+        if isinstance(asked, Ended):
+            return self.record(asked)
         is_done = False
         try:
             self.send(asked, channel)
@@ -190,28 +156,50 @@ class Device:
         finally:
             if not is_done:
                 self.drop()
-        answer = self.answer(asked, event, received_s)
-        if isinstance(answer, RefusedError):
-            raise answer
-        return answer
+        return self.record(self.answer(asked, event, received_s))
 
-    def stream(self, xs: Iterable[ArrayLike], *, plan: int | None = None, window: int = 8) -> Iterator[Answer]:
-        """The answers to a stream of requests, in order, as they come.
+    def stream(
+        self,
+        xs: Iterable[ArrayLike],
+        *,
+        plan: int | None = None,
+        window: int = 8,
+        policy: Policy = "block",
+        queue: int = 1,
+        deadline_s: float | None = None,
+        is_ordered: bool = True,
+    ) -> Iterator[Answer]:
+        """What came of each request of a stream, once for each.
 
-        Computing, sending and receiving overlap; at most `window` requests are between being read
-        from `xs` and being taken from here.  `xs` is read in a thread of its own.  An error in `xs` or in a
-        request is raised when all earlier answers have been given.  Closing the iterator early cuts
-        the connection; the next request opens another.
+        Computing, sending and receiving overlap.  `xs` is read in a thread of its own.  An error in `xs` or in a
+        request is raised when all earlier answers have been given.  Closing the iterator early cuts the connection;
+        the next request opens another.
+
+        Args:
+            xs: the requests; a live source gives each when it is there.
+            plan: number of the plan, the device's own by default.
+            window: so many requests at most are between being computed and being taken from here.
+            policy: where the device is behind: "block" reads no more of `xs`; "drop-oldest" keeps the `queue` newest
+                that wait to be computed, "drop-newest" the first ones.  A dropped request has an Answer that says so.
+            queue: requests that may wait to be computed; "block" has none that wait.
+            deadline_s: of each request, from its being read from `xs`; without an answer by then it is "late", and
+                stays so whatever comes afterwards.
+            is_ordered: in the order of `xs`; else as they are completed: an exit on the device does not wait for
+                earlier requests that crossed the link.
 
         Raises:
-            PlanError: as `infer`; or `window` is below 1; the rest as `infer`, while iterating.
+            PlanError: as `infer`; or a number or policy is none that is allowed; the rest as `infer`, while iterating.
         """
-        if window < 1:
-            raise PlanError(f"a stream's window must be at least 1, got {window}")
+        if window < 1 or queue < 1 or not (deadline_s is None or deadline_s > 0):
+            given = f"window {window}, queue {queue}, deadline {deadline_s}"
+            raise PlanError(f"a stream's window and queue must be at least 1, its deadline above 0 s, got {given}")
+        if policy not in POLICIES:
+            raise PlanError(f'a stream\'s policy must be one of {", ".join(POLICIES)}, got "{policy}"')
         chosen = self._chosen(plan)
-        if chosen.kind == "device":
-            return (self._alone(x, chosen) for x in xs)
-        return overlapped(self, xs, chosen, window)
+        if chosen.kind == "device" and policy == "block" and deadline_s is None:
+            return (self.record(self.alone(self.hand(x), chosen)) for x in xs)
+        terms = StreamTerms(window, policy, queue, deadline_s, is_ordered)
+        return overlapped(self, xs, chosen, terms)
 
     def ping(self) -> float:
         """Seconds of one heartbeat to the edge and back.
@@ -220,11 +208,11 @@ class Device:
             LinkError: the link broke.
         """
         channel = self.channel()
-        start_s = self._now_s()
+        start_s = self.now_s()
         channel.ping(self._next())
         while not isinstance(channel.parse(channel.read()), Pong):
             pass
-        return self._now_s() - start_s
+        return self.now_s() - start_s
 
     # What a stream's threads share with `infer`.
 
@@ -256,52 +244,52 @@ class Device:
             channel.abort()
             channel.close()
 
-    def ask(self, x: ArrayLike, plan: Plan, channel: Channel) -> Asked:
-        """Compute the head, encode and frame one request.
+    def hand(self, x: ArrayLike) -> Handed:
+        """A request from now on."""
+        return Handed(self._next(), x, self.now_s())
+
+    def ask(self, handed: Handed, plan: Plan, channel: Channel) -> Asked | Ended:
+        """Compute the device's side of one request, encode and frame it; ended where an exit answers.
 
         Raises:
-            DataError: `x` is of another size or dtype than the bundle's input.
+            DataError: the request is of another size or dtype than the bundle's input.
         """
-        array = self._checked(x)
-        request = self._next()
-        codec = self._segments.codec(plan)
-        head = self._segments.head(plan) if plan.kind == "split" else None
-        start_s = middle_s = self._now_s()
+        array = self._checked(handed.x)
+        codec, stamps = self._segments.codec(plan), Stamps(self._came_as_far_s, handed)
 
-        def compute() -> tuple[bytes, int, int]:
-            nonlocal middle_s
-            crossing: Any = (array,)
-            if head is not None:
-                crossing = self.pace.run(plan.precision, lambda: head.run((array,)))
-                middle_s = self._now_s() + self.pace.lag_s
-            payload = codec.encode(crossing)
-            return *channel.frame(request, plan.number, payload), len(payload)
+        def compute() -> tuple[bytes, int, int] | _Found:
+            found = run_side(plan, "device", self._segments, (array,), run=self.pace.run, mark=stamps.mark)
+            if found.exit is not None:
+                return self._found(plan, found)
+            payload = codec.encode(found.values)
+            return *channel.frame(handed.request, plan.number, payload), len(payload)
 
-        frame, message_bytes, payload_bytes = self.pace.run("fp32", compute)
-        spans = [Span(request=request, stage="encode", start_s=middle_s, end_s=max(middle_s, self._now_s()))]
-        if head is not None:
-            spans.insert(0, Span(request=request, stage="head", start_s=start_s, end_s=middle_s))
+        made = self.pace.run("fp32", compute)
+        if isinstance(made, _Found):
+            return self._answered(handed, plan, made, stamps)
+        frame, message_bytes, payload_bytes = made
+        stamps.mark("encode")
         wire = message_wire_bytes(message_bytes, masked=True)
-        return Asked(request, plan, start_s, frame, payload_bytes, wire, spans)
+        return Asked(handed.request, plan, handed.start_s, frame, payload_bytes, wire, stamps.spans)
 
     def send(self, asked: Asked, channel: Channel) -> None:
         """Write a request to the link, and note when."""
-        asked.sent_s = self._now_s()
+        asked.sent_s = self.now_s()
         channel.write(asked.frame)
 
     def hear(self, channel: Channel) -> tuple[Reply | Failure, float]:
         """The edge's next answer, and when its bytes had arrived."""
         while True:
             message = channel.read()
-            received_s = self._now_s()
+            received_s = self.now_s()
             parse, rehearse = partial(channel.parse, message), partial(channel.rehearse, message)
             event = self.pace.run("fp32", parse, rehearse)
             if isinstance(event, Reply | Failure):
                 return event, received_s
 
-    def answer(self, asked: Asked, event: Reply | Failure, received_s: float) -> Answer | RefusedError:
-        """The answer to a request from the edge's event, or why it has none; recorded in the timeline."""
-        end_s = self._now_s()
+    def answer(self, asked: Asked, event: Reply | Failure, received_s: float) -> Ended:
+        """The answer to a request from the edge's event, or why it has none."""
+        end_s = self.now_s()
         is_answered = isinstance(event, Reply)
         outcome = Outcome(
             request=asked.request,
@@ -312,34 +300,62 @@ class Device:
             payload_bytes=asked.payload_bytes,
             wire_bytes=asked.wire_bytes,
             reply_wire_bytes=message_wire_bytes(event.num_bytes, masked=False),
+            exit=event.exit if isinstance(event, Reply) else None,
         )
-        spans = (*asked.spans, *_link_spans(asked, event, received_s))
-        self.timeline.add(outcome, *spans)
+        spans = (*asked.spans, *link_spans(asked, event, received_s))
         if isinstance(event, Failure):
             text = f"request {asked.request}: {event.text} ({asked.plan.label})"
-            return RefusedError(f"the edge could not answer {text}")
-        return Answer(asked.request, outcome, spans, *event.result)
+            error = RefusedError(f"the edge could not answer {text}")
+            return Ended(Answer(asked.request, outcome, spans, ()), error)
+        return Ended(Answer(asked.request, outcome, spans, *event.result))
 
-    def _alone(self, x: ArrayLike, plan: Plan) -> Answer:
-        """The answer by the device alone."""
-        array = self._checked(x)
-        request = self._next()
-        head = self._segments.head(plan)
+    def alone(self, handed: Handed, plan: Plan) -> Ended:
+        """The answer by the device alone, of an exit or of the network's end.  Raises as `ask`."""
+        array, stamps = self._checked(handed.x), Stamps(self._came_as_far_s, handed)
+
+        def compute() -> _Found:
+            return self._found(
+                plan, run_side(plan, "device", self._segments, (array,), run=self.pace.run, mark=stamps.mark)
+            )
+
+        return self._answered(handed, plan, self.pace.run("fp32", compute), stamps)
+
+    def _found(self, plan: Plan, side: SideResult) -> _Found:
+        """What the edge would have sent of outputs that the device computed itself."""
         specs = self.bundle.manifest.outputs
+        if plan.top is None:
+            return _Found(Result(tuple(side.values)), side.exit)
+        return _Found(decode_result(plan, encode_result(plan, side.values, specs), specs), side.exit)
 
-        def compute() -> Result:
-            outputs = head.run((array,))
-            if plan.top is None:
-                return Result(tuple(outputs))
-            return decode_result(plan, encode_result(plan, outputs, specs), specs)
+    def _answered(self, handed: Handed, plan: Plan, found: _Found, stamps: Stamps) -> Ended:
+        """The answer that the device computed."""
+        outcome = Outcome(
+            request=handed.request,
+            plan=plan.number,
+            answered="device" if found.exit is None else "exit",
+            start_s=handed.start_s,
+            end_s=max(self.now_s(), stamps.since_s),
+            exit=found.exit,
+        )
+        return Ended(Answer(handed.request, outcome, tuple(stamps.spans), *found.result))
 
-        start_s = self._now_s()
-        result = self.pace.run(plan.precision, compute)
-        end_s = self._now_s()
-        span = Span(request=request, stage="head", start_s=start_s, end_s=end_s)
-        outcome = Outcome(request=request, plan=plan.number, answered="device", start_s=start_s, end_s=end_s)
-        self.timeline.add(outcome, span)
-        return Answer(request, outcome, (span,), *result)
+    def unanswered(self, handed: Handed, plan: Plan, why: Literal["dropped", "late"]) -> Ended:
+        """What a stream gives for a request that has no answer."""
+        outcome = Outcome(
+            request=handed.request, plan=plan.number, answered=why, start_s=handed.start_s, end_s=self.now_s()
+        )
+        return Ended(Answer(handed.request, outcome, (), ()))
+
+    def record(self, ended: Ended) -> Answer:
+        """The answer, recorded in the timeline.
+
+        Raises:
+            RefusedError: there is none, since the edge could not give it.
+        """
+        self.timeline.add(ended.answer.outcome, *ended.answer.spans)
+        if ended.error is not None:
+            raise ended.error
+        return ended.answer
 
     def _chosen(self, plan: int | None) -> Plan:
         number = self.plan if plan is None else plan
@@ -363,19 +379,17 @@ class Device:
         self._requests = (number + 1) % 2**32
         return number
 
-    def _now_s(self) -> float:
+    def _came_as_far_s(self) -> float:
+        """When this device, slow as it is, would have come as far as this machine has now."""
+        return self.now_s() + self.pace.lag_s
+
+    def now_s(self) -> float:
+        """Seconds on the device's clock."""
         return time.perf_counter() - self._zero_s
 
 
-def _link_spans(asked: Asked, event: Reply | Failure, received_s: float) -> list[Span]:
-    """The exchange on the device's clock, and the edge's durations on the edge's."""
-    request = asked.request
-    sent_s, num_bytes = asked.sent_s, asked.wire_bytes
-    spans = [Span(request=request, stage="exchange", start_s=sent_s, end_s=received_s, num_bytes=num_bytes)]
-    if isinstance(event, Reply):
-        at_s = 0.0
-        for stage, duration_us in zip(("wait", "decode", "tail"), event.durations, strict=True):
-            after_s = at_s + duration_us * 1e-6
-            spans.append(Span(request=request, stage=stage, start_s=at_s, end_s=after_s, clock="edge"))
-            at_s = after_s
-    return spans
+class _Found(NamedTuple):
+    """A result of the device itself, and the exit that it comes from."""
+
+    result: Result
+    exit: int | None

@@ -7,6 +7,11 @@
 Three threads, one for each box; the link's two directions and the device's core are three resources, and
 none waits for another.  The one bound is the window: a slot is taken before a request is computed and given
 back when the caller takes its answer, so a slow link, edge or caller holds back all that lies before it.
+An answer of the device itself (an exit, a device plan) goes from the first box to `done` at once.
+
+A stream that drops has one box more: [read] takes from a live source whatever it gives and puts it into a short
+queue, which the policy keeps short.  A request that is late has its Answer at its deadline; its slot is given
+back when the link is rid of it, so that a link that stands still does not fill up.
 
 An error in `xs` or in computing ends the stream behind the answers to everything before it; an error of
 the link ends it at once.  Whichever way the stream ends, its threads end with it (one that waits inside `xs`
@@ -15,22 +20,35 @@ ends when `xs` gives its next item).
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from numpy.typing import ArrayLike
 
-from ..errors import RefusedError
 from ..plan import Plan
 from .channel import Channel
+from .request import Answer, Asked, Ended, Handed
 
 if TYPE_CHECKING:
-    from .device import Answer, Asked, Device
+    from .device import Device
 
 JOIN_S = 1.0
+Policy = Literal["block", "drop-oldest", "drop-newest"]
+POLICIES: tuple[Policy, ...] = ("block", "drop-oldest", "drop-newest")
+
+
+class StreamTerms(NamedTuple):
+    """How a stream is to be run, see `Device.stream`."""
+
+    window: int = 8
+    policy: Policy = "block"
+    queue: int = 1
+    deadline_s: float | None = None
+    is_ordered: bool = True
 
 
 class _Worker(threading.Thread):
@@ -54,41 +72,152 @@ class _Worker(threading.Thread):
             self._ended()
 
 
-class _Stream:
-    """The queues between the boxes, and the boxes."""
+class _Intake:
+    """Where requests wait to be computed, at most `queue` of them, each until one of `window` slots is free."""
 
-    def __init__(self, device: Device, channel: Channel, plan: Plan, window: int) -> None:
+    def __init__(self, terms: StreamTerms) -> None:
+        self._terms = terms
+        self._free = terms.window
+        self._waiting: deque[Handed] = deque()
+        self._changed = threading.Condition()
+        self._has_ended = self._is_stopped = False
+
+    def put(self, handed: Handed) -> Handed | None:
+        """Let one wait; gives the one that is dropped for it, which may be itself."""
+        with self._changed:
+            is_full = len(self._waiting) == self._terms.queue
+            if is_full and self._terms.policy == "drop-newest":
+                return handed
+            dropped = self._waiting.popleft() if is_full else None
+            self._waiting.append(handed)
+            self._changed.notify_all()
+            return dropped
+
+    def take(self) -> Handed | None:
+        """The next one, with a slot; None where no more will come.
+
+        It waits for the slot first: until there is one, a newer request may take its place.
+        """
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._is_stopped or (self._free > 0 if self._waiting else self._has_ended),
+            )
+            if self._is_stopped or not self._waiting:
+                return None
+            self._free -= 1
+            return self._waiting.popleft()
+
+    def take_slot(self) -> bool:
+        """Wait for a slot alone; False where the stream was stopped."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_stopped or self._free > 0)
+            self._free -= 1
+            return not self._is_stopped
+
+    def free_slot(self) -> None:
+        """A request is over."""
+        with self._changed:
+            self._free += 1
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """No more will come."""
+        with self._changed:
+            self._has_ended = True
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Let nobody wait any longer."""
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
+
+
+class _Done(NamedTuple):
+    """What is said of a request: how it ended, or why it has no answer.
+
+    `held_slot`: it has been computed, or was about to be.  `is_last` False: its deadline has passed, and whoever has it
+    will say so once more when he is rid of it.
+    """
+
+    handed: Handed
+    ended: Ended | None
+    why: Literal["dropped", "late"] = "late"
+    held_slot: bool = True
+    is_last: bool = True
+
+
+class _Stream:
+    """The queues between the boxes, and the boxes.  How a request ends is decided in the caller's thread alone."""
+
+    def __init__(self, device: Device, channel: Channel | None, plan: Plan, terms: StreamTerms) -> None:
         self.device = device
         self.channel = channel
         self.plan = plan
-        self.slots = threading.Semaphore(window)
+        self.terms = terms
         self.stopped = threading.Event()
         self.is_complete = False
-        self.order: deque[int] = deque()
-        self.asked: dict[int, Asked] = {}
-        self.to_send: SimpleQueue[Asked | None] = SimpleQueue()
+        self.intake = _Intake(terms)
+        # From the first request on that is not over, in the order in which they came.
+        self.order: deque[Handed] = deque()
+        self.broken: int | None = None
+        self.asked: dict[int, tuple[Handed, Asked]] = {}
+        self.to_send: SimpleQueue[tuple[Handed, Asked] | None] = SimpleQueue()
         self.on_the_way: SimpleQueue[bool] = SimpleQueue()
         # None: a worker has ended.
-        self.done: SimpleQueue[tuple[int, Answer | RefusedError] | None] = SimpleQueue()
+        self.done: SimpleQueue[_Done | None] = SimpleQueue()
+
+    def read(self, xs: Iterable[ArrayLike]) -> None:
+        """Take what a live source gives; what the queue has no room for is dropped."""
+        try:
+            for x in xs:
+                if self.stopped.is_set():
+                    break
+                dropped = self.intake.put(self._hand(x))
+                if dropped is not None:
+                    self.done.put(_Done(dropped, None, "dropped", held_slot=False))
+        finally:
+            self.intake.end()
 
     def compute(self, xs: Iterable[ArrayLike]) -> None:
         """Head and encoder, request by request."""
         try:
-            for x in xs:
-                self.slots.acquire()
-                if self.stopped.is_set():
-                    break
-                asked = self.device.ask(x, self.plan, self.channel)
-                self.order.append(asked.request)
-                self.to_send.put(asked)
+            for handed in self._one_by_one(xs) if self.terms.policy == "block" else iter(self.intake.take, None):
+                try:
+                    self._compute(handed)
+                except BaseException:
+                    self.broken = handed.request
+                    raise
         finally:
             self.to_send.put(None)
 
+    def _one_by_one(self, xs: Iterable[ArrayLike]) -> Iterator[Handed]:
+        """Requests that are handed in when there is a slot for them."""
+        for x in xs:
+            if not self.intake.take_slot():
+                return
+            yield self._hand(x)
+
+    def _compute(self, handed: Handed) -> None:
+        if self._left_s(handed) <= 0:
+            self.done.put(_Done(handed, None))
+            return
+        if self.channel is None:
+            self.done.put(_Done(handed, self.device.alone(handed, self.plan)))
+            return
+        asked = self.device.ask(handed, self.plan, self.channel)
+        if isinstance(asked, Ended):
+            self.done.put(_Done(handed, asked))
+        else:
+            self.to_send.put((handed, asked))
+
     def send(self) -> None:
         """Write each request to the link."""
+        assert self.channel is not None
         try:
-            while (asked := self.to_send.get()) is not None and not self.stopped.is_set():
-                self.asked[asked.request] = asked
+            while (item := self.to_send.get()) is not None and not self.stopped.is_set():
+                asked = item[1]
+                self.asked[asked.request] = item
                 self.on_the_way.put(True)
                 self.device.send(asked, self.channel)
         finally:
@@ -96,50 +225,100 @@ class _Stream:
 
     def receive(self) -> None:
         """Read one answer for each request that went out; they may come in another order."""
+        assert self.channel is not None
         while self.on_the_way.get() and not self.stopped.is_set():
             event, received_s = self.device.hear(self.channel)
-            asked = self.asked.pop(event.request)
-            self.done.put((asked.request, self.device.answer(asked, event, received_s)))
+            handed, asked = self.asked.pop(event.request)
+            self.done.put(_Done(handed, self.device.answer(asked, event, received_s)))
 
     def answers(self, xs: Iterable[ArrayLike]) -> Iterator[Answer]:
-        """Start the boxes and give the answers in order; `is_complete` where every request has its answer."""
+        """Start the boxes and give the answers; `is_complete` where nothing is left on the link."""
         compute = self._worker("compute", lambda: self.compute(xs))
-        link = (self._worker("receive", self.receive), self._worker("send", self.send))
-        ready: dict[int, Answer | RefusedError] = {}
+        is_live = self.terms.policy != "block"
+        readers = (self._worker("read", lambda: self.read(xs)),) if is_live else ()
+        link = () if self.channel is None else (self._worker("receive", self.receive), self._worker("send", self.send))
         try:
-            for worker in (compute, *link):
+            for worker in (*readers, compute, *link):
                 worker.start()
-            while not (compute.has_ended and not self.order):
-                item = self.done.get()
-                if item is None:
-                    _raise_first(link)
-                    continue
-                ready[item[0]] = item[1]
-                while self.order and self.order[0] in ready:
-                    answer = ready.pop(self.order.popleft())
-                    self.slots.release()
-                    if isinstance(answer, RefusedError):
-                        raise answer
-                    yield answer
-            self.is_complete = True
+            yield from self._given(compute, link)
         finally:
-            if not self.is_complete:
-                self._stop()
+            self._stop()
             for worker in link:
                 worker.join()
-            compute.join(JOIN_S)
-        _raise_first((compute,))
+            for worker in (*readers, compute):
+                worker.join(JOIN_S)
+        _raise_first((*readers, compute))
+
+    def _given(self, compute: _Worker, link: Iterable[_Worker]) -> Iterator[Answer]:
+        """What the caller is given, until all requests are over."""
+        finished: dict[int, _Done] = {}
+        late: set[int] = set()
+        while not (compute.has_ended and self._is_over()):
+            done = self._next()
+            if done is None:
+                _raise_first(link)
+                continue
+            request = done.handed.request
+            if request in late:
+                late.remove(request)
+                if done.held_slot:
+                    self.intake.free_slot()
+                continue
+            if not done.is_last:
+                late.add(request)
+            if not self.terms.is_ordered:
+                yield self._give(done)
+            finished[request] = done
+            while self.order and self.order[0].request in finished:
+                first = finished.pop(self.order.popleft().request)
+                if self.terms.is_ordered:
+                    yield self._give(first)
+        self.is_complete = not late
+
+    def _is_over(self) -> bool:
+        """Whether the requests that are left, if any, come behind one whose computing failed."""
+        if not self.order:
+            return True
+        return self.broken is not None and (self.order[0].request - self.broken) % 2**32 < 2**31
+
+    def _next(self) -> _Done | None:
+        """What is said next; or that the first request's deadline has passed."""
+        limit_s = self.terms.deadline_s
+        while limit_s is not None:
+            first = self.order[0] if self.order else None
+            try:
+                return self.done.get(timeout=limit_s if first is None else max(0.0, self._left_s(first)))
+            except Empty:
+                if first is not None and self._left_s(first) <= 0:
+                    return _Done(first, None, held_slot=False, is_last=False)
+        return self.done.get()
+
+    def _left_s(self, handed: Handed) -> float:
+        """Seconds until a request is late."""
+        limit_s = self.terms.deadline_s
+        return math.inf if limit_s is None else handed.start_s + limit_s - self.device.now_s()
+
+    def _give(self, done: _Done) -> Answer:
+        if done.held_slot:
+            self.intake.free_slot()
+        return self.device.record(done.ended or self.device.unanswered(done.handed, self.plan, done.why))
+
+    def _hand(self, x: ArrayLike) -> Handed:
+        handed = self.device.hand(x)
+        self.order.append(handed)
+        return handed
 
     def _worker(self, name: str, work: Callable[[], None]) -> _Worker:
         return _Worker(name, work, lambda: self.done.put(None))
 
     def _stop(self) -> None:
-        """Wake every box, wherever it waits, and have it end."""
+        """Have every box end, wherever it waits; where something is left on the link, with the link."""
         self.stopped.set()
-        self.channel.abort()
-        self.slots.release()
+        self.intake.stop()
         self.to_send.put(None)
         self.on_the_way.put(False)
+        if not self.is_complete and self.channel is not None:
+            self.channel.abort()
 
 
 def _raise_first(workers: Iterable[_Worker]) -> None:
@@ -148,11 +327,11 @@ def _raise_first(workers: Iterable[_Worker]) -> None:
             raise worker.error
 
 
-def overlapped(device: Device, xs: Iterable[ArrayLike], plan: Plan, window: int) -> Iterator[Answer]:
-    """The answers of `device` to `xs` by a plan that needs the edge, in order; see the module."""
-    channel = device.channel()
+def overlapped(device: Device, xs: Iterable[ArrayLike], plan: Plan, terms: StreamTerms) -> Iterator[Answer]:
+    """The answers of `device` to `xs` by a plan; see the module."""
+    channel = None if plan.kind == "device" else device.channel()
     device.claim(True)
-    stream = _Stream(device, channel, plan, window)
+    stream = _Stream(device, channel, plan, terms)
     try:
         yield from stream.answers(xs)
     finally:

@@ -22,7 +22,7 @@ from ..stages import RESOURCES, Resource, Work, cost, price, stages, work_of
 class Table:
     """Many candidates as columns, in the order given.
 
-    `loss_points`, `wire_bytes` (one request's uplink bytes, frames included; 0 for device plans), `numbers` and
+    `loss_points`, `wire_bytes` (the mean request's uplink bytes, frames included; 0 for device plans), `numbers` and
     `device_bytes` (the device's files) are arrays of one row per candidate; `kinds` holds "device", "upload" or
     "split", `ways` the same with "unit" for a split through a trained unit. What was not measured is NaN.
     """
@@ -41,7 +41,7 @@ class Table:
         self.device_bytes = np.array([np.nan if x is None else x for x in sizes], dtype=np.float64)
         self.is_dropped = np.array([c.dropped is not None for c in self.candidates])
         send = next(stage for stage in stages(self.work) if stage.name == "send")
-        self.wire_bytes: NDArray[np.float64] = np.asarray(send.num_bytes, dtype=np.float64)
+        self.wire_bytes: NDArray[np.float64] = np.asarray(send.num_bytes * send.share, dtype=np.float64)
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -91,13 +91,14 @@ def estimate_row(work: Work, conditions: Conditions) -> Estimate:
     wire_bytes = 0.0
     for typical, mean in zip(stages(work, is_typical=True), stages(work), strict=True):
         stage_cost = cost(typical, conditions)
-        seconds = float(stage_cost.busy_s) + float(stage_cost.delay_s)
+        seconds = float(typical.share * (stage_cost.busy_s + stage_cost.delay_s))
         if seconds > 0:
             stages_s[typical.name] = seconds
         if mean.name == "send":
-            wire_bytes = float(mean.num_bytes)
-    if work.is_remote and conditions.exchange_s > 0:
-        stages_s["exchange"] = conditions.exchange_s
+            wire_bytes = float(mean.num_bytes * mean.share)
+    exchange_s = float(work.remote_share * conditions.exchange_s)
+    if exchange_s > 0:
+        stages_s["exchange"] = exchange_s
     period_s, energy_j = float(total.period_s), float(total.energy_j)
     return Estimate(
         latency_s=float(total.latency_s),

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ..plan import Candidate
+from ..plan import Candidate, Side
 from ..profile import Profile
+from ..stages import segment_times
 
 
 def with_profiles(
@@ -22,19 +23,24 @@ def with_profiles(
 
 
 def _with_profiles(candidate: Candidate, device: Profile | None, edge: Profile | None) -> Candidate:
-    plan, times = candidate.plan, {}
-    for side, profile, segment in (("head", device, plan.head), ("tail", edge, plan.tail)):
+    plan, shares, times = candidate.plan, candidate.evidence.exit_shares, dict[str, float]()
+    sides: tuple[tuple[Side, Profile | None], ...] = (("device", device), ("edge", edge))
+    for side, profile in sides:
         if profile is None:
             continue
         codec = profile.codecs.get(str(plan.number))
-        if (segment is not None and segment not in profile.segments) or (plan.codec is not None and codec is None):
-            machine = "device" if side == "head" else "edge"
-            return msgspec.structs.replace(
-                candidate, dropped=candidate.dropped or f"not in the {machine}'s profile: not on the menu"
-            )
-        times[f"{side}_s"] = 0.0 if segment is None else profile.segments[segment].median_s
+        is_known = all(name in profile.segments for name in plan.segments_on(side))
+        if not is_known or (plan.codec is not None and codec is None):
+            why = f"not in the {side}'s profile: not on the menu"
+            return msgspec.structs.replace(candidate, dropped=candidate.dropped or why)
+        seconds = {name: timing.median_s for name, timing in profile.segments.items()}
+        taken = segment_times(plan, side, shares, seconds)
+        if side == "device":
+            times |= {"head_s": taken.segments_s, "exit_s": taken.classifiers_s}
+        else:
+            times["tail_s"] = taken.segments_s + taken.classifiers_s
         if codec is not None:
-            times["encode_s" if side == "head" else "decode_s"] = codec[side == "tail"].median_s
+            times["encode_s" if side == "device" else "decode_s"] = codec[side == "edge"].median_s
     how = "measured" if None not in (device, edge) else candidate.evidence.times_how
     evidence = msgspec.structs.replace(candidate.evidence, times_how=how, **times)
     return msgspec.structs.replace(candidate, evidence=evidence)

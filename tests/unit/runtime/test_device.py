@@ -119,7 +119,7 @@ def test_which_plan_is_asked_for(tiny_bundle: Bundle) -> None:
         Device(tiny_bundle, plan=99)
     with pytest.raises(PlanError, match="needs an edge"):
         device.infer(pictures(1)[0], plan=UPLOAD)
-    with pytest.raises(PlanError, match="window must be at least 1, got 0"):
+    with pytest.raises(PlanError, match="must be at least 1, .* got window 0"):
         device.stream(pictures(1), plan=DEVICE, window=0)
 
 
@@ -134,7 +134,7 @@ def test_a_plan_that_does_not_fit_its_segments_is_named_at_once(tiny_bundle: Bun
 def test_everything_the_device_computes_goes_through_its_pace(connect: Connect) -> None:
     pace = RecordingPace()
     device, _ = connect(pace=pace)
-    for plan, works in ((DEVICE, ["fp32"]), (UPLOAD, ["fp32"] * 2), (SPLIT32, ["fp32"] * 3)):
+    for plan, works in ((DEVICE, ["fp32"] * 2), (UPLOAD, ["fp32"] * 2), (SPLIT32, ["fp32"] * 3)):
         pace.works.clear()
         device.infer(pictures(1)[0], plan=plan)
         assert pace.works == works
