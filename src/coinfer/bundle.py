@@ -7,6 +7,8 @@
     DIR/samples.safetensors  four pictures, so that a machine can time codecs on real input
     DIR/segments/*.onnx      heads, tails and whole networks of the menu
     DIR/tables/*.safetensors static tables of the menu's codecs
+    DIR/exits/*.safetensors  what every image of those that choices are made on did at the exits of a plan
+    DIR/map.json             the best plan for every rate and load (`search.planmap`)
 
 A bundle's identity (`Bundle.digest`) is the sha256 of bundle.json, which holds the sha256 of every other file;
 device and edge agree on it in the handshake.  Written to a temporary folder, synced, then renamed.
@@ -27,7 +29,7 @@ import msgspec
 
 from .errors import BundleError, PlanError
 from .plan import Candidate, Plan, Preprocess, TensorSpec, Value
-from .profile import Profile, Radio
+from .profile import Conditions, Profile, Radio
 
 FORMAT = 1
 # What msgspec raises on bytes that are not the JSON of a type; deep nesting is a RecursionError.
@@ -69,7 +71,7 @@ class Manifest(Value, frozen=True, kw_only=True):
     the pictures came from that choices were made on, see `data.hold_out`.
     `weights_sha256` maps each variant's name to its weights' hash.  `device_power_w`, `radio`, `max_energy_j` and
     `max_device_bytes` are the job's, where it names any: what energies are counted with, and limits, unless others are
-    given.
+    given.  `conditions` are what the job named; `cuts` the unmodified network's, in the order in which it runs.
     """
 
     format: int
@@ -92,6 +94,8 @@ class Manifest(Value, frozen=True, kw_only=True):
     max_energy_j: float | None = None
     max_device_bytes: float | None = None
     holdout: str | None = None
+    conditions: Conditions | None = None
+    cuts: tuple[str, ...] = ()
     weights_sha256: dict[str, str]
     menu: tuple[Plan, ...]
     files: dict[str, FileEntry]

@@ -4,6 +4,7 @@
     is_sure(logits, rule)                   the decision of one exit
     ExitEvidence                            per image: how sure and right each exit is, how right the end, bytes sent
     choose(evidence, costs, ...)            the thresholds of least cost that keep the accuracy
+    save_evidence, load_evidence            what is known of every image, as a file of a bundle
 
 What thresholds would do (accuracy, shares, bytes) is looked up in the evidence, image by image; nothing is run again.
 Light enough for the device: numpy alone.
@@ -13,12 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
-from .errors import Infeasible, PlanError
+from .errors import BundleError, Infeasible, PlanError
+from .files import write_atomically
 from .plan import RULES, ExitRule, Rule
 
 # Thresholds tried of one exit, by quantiles of its certainty, where several exits are chosen together.
@@ -96,10 +101,24 @@ class ExitEvidence(NamedTuple):
             found[self.certainty[place] >= thresholds[place]] = place
         return found
 
+    def right_at(self, thresholds: Sequence[float]) -> NDArray[np.bool_]:
+        """(N,) which images get the right answer."""
+        by = self.answered_by(thresholds)
+        found: NDArray[np.bool_] = np.vstack([self.is_right, self.is_right_at_end])[by, np.arange(len(by))]
+        return found
+
+    def of(self, places: Sequence[int]) -> ExitEvidence:
+        """The same with these exits alone."""
+        rows = list(places)
+        return self._replace(
+            certainty=self.certainty[rows],
+            is_right=self.is_right[rows],
+            is_on_device=tuple(self.is_on_device[row] for row in rows),
+        )
+
     def at(self, thresholds: Sequence[float]) -> ExitOutcome:
         """What these thresholds do to these images, exactly."""
-        by = self.answered_by(thresholds)
-        right = np.vstack([self.is_right, self.is_right_at_end])[by, np.arange(len(by))]
+        by, right = self.answered_by(thresholds), self.right_at(thresholds)
         shares = np.bincount(by, minlength=self.num_exits + 1) / len(by)
         is_sent = ~np.isin(by, np.flatnonzero(self.is_on_device))
         return ExitOutcome(
@@ -112,6 +131,38 @@ class ExitEvidence(NamedTuple):
     def accuracy_at_end(self) -> float:
         """Top-1 in percent without any exit."""
         return 100 * float(self.is_right_at_end.mean())
+
+
+def save_evidence(evidence: ExitEvidence, path: Path) -> None:
+    """Write what is known of every image to a safetensors file."""
+    on_device = np.array(evidence.is_on_device, np.bool_)
+    tensors = {**evidence._asdict(), "is_on_device": on_device}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, save({name: np.ascontiguousarray(array) for name, array in tensors.items()}))
+
+
+def load_evidence(path: Path) -> ExitEvidence:
+    """What `save_evidence` wrote.
+
+    Raises:
+        BundleError: no such file, or one that holds something else.
+    """
+    try:
+        tensors = load_file(path)
+        found = ExitEvidence(
+            tensors["certainty"],
+            tensors["is_right"],
+            tensors["is_right_at_end"],
+            tensors["payload_bytes"],
+            tuple(bool(is_here) for is_here in tensors["is_on_device"]),
+        )
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} holds no evidence of exits: {error}") from error
+    exits, count = found.certainty.shape if found.certainty.ndim == 2 else (-1, -1)
+    shapes = (found.is_right.shape, found.is_right_at_end.shape, found.payload_bytes.shape, len(found.is_on_device))
+    if shapes != ((exits, count), (count,), (count,), exits):
+        raise BundleError(f"{path} holds no evidence of exits: shapes {found.certainty.shape}, {shapes}")
+    return found
 
 
 class Chosen(NamedTuple):

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from coinfer.build.job import BuildJob, DataJob, GoalJob, Job, ModelJob, PruneJob
+from coinfer.build.job import Job
 from coinfer.build.make import build
+from coinfer.build.sections import BuildJob, DataJob, GoalJob, ModelJob, PruneJob
 from coinfer.report.results import read_raw
 from tiny_nets import OWN_DIGITS
 

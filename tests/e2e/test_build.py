@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from coinfer.build.evaluate import Deployed, evaluate_plan
-from coinfer.build.job import BuildJob, DataJob, Job, ModelJob
+from coinfer.build.job import Job
 from coinfer.build.make import assemble, build
+from coinfer.build.sections import BuildJob, DataJob, ModelJob
 from coinfer.bundle import Bundle
 from coinfer.data import load_source
 from coinfer.engine.onnx import Session

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from coinfer.build.evaluate import Deployed
-from coinfer.build.job import BottleneckJob, BuildJob, DataJob, GoalJob, Job, ModelJob, PruneJob
+from coinfer.build.job import Job
 from coinfer.build.make import assemble, build
+from coinfer.build.sections import BottleneckJob, BuildJob, DataJob, GoalJob, ModelJob, PruneJob
 from coinfer.bundle import Bundle
 from coinfer.compress.pruned_file import Stage, load_pruned
 from coinfer.data import load_source

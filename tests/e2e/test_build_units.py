@@ -9,8 +9,9 @@ import torch
 
 from coinfer.build.bottlenecks import UnitTrainer
 from coinfer.build.evaluate import Deployed
-from coinfer.build.job import BottleneckJob, BuildJob, DataJob, Job, ModelJob
+from coinfer.build.job import Job
 from coinfer.build.make import assemble, build
+from coinfer.build.sections import BottleneckJob, BuildJob, DataJob, ModelJob
 from coinfer.build.teachers import Teachers
 from coinfer.bundle import Bundle
 from coinfer.compress.unit_training import rates_of

@@ -9,9 +9,10 @@ from ..compress.recipes import train_scene_resnet
 from ..compress.train import Step
 from ..data import default_data_dir
 from ..errors import WeightsError
-from .job import BottleneckJob, BuildJob, DataJob, DeviceJob, Job, ModelJob
+from .job import Job
 from .make import Exchange, build
 from .progress import Progress, quiet
+from .sections import BottleneckJob, BuildJob, DataJob, DeviceJob, ModelJob
 from .workshop import safe_name
 
 ZOO = Path(__file__).resolve().parents[3] / "zoo"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +52,14 @@ class Classified(NamedTuple):
     answered_by: NDArray[np.int64]
 
 
+class AtExits(NamedTuple):
+    """Of N pictures: logits (N, K) at each exit of a plan, best class at its end, payload bytes."""
+
+    logits: tuple[NDArray[Any], ...]
+    classes: NDArray[np.int64]
+    num_bytes: NDArray[np.int64]
+
+
 class Deployed:
     """One plan's segments and codec as a bundle's folder holds them."""
 
@@ -62,38 +71,75 @@ class Deployed:
 
     def classify(self, pixels: NDArray[np.uint8]) -> Classified:
         """What comes of every picture (N, H, W, C), in batches; each is really coded."""
-        parts = [self._run(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
+        parts = [self._classified(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
         return Classified(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def _run(self, pixels: NDArray[np.uint8]) -> Classified:
+    def _classified(self, pixels: NDArray[np.uint8]) -> Classified:
         count, plan = len(pixels), self.plan
         found = Classified(np.zeros(count, np.int64), np.zeros(count, np.int64), np.full(count, len(plan.exits)))
-        left, values = self._side("device", np.arange(count), (pixels,), found)
-        if plan.codec is not None and len(left):
-            codec = self._segments.codec(plan)
-            payloads = [codec.encode([v[i : i + 1] for v in values]) for i in range(len(left))]
-            decoded = [codec.decode(payload) for payload in payloads]
-            found.num_bytes[left] = [len(payload) for payload in payloads]
-            joined = tuple(np.concatenate([one[k] for one in decoded]) for k in range(len(values)))
-            left, values = self._side("edge", left, joined, found)
+        left = np.arange(count)
+
+        def decide(place: int, logits: NDArray[Any]) -> NDArray[np.bool_]:
+            nonlocal left
+            is_out = is_sure(logits, plan.exits[place].rule)
+            found.classes[left[is_out]] = top1((logits,))[is_out]
+            found.answered_by[left[is_out]] = place
+            left = left[~is_out]
+            return ~is_out
+
+        outputs = self._run(pixels, decide, lambda num_bytes: found.num_bytes.__setitem__(left, num_bytes))
         if len(left):
-            found.classes[left] = top1(values)
+            found.classes[left] = top1(outputs)
         return found
 
+    def at_exits(self, pixels: NDArray[np.uint8]) -> AtExits:
+        """What every exit of the plan, and its end, makes of every picture, whoever would have answered."""
+        logits: list[list[NDArray[Any]]] = [[] for _ in self.plan.exits]
+        num_bytes: list[NDArray[np.int64]] = []
+        classes = []
+
+        def note(place: int, given: NDArray[Any]) -> NDArray[np.bool_]:
+            logits[place].append(given)
+            return np.ones(len(given), np.bool_)
+
+        for i in range(0, len(pixels), BATCH):
+            classes.append(top1(self._run(pixels[i : i + BATCH], note, num_bytes.append)))
+        sent = np.concatenate(num_bytes) if num_bytes else np.zeros(len(pixels), np.int64)
+        return AtExits(tuple(np.concatenate(one) for one in logits), np.concatenate(classes), sent)
+
+    def _run(
+        self,
+        pixels: NDArray[np.uint8],
+        decide: Callable[[int, NDArray[Any]], NDArray[np.bool_]],
+        note_bytes: Callable[[NDArray[np.int64]], object],
+    ) -> Arrays:
+        """The network's outputs for the pictures that are left at its end; `decide` says behind each exit which are."""
+        values = self._side("device", (pixels,), decide)
+        if self.plan.codec is None:
+            return values
+        codec = self._segments.codec(self.plan)
+        payloads = [codec.encode([v[i : i + 1] for v in values]) for i in range(len(values[0]))]
+        note_bytes(np.array([len(payload) for payload in payloads], np.int64))
+        if not payloads:
+            return values
+        decoded = [codec.decode(payload) for payload in payloads]
+        joined = tuple(np.concatenate([one[k] for one in decoded]) for k in range(len(values)))
+        return self._side("edge", joined, decide)
+
     def _side(
-        self, side: Side, left: NDArray[np.int64], values: Arrays, found: Classified
-    ) -> tuple[NDArray[np.int64], Arrays]:
-        """Run one machine's segments on the pictures that are left; which of them no exit answers, and their values."""
+        self, side: Side, values: Arrays, decide: Callable[[int, NDArray[Any]], NDArray[np.bool_]]
+    ) -> Arrays:
+        """What one machine's segments make of the values of pictures, those that an exit answers left out."""
         for part in self._segments.parts(self.plan, side):
-            given = tuple(part.segment.run(values)) if len(left) else values
-            if part.exit is None or not len(left):
+            if not len(values[0]):
+                break
+            given = tuple(part.segment.run(values))
+            if part.exit is None:
                 values = given
-                continue
-            is_out = is_sure(given[0], self.plan.exits[part.exit].rule)
-            found.classes[left[is_out]] = top1(given)[is_out]
-            found.answered_by[left[is_out]] = part.exit
-            left, values = left[~is_out], tuple(value[~is_out] for value in values)
-        return left, values
+            else:
+                stays = decide(part.exit, given[0])
+                values = tuple(value[stays] for value in values)
+        return values
 
 
 def proportion_ci(correct: NDArray[np.bool_]) -> float:

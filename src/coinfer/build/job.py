@@ -22,6 +22,8 @@
     [prune]                             # optional: smaller networks to make of it, see PruneJob
     keep = [0.5, 0.25]
     cuts = ["layer2.8#0"]
+    [exits]                             # optional: early answers, see ExitsJob
+    cuts = ["layer2.8#0"]
 
 Paths (weights, `folder:PATH`) are relative to the job file's folder; the module of a factory is looked for in
 the current folder and the environment.  Weights of a smaller network are looked for beside
@@ -34,199 +36,26 @@ from __future__ import annotations
 import math
 import tomllib
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
-from ..compress.budget import Budget
-from ..compress.pruning import PruneRecipe
-from ..compress.scores import Score
-from ..errors import JobError, ModelError, PlanError, UsageError
+from ..errors import JobError, PlanError, UsageError
 from ..plan import Value
 from ..profile import RADIOS, Conditions, Link, Slowdown
 from ..search.goal import Goal
 from ..units import parse_duration_s, parse_rate_bps
-
-
-class ModelJob(Value, frozen=True, kw_only=True):
-    """Which network; `mean` and `std` (of pixels / 255) override the network's own, `top` the reply's form."""
-
-    source: str
-    weights: str | None = None
-    smaller: tuple[str, ...] = ()
-    smaller_weights: dict[str, str] = {}
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    top: int | None = None
-
-
-class DataJob(Value, frozen=True, kw_only=True):
-    """Which pictures; `size` is (height, width) where the source has none of its own.
-
-    `labels` false: labels are not used; accuracy is then agreement with the unmodified network's own answers.
-    """
-
-    source: str
-    labels: bool = True
-    size: tuple[int, int] | None = None
-    holdout: str | None = None
-
-
-class DeviceJob(Value, frozen=True, kw_only=True):
-    """How many times slower the device is than the building machine, for fp32 and, if given, for int8.
-
-    `power` is what its computing takes, in W: for energies.
-    """
-
-    slowdown: float = 1.0
-    int8_slowdown: float | None = None
-    power: float | None = None
-
-
-class EdgeJob(Value, frozen=True, kw_only=True):
-    """How loaded the edge is: a factor on its times."""
-
-    load: float = 1.0
-
-
-class LinkJob(Value, frozen=True, kw_only=True):
-    """Rate and one-way delay, as text with units; the radio whose power sending takes, and the joules of its tail."""
-
-    rate: str = "1 Mbit/s"
-    delay: str = "5 ms"
-    radio: Literal["3g", "4g", "wifi"] | None = None
-    radio_tail: float = 0.0
-
-
-class GoalJob(Value, frozen=True, kw_only=True):
-    """What to minimise, the top-1 points that may be lost, and the joules that a request may take of the device.
-
-    `max_size`: bytes of the files that the device needs.
-    """
-
-    minimise: Literal["latency", "throughput", "bytes", "energy"] = "latency"
-    max_loss: float = 1.0
-    max_energy: float | None = None
-    max_size: float | None = None
-
-
-class BuildJob(Value, frozen=True, kw_only=True):
-    """How much work: images of the three rounds of choice, images of the report, calibration pictures.
-
-    `precisions` and `cuts` (shell patterns of cut names) narrow what is tried.  `keep_all`: every candidate is
-    classified on all images and kept, however bad, for curves of bytes and accuracy.  `minutes` and `trainings` limit
-    what trainings take together; they go where the menu gains most (`spending`).
-    """
-
-    rounds: tuple[int, ...] = (250, 1000, 2000)
-    report_images: int = 8000
-    calibration_images: int = 512
-    precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
-    cuts: tuple[str, ...] = ("*",)
-    keep_all: bool = False
-    minutes: float | None = None
-    trainings: int | None = None
-
-
-class BottleneckJob(Value, frozen=True, kw_only=True):
-    """Units to train around cuts, and units that were trained before.
-
-    A unit is trained at each of `cuts` for each of `widths` and `strides`, with the network's own layers before it
-    where `light` is empty, else with a light head of each of these shares of the network's multiply-accumulates.
-    `bits` "search" takes the fewest whose accuracy after the first phase is at most `bits_loss` points below that of 8.
-    `prices` of 1,000 bits, in nats, give one rate each.  `epochs` are those of up to four phases: the unit alone, the
-    unit and the tail, the whole network, and that on pictures mixed anew; on at most `images` pictures, mirrored ones
-    too where `mirror`, and `mixes` mixes of each with another.  `labels`: of the loss, beside the network's own answers
-    (mixed pictures have no label).  `units` are files of units that were trained before.  `base`: what they are trained
-    in: the unmodified network, the smallest that step 1 of [prune] made within the goal's loss, or both.
-    """
-
-    cuts: tuple[str, ...] = ()
-    widths: tuple[int, ...] = (8,)
-    strides: tuple[int, ...] = (1,)
-    light: tuple[float, ...] = ()
-    bits: int | Literal["search"] = 6
-    bits_loss: float = 0.5
-    prepare: int = 0
-    refine: int = 1
-    prices: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
-    epochs: tuple[int, ...] = (4, 4, 0, 0)
-    images: int = 50_000
-    mirror: bool = True
-    mixes: int = 1
-    labels: float = 0.0
-    seed: int = 0
-    units: tuple[str, ...] = ()
-    base: Literal["main", "pruned", "both"] = "main"
-
-
-class PruneJob(Value, frozen=True, kw_only=True):
-    """Pruned networks to make of the main one, and such that were made before.
-
-    Step 1 prunes layers of the whole network (of `region`, without `ignore`: shell patterns of layers) to each share
-    `keep` of the `budget`, the largest first, each from the one before; a latency is that of the deployed network, or
-    of its head up to the cut `latency_at`.  Step 2 makes a series for each of `cuts`: from the smallest of these that
-    keeps the goal's loss, ever fewer channels cross there, in `counts` log-spaced steps of `cut_epochs`, until one
-    loses more.  Pictures are shifted by up to `shift` pixels in training (None: an eighth of their side, at most 4).
-    The rest is as in `PruneRecipe`; `networks` are files of networks that were pruned before.
-    """
-
-    keep: tuple[float, ...] = ()
-    budget: Budget = "macs"
-    latency_at: str | None = None
-    score: Score = "taylor"
-    rounds: int = 4
-    epochs: int = 1
-    final_epochs: int = 4
-    sparse_epochs: int = 0
-    strength: float = 1e-4
-    region: tuple[str, ...] = ("*",)
-    ignore: tuple[str, ...] = ()
-    least: int = 1
-    cuts: tuple[str, ...] = ()
-    counts: int = 8
-    cut_epochs: int = 1
-    lr: float = 0.02
-    batch_size: int = 128
-    images: int = 50_000
-    mirror: bool = True
-    mixes: int = 0
-    labels: float = 0.3
-    shift: int | None = None
-    seed: int = 0
-    networks: tuple[str, ...] = ()
-
-    def recipe(self, keep: float, *, side: int = 32) -> PruneRecipe:
-        """How step 1 comes to a share; pictures are at least `side` pixels high and wide.
-
-        Raises:
-            ModelError: a number is out of range.
-        """
-        return PruneRecipe(
-            keep=keep, budget=self.budget, score=self.score,
-            rounds=self.rounds, epochs=self.epochs, final_epochs=self.final_epochs,
-            sparse_epochs=self.sparse_epochs, strength=self.strength,
-            region=self.region, ignore=self.ignore, least=self.least,
-            lr=self.lr, final_lr=self.lr, batch_size=self.batch_size,
-            label_share=self.labels, shift=usual_shift(side) if self.shift is None else self.shift, seed=self.seed,
-        )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        if list(self.keep) != sorted(set(self.keep), reverse=True):
-            raise JobError(f"[prune] keep must be shares that fall, got {list(self.keep)}")
-        if self.latency_at is not None and self.budget != "latency":
-            raise JobError(f'[prune] latency_at is for the budget "latency", got "{self.budget}"')
-        if self.budget == "channels":
-            raise JobError('[prune] budget must be "macs", "parameters" or "latency", got "channels"')
-        if min(self.counts, self.images) < 1 or min(self.cut_epochs, self.mixes, self.shift or 0) < 0:
-            raise JobError("[prune] counts and images must be at least 1, cut_epochs, mixes and shift 0 or more")
-        if not 0 <= self.seed < 2**32:
-            raise JobError(f"[prune] seed must be 0 to {2**32 - 1}, got {self.seed}")
-        try:
-            for keep in self.keep or (0.5,):
-                self.recipe(keep)
-        except ModelError as error:
-            raise JobError(f"[prune] {error}") from error
+from .sections import (
+    BottleneckJob,
+    BuildJob,
+    DataJob,
+    DeviceJob,
+    EdgeJob,
+    ExitsJob,
+    GoalJob,
+    LinkJob,
+    ModelJob,
+    PruneJob,
+)
 
 
 def goal_of(job: Job) -> Goal:
@@ -238,15 +67,6 @@ def goal_of(job: Job) -> Goal:
         max_energy_j=goal.max_energy,
         max_device_bytes=goal.max_size,
     )
-
-
-def usual_shift(side: int) -> int:
-    """Pixels that a training picture of this side is shifted by at most.
-
-    >>> usual_shift(32), usual_shift(8), usual_shift(224)
-    (4, 1, 4)
-    """
-    return min(4, side // 8)
 
 
 class Job(Value, frozen=True, kw_only=True):
@@ -261,6 +81,7 @@ class Job(Value, frozen=True, kw_only=True):
     build: BuildJob = BuildJob()
     bottleneck: BottleneckJob = BottleneckJob()
     prune: PruneJob = PruneJob()
+    exits: ExitsJob = ExitsJob()
 
     def __post_init__(self) -> None:
         rounds = self.build.rounds
@@ -348,7 +169,8 @@ def load_job(path: Path) -> Job:
     units = tuple(str(folder / unit) for unit in job.bottleneck.units)
     bottleneck = msgspec.structs.replace(job.bottleneck, units=units)
     prune = msgspec.structs.replace(job.prune, networks=tuple(str(folder / file) for file in job.prune.networks))
-    return msgspec.structs.replace(job, model=model, data=data, bottleneck=bottleneck, prune=prune)
+    exits = msgspec.structs.replace(job.exits, files=tuple(str(folder / file) for file in job.exits.files))
+    return msgspec.structs.replace(job, model=model, data=data, bottleneck=bottleneck, prune=prune, exits=exits)
 
 
 def weights_of_smaller(job: Job, name: str) -> Path | None:

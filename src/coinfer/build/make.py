@@ -5,6 +5,7 @@
     drafts       every candidate there is                                         drafts
     weigh, time  bytes, coding times, segments timed as deployed                  measured
     rounds       accuracy on 250 images, then 1,000, then all; drop what is beaten  rounds
+    exits        what is left of networks with exits, again with them              exits
     menu         what wins somewhere over the grid of conditions                  search.menu
     assemble     the menu's files into a bundle; accuracy on test images          here
 
@@ -36,12 +37,22 @@ from ..profile import Profile
 from ..protocol import reply_bytes
 from ..search.machines import with_profiles
 from ..search.menu import menu
+from ..search.planmap import built_goal, plan_map
 from .drafts import Draft, all_drafts
 from .evaluate import Deployed, evidence_of, loss_of, proportion_ci
+from .exits import with_exits
 from .job import Job, conditions_of, goal_of
 from .measured import Tables, calibrate_and_weigh, store_tables
 from .progress import Progress, quiet
-from .rounds import classify_splits, classify_wholes, drop_dominated, drop_hopeless, drop_outdone, keep_rivals
+from .rounds import (
+    Answers,
+    classify_splits,
+    classify_wholes,
+    drop_dominated,
+    drop_hopeless,
+    drop_outdone,
+    keep_rivals,
+)
 from .timing import int8_ratio_of, time_segments
 from .variants import add_variants
 from .workshop import Workshop, prepare
@@ -81,15 +92,18 @@ def build(
         reference = _rounds(workshop, drafts, tables, int8_ratio, log, progress)
     for draft in (d for d in drafts if d.dropped is None):
         store_tables(workshop, draft, tables)
-    alive = [draft.plan for draft in drafts if draft.dropped is None]
-    workshop.keep_segments({name for plan in alive for name in (plan.head, plan.tail) if name is not None})
-    candidates = [_candidate(workshop, draft, reference) for draft in drafts]
+    candidates = [_candidate(workshop, draft, reference.is_right) for draft in drafts]
+    conditions = conditions_of(job, int8_ratio=int8_ratio)
+    candidates += with_exits(
+        workshop, candidates, reference.is_right, reference.truth, conditions, progress=progress
+    )
     samples = np.ascontiguousarray(workshop.validation.pixels[:4])
+    alive = [c.plan for c in candidates if c.dropped is None]
+    workshop.keep_segments({name for plan in alive for name in plan.segments})
     candidates, profile = timed(work, candidates, samples, workshop.outputs, progress=progress)
     errors = predicted.errors({name: timing.median_s for name, timing in profile.segments.items()})
     if errors is not None:
         log.append(f"predicted times of surviving segments against measured: {errors.text}")
-    conditions = conditions_of(job, int8_ratio=int8_ratio)
     goal = goal_of(job)
     chosen = menu(candidates, goal, int8_ratio=int8_ratio, base=conditions, also=(conditions,))
     main = next(c for c in candidates if c.plan.head == workshop.whole_name(workshop.main, "fp32"))
@@ -105,13 +119,13 @@ def build(
     return assemble(work, numbers, out, images=images, progress=progress, exchange=exchange)
 
 
-def _classified(workshop: Workshop, drafts: list[Draft], tables: Tables, progress: Progress) -> NDArray[np.bool_]:
-    """Every draft on all images, none dropped; which of them the unmodified network gets right."""
+def _classified(workshop: Workshop, drafts: list[Draft], tables: Tables, progress: Progress) -> Answers:
+    """Every draft on all images, none dropped; what whole networks say to them."""
     for draft in drafts:
         draft.is_rival = True
     answers = classify_wholes(workshop, drafts, tables, workshop.validation, progress=progress)
     classify_splits(workshop, drafts, tables, workshop.validation, answers, progress=progress)
-    return answers.is_right
+    return answers
 
 
 def _rounds(
@@ -121,7 +135,7 @@ def _rounds(
     int8_ratio: float,
     log: list[str],
     progress: Progress,
-) -> NDArray[np.bool_]:
+) -> Answers:
     images, goal = workshop.validation, workshop.job.goal
     limit, is_stream = goal.max_loss, goal.minimise == "throughput"
     keep_rivals(drafts, int8_ratio)
@@ -145,7 +159,7 @@ def _rounds(
         )
         left = sum(draft.dropped is None for draft in drafts)
         log.append(f"{count} images: {hopeless} hopeless, {beaten} beaten, {left} left")
-    return answers.is_right
+    return answers
 
 
 def timed(
@@ -225,6 +239,8 @@ def _manifest(workshop: Workshop, candidates: list[Candidate], main: Candidate, 
         max_energy_j=job.goal.max_energy,
         max_device_bytes=job.goal.max_size,
         holdout=job.data.holdout,
+        conditions=conditions,
+        cuts=tuple(cut.name for cut in workshop.whole(workshop.main, "fp32").cuts),
         weights_sha256={name: network.ancestry.weights_sha256 for name, network in workshop.networks.items()},
         menu=tuple(c.plan for c in candidates if c.dropped is None),
         files={},
@@ -257,14 +273,18 @@ def assemble(
     if missing:
         raise PlanError(f"plans {missing} did not survive the build, so their files do not exist (workshop {work})")
     plans = tuple(survivors[number] for number in sorted({*numbers, manifest.reference_plan}))
+    by_number = {candidate.plan.number: candidate for candidate in candidates}
     if images is not None:
         candidates = _reported(work, manifest.reference_plan, manifest.outputs, candidates, plans, images, progress)
     with new_folder(out) as folder:
-        for name in sorted({n for p in plans for n in (p.head, p.tail, p.tables) if n is not None}):
+        for name in sorted({n for plan in plans for n in _files_of(by_number[plan.number])}):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(work / name, folder / name)
         _save(folder / "evidence.json", candidates)
         _save(folder / "networks.json", _ancestors(work, plans))
+        if manifest.conditions is not None:
+            on_menu = [by_number[plan.number] for plan in plans]
+            _save(folder / "map.json", plan_map(on_menu, built_goal(manifest), manifest.conditions))
         for name in ("profile.json", "samples.safetensors"):
             shutil.copyfile(work / name, folder / name)
         write_manifest(folder, msgspec.structs.replace(manifest, menu=plans))
@@ -275,6 +295,12 @@ def assemble(
             write_manifest(folder, bundle.manifest)
             progress("exchange", 1, 1, "")
     return load_bundle(out)
+
+
+def _files_of(candidate: Candidate) -> set[str]:
+    """What a bundle needs for a plan: its segments and tables, and what its exits did to every image."""
+    files = (*candidate.plan.segments, candidate.plan.tables, candidate.evidence.exit_file)
+    return {name for name in files if name is not None}
 
 
 def _ancestors(work: Path, plans: Sequence[Plan]) -> dict[str, Ancestry]:

@@ -1,4 +1,4 @@
-"""The networks that a job makes of the main one: pruned ones, and networks with units.
+"""The networks that a job makes of the main one: pruned ones, networks with units, networks with exits.
 
 They are tasks (`spending`): without limits each is done in turn, with limits those that promise most.
 """
@@ -19,6 +19,7 @@ from ..model.graph import Graph
 from ..plan import Candidate, Evidence
 from .bottlenecks import UnitTrainer
 from .drafts import Draft, all_drafts
+from .exits import train_exits_of
 from .job import conditions_of, goal_of
 from .measured import calibrate_and_weigh
 from .progress import Progress
@@ -42,7 +43,8 @@ def add_variants(workshop: Workshop, *, progress: Progress) -> None:
     """
     job = workshop.job
     units, prune = job.bottleneck, job.prune
-    if not (units.cuts or units.units or prune.keep or prune.cuts or prune.networks):
+    has_exits = bool(job.exits.cuts or job.exits.files)
+    if not (units.cuts or units.units or prune.keep or prune.cuts or prune.networks or has_exits):
         return
     known: list[Candidate] = []
     gains = None
@@ -98,6 +100,8 @@ def add_variants(workshop: Workshop, *, progress: Progress) -> None:
     for name, trainer in trainers:
         for unit in trainer.units:
             workshop.add_unit(name, unit)
+    if has_exits:
+        train_exits_of(workshop, teachers, progress=progress)
     workshop.notes += [*pruner.notes, *(trainer.text for _, trainer in trainers if trainer.num_cells), *notes]
 
 

@@ -17,7 +17,7 @@ from ..compress.unit_training import UnitRecipe
 from ..errors import CutError, JobError, ModelError
 from ..model.cut import Cut, split
 from ..model.graph import Graph
-from .job import BottleneckJob, usual_shift
+from .sections import BottleneckJob, usual_shift
 
 # Steps of neighbouring rates differ by this factor at first: a price four times as high.
 GAIN = 2.0

@@ -28,13 +28,15 @@ from ..bundle import Ancestry
 from ..compress.batches import as_planes
 from ..compress.bottleneck import Unit
 from ..compress.divided import Deployable, Rate, behind_reduction, codecs_of
+from ..compress.exit_file import export_exit
+from ..compress.exits import ExitHead
 from ..compress.int8 import quantize_onnx
 from ..compress.pruned_file import Stage
 from ..compress.unit_file import Trained
 from ..data import Images, Source, load_source
 from ..engine.onnx import Session
 from ..errors import DataError, JobError
-from ..model.export import DeployedCut, Whole, cut_onnx, export_onnx, load_whole
+from ..model.export import DeployedCut, Whole, cut_onnx, export_onnx, load_whole, middle_onnx
 from ..model.graph import TOLERANCE, Graph, capture, first_of
 from ..model.tap import tap_onnx
 from ..model.zoo import IMAGENET, build_model, weights_digest
@@ -52,13 +54,14 @@ class Network:
     """One network of the job: its whole segments by precision, and how it was made.
 
     `cuts` are the names of those where it may be divided (None: all that the job admits; none of a smaller rival).  One
-    with a unit in it is cut behind the unit's reduction and nowhere else.
+    with a unit in it is cut behind the unit's reduction and nowhere else.  `classifiers` are exits by their cuts.
     """
 
     ancestry: Ancestry
     wholes: dict[str, Whole]
     cuts: tuple[str, ...] | None = None
     unit: Unit | None = None
+    classifiers: dict[str, ExitHead] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -198,13 +201,37 @@ class Workshop:
             cut_onnx(whole, cut, head=self.folder / head, tail=self.folder / tail)
         return head, tail
 
+    def between(self, network: str, precision: str, before: str | None, after: str | None) -> str:
+        """File name of the segment between two cuts (None: the input, the outputs); cut on first use."""
+        if before is None or after is None:
+            if before is None and after is None:
+                return self.whole_name(network, precision)
+            return self.segments(network, precision, str(after or before))[before is not None]
+        parts = f"{network}.{precision}.{cut_file_name(before)}.{cut_file_name(after)}"
+        name = f"segments/{parts}.middle.onnx"
+        if not (self.folder / name).is_file():
+            (self.folder / "segments").mkdir(exist_ok=True)
+            middle_onnx(self.whole(network, precision), before, after, self.folder / name)
+        return name
+
+    def classifier(self, network: str, precision: str, cut: str) -> str:
+        """File name of an exit's classifier, written on first use: it takes what crosses the cut in this precision."""
+        head, place = self.networks[network].classifiers[cut], self.whole(network, precision).cut(cut)
+        digest = weights_digest(head)[:8]
+        name = f"segments/{network}.{precision}.{cut_file_name(cut)}.{digest}.exit.onnx"
+        if not (self.folder / name).is_file():
+            (self.folder / "segments").mkdir(exist_ok=True)
+            path, (value,) = self.folder / name, place.specs
+            export_exit(head, value, path, scales=place.scales, zero_points=place.zero_points)
+        return name
+
     def whole_name(self, network: str, precision: str) -> str:
         """File name of a whole network below the folder."""
         return f"segments/{network}.{precision}.onnx"
 
     def keep_segments(self, names: set[str]) -> None:
-        """Remove the heads and tails that are none of these; they are cut again where they are asked for."""
-        for pattern in ("*.head.onnx", "*.tail.onnx"):
+        """Remove parts of networks that are none of these; they are cut again where they are asked for."""
+        for pattern in ("*.head.onnx", "*.tail.onnx", "*.middle.onnx", "*.exit.onnx"):
             for path in (self.folder / "segments").glob(pattern):
                 if f"segments/{path.name}" not in names:
                     path.unlink()

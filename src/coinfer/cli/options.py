@@ -46,11 +46,15 @@ EdgeLoad = Annotated[float, typer.Option("--edge-load", help="Factor on the edge
 GoalName = Annotated[
     str | None,
     typer.Option(
-        "--goal", help="latency, throughput, bytes or energy; the bundle's own by default.", show_default=False
+        "--goal",
+        help="latency, throughput, bytes, energy or accuracy; the bundle's own by default.",
+        show_default=False,
     ),
 ]
 MaxLatency = Annotated[
-    str | None, typer.Option("--max-latency", help="The longest latency allowed, such as 50ms.", show_default=False)
+    str | None, typer.Option(
+        "--deadline", "--max-latency", help="The longest latency allowed, such as 50ms.", show_default=False
+    ),
 ]
 MinRate = Annotated[
     float | None,

@@ -35,8 +35,6 @@ from .output import note, print_json, print_table
 if TYPE_CHECKING:
     from ..search.solve import Goal, Ranking
 
-OBJECTIVES = ("latency", "throughput", "bytes", "energy")
-
 
 def plan(
     bundle: BundleFolder,
@@ -48,6 +46,13 @@ def plan(
     min_rate: MinRate = None,
     max_bytes: MaxBytes = None,
     max_size: MaxSize = None,
+    pin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pin", metavar="PATTERN=SIDE", help="Layers that must run on one machine, such as 'layer1.*=device'.",
+            show_default=False,
+        ),
+    ] = None,
     slowdown: Slowdown = None,
     int8_slowdown: Int8Slowdown = None,
     edge_load: EdgeLoad = 1.0,
@@ -91,6 +96,7 @@ def plan(
     All figures are estimates from measured bytes, times and accuracies. Losses are of the images
     that choices are made on; the chosen plan's figure on unseen images stands beside it.
     """
+    from ..search.goal import pin_of
     from ..search.machines import with_profiles
     from ..search.solve import search
 
@@ -115,6 +121,7 @@ def plan(
         max_bytes=max_bytes,
         max_device_bytes=asked.max_device_bytes if max_size is None else max_size,
         max_energy_j=asked.max_energy_j if max_energy is None else max_energy / 1e3,
+        pins=tuple(pin_of(text, loaded.manifest.cuts) for text in pin or ()),
     )
     ranking = search(candidates, conditions, wanted)
     built = loaded.manifest
@@ -137,20 +144,17 @@ def goal_of(bundle: Bundle, minimise: str | None, max_loss: float | None) -> Goa
     Raises:
         UsageError: the objective is unknown, or the loss is below 0.
     """
-    from ..search.solve import Goal
+    from ..search.goal import OBJECTIVES
+    from ..search.planmap import built_goal
 
-    minimise = bundle.manifest.goal if minimise is None else minimise
+    own = built_goal(bundle.manifest)
+    minimise = own.minimise if minimise is None else minimise
     if minimise not in OBJECTIVES:
         raise UsageError(f'--goal must be one of {", ".join(OBJECTIVES)}, got "{minimise}"')
-    limit = bundle.manifest.max_loss_points if max_loss is None else max_loss
+    limit = own.max_loss_points if max_loss is None else max_loss
     if not limit >= 0:
         raise UsageError(f"--max-loss must be at least 0 points, got {limit:g}")
-    return Goal(
-        minimise=minimise,  # type: ignore[arg-type]
-        max_loss_points=limit,
-        max_energy_j=bundle.manifest.max_energy_j,
-        max_device_bytes=bundle.manifest.max_device_bytes,
-    )
+    return msgspec.structs.replace(own, minimise=minimise, max_loss_points=limit)
 
 
 def _entry(ranking: Ranking, candidates: list[Candidate], place: int, on_menu: set[int]) -> dict[str, Any]:
@@ -165,6 +169,10 @@ def _entry(ranking: Ranking, candidates: list[Candidate], place: int, on_menu: s
         "precision": plan.precision,
         "cut": plan.cut,
         "codec": None if plan.codec is None else plan.codec.name,
+        "exits": [
+            {"cut": exit.cut, "side": exit.side, "rule": exit.rule, "share": share}
+            for exit, share in zip(plan.exits, evidence.exit_shares, strict=True)
+        ],
         "bytes": evidence.payload_bytes,
         "wire_bytes": row.wire_bytes,
         "loss": evidence.loss_points,
@@ -222,6 +230,7 @@ def _cost_text(name: str, limit: float, with_it: float, without: float, objectiv
         "bytes": format_bytes,
         "throughput": lambda hz: f"{hz:.3g} a second",
         "energy": lambda joules: f"{joules:.3g} J",
+        "accuracy": lambda points: f"{points:.3g} points lost",
     }
     text = show[objective]
     return f"The constraint {name} = {limit:g} cost {text(without)} -> {text(with_it)}."

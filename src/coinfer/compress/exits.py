@@ -124,6 +124,11 @@ class WithExits(nn.Module):
         super().__init__()
         self.parts, self.exits = nn.ModuleList(parts), nn.ModuleList(exits)
 
+    @property
+    def classifiers(self) -> tuple[ExitHead, ...]:
+        """The exits, in order."""
+        return tuple(exit for exit in self.exits if isinstance(exit, ExitHead))
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Logits (N, K) of every exit and of the end."""
         found, crossing = [], (x,)

@@ -2,6 +2,7 @@
 
     export_onnx(graph, path)     seconds, once for a network: a Whole, saved beside the file as <stem>.json
     cut_onnx(whole, name)        milliseconds, as often as one likes
+    middle_onnx(whole, a, b)     what lies between two cuts
 
 Exporting every head and tail anew would take hours.  So all values that can cross are marked as outputs before
 the exporter sees the network, which keeps them, in a known order; afterwards the marks are removed and the names stay.
@@ -170,6 +171,21 @@ def cut_onnx(whole: Whole, cut_name: str, *, head: Path, tail: Path) -> None:
     producers = Producers(model)
     save_atomically(extract(model, producers, (whole.input, *whole.more_inputs), cut.specs), head)
     save_atomically(extract(model, producers, cut.specs, whole.outputs), tail)
+
+
+def middle_onnx(whole: Whole, first: str, second: str, path: Path) -> None:
+    """Write the part of an exported network that leads from one cut to a later one.
+
+    Raises:
+        CutError: the network cannot be cut there, or not in this order.
+        EngineError: the network's file is gone.
+    """
+    order = [cut.name for cut in whole.cuts]
+    before, after = whole.cut(first), whole.cut(second)
+    if order.index(first) >= order.index(second):
+        raise CutError(f'"{first}" does not come before "{second}" in {whole.path.name}')
+    model = load(whole.path)
+    save_atomically(extract(model, Producers(model), before.specs, after.specs), path)
 
 
 def _translate(graph: Graph, folded: Folded) -> tuple[onnx.ModelProto, dict[str, str]]:

@@ -6,6 +6,7 @@ images, not its confidence bound, which would refuse lossless plans wherever ima
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
@@ -15,21 +16,62 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PlanError
-from ..plan import Value
+from ..plan import Plan, Side, Value
 from ..units import format_bytes, format_duration
 from .estimate import Table
 
-Objective = Literal["latency", "throughput", "bytes", "energy"]
+Objective = Literal["latency", "throughput", "bytes", "energy", "accuracy"]
+OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "bytes", "energy", "accuracy")
+# How the name of a pin's constraint begins.
+PIN = "pin "
 # Losses are differences of percentages; the last bits of a double must not reject "exactly 1 point".
 LOSS_TOLERANCE = 1e-9
 
 
+class Pin(Value, frozen=True, kw_only=True):
+    """Layers that must run on one machine: those whose cuts fit `pattern`.
+
+    `cuts` are where a network may be divided so that they do: behind the last of them for the device, before the first
+    for the edge.
+    """
+
+    pattern: str
+    side: Side
+    cuts: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """As it is given: `layer1.*=device`."""
+        return f"{self.pattern}={self.side}"
+
+    def is_kept(self, plan: Plan) -> bool:
+        """Whether a plan runs these layers there."""
+        return plan.cut in self.cuts if plan.kind == "split" else (plan.kind == "device") == (self.side == "device")
+
+
+def pin_of(text: str, cuts: Sequence[str]) -> Pin:
+    """The pin that a text such as `layer1.*=device` asks for, of a network whose cuts are these, in order.
+
+    Raises:
+        PlanError: no such form, or no cut fits the pattern.
+    """
+    pattern, _, side = text.rpartition("=")
+    if side not in ("device", "edge") or not pattern:
+        raise PlanError(f'a pin must be PATTERN=device or PATTERN=edge, got "{text}"')
+    places = [place for place, name in enumerate(cuts) if fnmatch.fnmatchcase(name.partition("#")[0], pattern)]
+    if not places:
+        near = ", ".join(cuts[:: max(1, len(cuts) // 4)][:4]) or "none at all"
+        raise PlanError(f'no layer fits the pin "{text}"; cuts are such as {near}')
+    allowed = cuts[places[-1] :] if side == "device" else cuts[: places[0]]
+    return Pin(pattern=pattern, side="device" if side == "device" else "edge", cuts=tuple(allowed))
+
+
 class Goal(Value, frozen=True, kw_only=True):
-    """What to make least (or, for throughput, most), subject to what.
+    """What to make least (or, for throughput and accuracy, most), subject to what.
 
     `max_loss_points` is top-1 points against the unmodified fp32 network; `max_bytes` is uplink bytes
     of one request on the wire; `max_energy_j` the device's energy for one request; `max_device_bytes` the size of the
-    files that the device needs.
+    files that the device needs; `pins` layers that must run on one machine.
     """
 
     minimise: Objective = "latency"
@@ -39,10 +81,11 @@ class Goal(Value, frozen=True, kw_only=True):
     max_energy_j: float | None = None
     max_bytes: float | None = None
     max_device_bytes: float | None = None
+    pins: tuple[Pin, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.minimise not in ("latency", "throughput", "bytes", "energy"):
-            raise PlanError(f'a goal must be latency, throughput, bytes or energy, got "{self.minimise}" (goal)')
+        if self.minimise not in OBJECTIVES:
+            raise PlanError(f'a goal must be one of {", ".join(OBJECTIVES)}, got "{self.minimise}" (goal)')
         if math.isnan(self.max_loss_points):
             raise PlanError("max_loss_points must be a number, got nan (goal)")
         for name in ("max_latency_s", "min_throughput_hz", "max_energy_j", "max_bytes", "max_device_bytes"):
@@ -52,7 +95,10 @@ class Goal(Value, frozen=True, kw_only=True):
 
 
 class Constraint(NamedTuple):
-    """One limit of a goal beside the column that it limits; `is_floor`: values must be at least the limit."""
+    """One limit of a goal beside the column that it limits; `is_floor`: values must be at least the limit.
+
+    A pin's column is 1 where it is broken.
+    """
 
     name: str
     limit: float
@@ -88,6 +134,8 @@ def broken_text(name: str, value: float, limit: float) -> str:
     >>> broken_text("max_latency_s", 0.0200004, 0.02)
     'latency 20.0004 ms > 20 ms'
     """
+    if name.startswith(PIN):
+        return f"not {name.removeprefix(PIN)}"
     if math.isnan(value):
         return "loss not measured"
     for digits in range(3, 18):
@@ -131,7 +179,7 @@ def nearest_miss(table: Table, constraints: Sequence[Constraint]) -> str:
     broken = [c for c, e in zip(constraints, excess[:, place], strict=True) if e > 0]
     plan = table.candidates[nearest].plan
     misses = ", ".join(c.broken_text(nearest) for c in broken)
-    relax = " and ".join(f"{c.name} from {c.limit:g} to {_relaxed(c, nearest)}" for c in broken)
+    relax = " and ".join(_relaxing(c, nearest) for c in broken)
     return (
         f"no candidate meets the goal; the nearest miss is plan {plan.number} ({plan.label}) with {misses}: "
         f"relax {relax}{_relaxed_alone(constraints, rows, excess, broken)}"
@@ -152,8 +200,15 @@ def _relaxed_alone(
         allowed = np.flatnonzero(others == 0)
         if not is_named and allowed.size:
             least = int(rows[allowed[np.argmin(excess[k][allowed])]])
-            ways.append(f"{constraint.name} alone to {_relaxed(constraint, least)}")
+            is_pin = constraint.name.startswith(PIN)
+            ways.append(f"{constraint.name} alone" + ("" if is_pin else f" to {_relaxed(constraint, least)}"))
     return "".join(f", or {way}" for way in ways)
+
+
+def _relaxing(constraint: Constraint, index: int) -> str:
+    if constraint.name.startswith(PIN):
+        return f"the {constraint.name}"
+    return f"{constraint.name} from {constraint.limit:g} to {_relaxed(constraint, index)}"
 
 
 def _relaxed(constraint: Constraint, index: int) -> str:

@@ -25,7 +25,7 @@ from ..profile import Conditions
 from ..stages import price
 from ..units import format_bytes, format_duration
 from .estimate import Estimate, Table, as_table, estimate_row, row_of
-from .goal import Constraint, Goal, Objective, nearest_miss
+from .goal import PIN, Constraint, Goal, Objective, nearest_miss
 
 __all__ = [
     "KINDS",
@@ -140,7 +140,9 @@ class Ranking:
     def _plan_text(self, index: int) -> str:
         plan = self.table.candidates[index].plan
         estimate = estimate_row(row_of(self.table.work, index), self.conditions)
-        return f"{plan.number} ({plan.label}), which {achievement(estimate, self.goal.minimise)}"
+        loss = self.table.loss_points[index]
+        lost = f"loses {loss:.2f} points and " if self.goal.minimise == "accuracy" else ""
+        return f"{plan.number} ({plan.label}), which {lost}{achievement(estimate, self.goal.minimise)}"
 
     @cached_property
     def constraint_costs(self) -> tuple[ConstraintCost, ...]:
@@ -251,6 +253,7 @@ def price_table(table: Table, conditions: Conditions, goal: Goal) -> Priced:
         "throughput": total.period_s,
         "bytes": table.wire_bytes,
         "energy": total.energy_j,
+        "accuracy": table.loss_points,
     }[goal.minimise]
     limits = (
         ("max_loss_points", goal.max_loss_points, table.loss_points),
@@ -264,6 +267,9 @@ def price_table(table: Table, conditions: Conditions, goal: Goal) -> Priced:
         Constraint(name, limit, values, is_floor=name.startswith("min_"))
         for name, limit, values in limits
         if limit is not None
+    ) + tuple(
+        Constraint(f"{PIN}{pin.name}", 0.0, np.array([float(not pin.is_kept(c.plan)) for c in table.candidates]))
+        for pin in goal.pins
     )
     return Priced(goal.minimise, total.latency_s, throughput_hz, total.energy_j, objective, constraints)
 
@@ -305,5 +311,7 @@ def achievement(estimate: Estimate, minimise: Objective) -> str:
     if minimise == "bytes":
         sent = f"{format_bytes(estimate.wire_bytes)} a request" if estimate.wire_bytes else "nothing"
         return f"sends {sent} and answers in {format_duration(estimate.latency_s)}"
+    if minimise == "accuracy":
+        return f"answers in {format_duration(estimate.latency_s)}"
     spent_j = float("nan") if estimate.energy_j is None else estimate.energy_j
     return f"spends {spent_j:.3g} J of the device and answers in {format_duration(estimate.latency_s)}"

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from coinfer.build import workshop as module
-from coinfer.build.job import BuildJob, DataJob, Job, ModelJob
+from coinfer.build.job import Job
 from coinfer.build.make import build
+from coinfer.build.sections import BuildJob, DataJob, ModelJob
 from coinfer.build.workshop import Workshop, prepare
 from coinfer.engine.onnx import Session
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from coinfer.compress.batches import Views
+from coinfer.compress.exit_file import TrainedExits, export_exit, load_exits, save_exits
 from coinfer.compress.exits import (
     ExitHead,
     ExitRecipe,
@@ -22,7 +25,8 @@ from coinfer.compress.exits import (
 )
 from coinfer.compress.unit_training import Teacher, teacher_of
 from coinfer.data import Images
-from coinfer.errors import CutError, ModelError
+from coinfer.engine.onnx import Session
+from coinfer.errors import CutError, ModelError, WeightsError
 from coinfer.model.cut import parts_of, split
 from coinfer.model.graph import Graph, capture, first_of
 from coinfer.model.zoo import build_model
@@ -166,3 +170,50 @@ def test_the_temperature_undoes_what_logits_were_scaled_by() -> None:
     labels = (shares.cumsum(1) > rng.uniform(0, 1, (len(shares), 1))).argmax(1)
     for scale in (0.5, 1.0, 3.0):
         assert temperature_of(scale * logits, labels) == pytest.approx(scale, rel=0.05)
+
+
+# --- files and segments ----------------------------------------------------------------------------
+
+
+def trained_of(graph: Graph, teacher: Teacher, *, width: int = 3) -> TrainedExits:
+    cuts = (graph.cut("one#0"), graph.cut("two#0"))
+    spec, recipe = ExitSpec(width=width), msgspec.structs.replace(RECIPE, epochs=1)
+    return TrainedExits(cuts, train_exits(graph, cuts, spec, teacher, recipe), spec, recipe, {})
+
+
+def test_exits_are_one_file(graph: Graph, teacher: Teacher, tmp_path: Path) -> None:
+    trained = trained_of(graph, teacher)._replace(network={"linear.bias": torch.arange(4.0)})
+    path = tmp_path / "exits.safetensors"
+    save_exits(trained, path, network="ab" * 32)
+    again = load_exits(path, graph, network="ab" * 32)
+    assert (again.cuts, again.spec, again.recipe) == (trained.cuts, trained.spec, trained.recipe)
+    assert torch.equal(again.network["linear.bias"], torch.arange(4.0)) and len(again.network) == 1
+    for mine, theirs in zip(trained.heads, again.heads, strict=True):
+        state = theirs.state_dict()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in mine.state_dict().items())
+    with pytest.raises(WeightsError, match="trained for another network: weights abababababab, these are cdcdcdcdcdcd"):
+        load_exits(path, graph, network="cd" * 32)
+    save_file({"exits.0.classify.bias": torch.full((4,), torch.nan)}, path, metadata={"format": "coinfer-exits-1"})
+    with pytest.raises(WeightsError, match="another network: weights None"):
+        load_exits(path, graph, network="ab" * 32)
+    path.write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        load_exits(path, graph, network="ab" * 32)
+
+
+@pytest.mark.parametrize("shape", [(8, 5, 7), (6, 8), (8,)], ids=str)
+@pytest.mark.parametrize("width", [0, 4])
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_an_exported_exit_gives_the_same_logits(shape: tuple[int, ...], width: int, dtype: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    head = ExitHead(TensorSpec(name="x", shape=shape), 5, ExitSpec(width=width)).eval()
+    value = TensorSpec(name="relu_3", shape=shape, dtype=dtype)
+    given = np.random.default_rng(0).integers(0, 256, (3, *shape)).astype(dtype)
+    scale, zero_point = (0.05, 17) if dtype == "uint8" else (1.0, 0)
+    export_exit(head, value, tmp_path / "exit.onnx", scales=(scale,), zero_points=(zero_point,))
+    session = Session(tmp_path / "exit.onnx")
+    assert [spec.name for spec in session.inputs] == ["relu_3"]
+    (logits,) = session.run([given])
+    with torch.no_grad():
+        want = head(torch.from_numpy(scale * (given.astype(np.float32) - zero_point)))
+    np.testing.assert_allclose(logits, want.numpy(), rtol=1e-4, atol=1e-4)
