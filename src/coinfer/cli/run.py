@@ -43,6 +43,23 @@ def run(
     stream: Annotated[
         bool, typer.Option("--stream", help="Let computing, sending and receiving of several pictures overlap.")
     ] = False,
+    policy: Annotated[
+        str,
+        typer.Option(
+            "--policy",
+            help="Where the device cannot keep up with a stream: block, drop-oldest (the newest wins) or drop-newest.",
+        ),
+    ] = "block",
+    deadline: Annotated[
+        str | None,
+        typer.Option(
+            "--deadline", help="Of each request of a stream, such as 100ms; without an answer it is late.",
+            show_default=False,
+        ),
+    ] = None,
+    unordered: Annotated[
+        bool, typer.Option("--unordered", help="A stream's answers as they are completed: exits overtake.")
+    ] = False,
     slowdown: Slowdown = None,
     int8_slowdown: Int8Slowdown = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of one segment.")] = 1,
@@ -61,6 +78,8 @@ def run(
     """
     loaded = load_bundle(bundle)
     conditions = Options(rate or "1 Mbit/s", rtt, slowdown, int8_slowdown)
+    if not stream and (policy != "block" or deadline is not None or unordered):
+        raise UsageError("--policy, --deadline and --unordered are for a --stream")
     number = _plan_number(loaded, plan, has_edge=edge is not None, has_rate=rate is not None, options=conditions)
     from ..lab.slow import SlowedDevice
     from ..runtime.device import Device
@@ -77,7 +96,11 @@ def run(
             loaded, edge=edge, plan=number, pace=pace, threads=threads, timeout_s=parse_duration_s(timeout)
         ) as device:
             start_s = perf_counter()
-            for request, answer in _answered(device, pending, is_stream=stream):
+            if stream:
+                answered = _streamed(device, pending, policy, deadline, is_ordered=not unordered)
+            else:
+                answered = ((request, device.infer(request.pixels)) for request in pending)
+            for request, answer in answered:
                 entry = _entry(loaded, request, answer)
                 tally.add(entry)
                 if json:
@@ -86,7 +109,7 @@ def run(
                     _print_line(entry)
     finally:
         # Also where the link broke: what was answered until then was answered.
-        if tally.latencies_s:
+        if tally.latencies_s or tally.unanswered:
             name = "this machine, not slowed" if pace is None else pace.label
             summary = tally.summary(loaded, number, name, perf_counter() - start_s)
             if json:
@@ -113,40 +136,44 @@ def _plan_number(bundle: Bundle, plan: str, *, has_edge: bool, has_rate: bool, o
     return candidates[search(candidates, conditions_of(bundle, options), goal_of(bundle, None, None)).best].plan.number
 
 
-def _answered(
-    device: Device, pending: Iterator[Request], *, is_stream: bool
+def _streamed(
+    device: Device, pending: Iterator[Request], policy: str, deadline: str | None, *, is_ordered: bool
 ) -> Iterator[tuple[Request, Answer]]:
-    if not is_stream:
-        for request in pending:
-            yield request, device.infer(request.pixels)
-        return
-    asked: list[Request] = []
+    asked: dict[int, Request] = {}
 
     def pixels() -> Iterator[Any]:
-        for request in pending:
-            asked.append(request)
+        # The device numbers its requests from 0 on.
+        for number, request in enumerate(pending):
+            asked[number] = request
             yield request.pixels
 
-    # `Device.stream` answers in order and lets only a window of requests wait.
-    for answer in device.stream(pixels()):
-        yield asked.pop(0), answer
+    for answer in device.stream(
+        pixels(),
+        policy=policy,  # type: ignore[arg-type]
+        deadline_s=None if deadline is None else parse_duration_s(deadline),
+        is_ordered=is_ordered,
+    ):
+        yield asked.pop(answer.request), answer
 
 
 def _entry(bundle: Bundle, request: Request, answer: Answer) -> dict[str, Any]:
     classes, outcome = bundle.manifest.classes, answer.outcome
+    label = answer.label if answer.is_answered else None
     entry: dict[str, Any] = {
         "request": answer.request,
         "input": request.name,
-        "label": answer.label,
-        "class": classes[answer.label] if answer.label < len(classes) else None,
+        "label": label,
+        "class": classes[label] if label is not None and label < len(classes) else None,
         "plan": outcome.plan,
         "answered": answer.answered,
         "latency_s": round(outcome.latency_s, 6),
         "payload_bytes": outcome.payload_bytes,
         "wire_bytes": outcome.wire_bytes,
     }
-    if request.label is not None:
-        entry["right"] = answer.label == request.label
+    if outcome.exit is not None:
+        entry["exit"] = bundle.plan(outcome.plan).exits[outcome.exit].cut
+    if request.label is not None and label is not None:
+        entry["right"] = label == request.label
     return entry
 
 
@@ -166,9 +193,13 @@ class Tally:
     wire_bytes: int = 0
     num_right: int = 0
     num_labelled: int = 0
+    unanswered: dict[str, int] = field(default_factory=dict)
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Count one answer."""
+        """Count what came of one request."""
+        if entry["label"] is None:
+            self.unanswered[entry["answered"]] = self.unanswered.get(entry["answered"], 0) + 1
+            return
         self.latencies_s.append(entry["latency_s"])
         self.payload_bytes += entry["payload_bytes"]
         self.wire_bytes += entry["wire_bytes"]
@@ -192,11 +223,13 @@ class Tally:
             "payload_bytes": self.payload_bytes / max(1, count),
             "wire_bytes": self.wire_bytes / max(1, count),
             "accuracy": 100 * self.num_right / self.num_labelled if self.num_labelled else None,
+            "unanswered": self.unanswered,
         }
 
 
 def _summary_text(summary: dict[str, Any]) -> str:
     accuracy = "" if summary["accuracy"] is None else f", {summary['accuracy']:.2f} % right"
+    accuracy += "".join(f", {count} {why}" for why, count in summary["unanswered"].items())
     return (
         f"{summary['requests']} requests by plan {summary['plan']} ({summary['label']}), {summary['device']}: "
         f"latency p50 {format_duration(summary['latency_p50_s'])}, p95 {format_duration(summary['latency_p95_s'])}, "
