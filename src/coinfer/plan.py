@@ -28,6 +28,7 @@ Kind = Literal["device", "upload", "split"]
 Way = Literal["device", "upload", "split", "unit"]
 Precision = Literal["fp32", "int8"]
 Side = Literal["device", "edge"]
+SIDES: tuple[Side, ...] = ("device", "edge")
 Rule = Literal["confidence", "margin", "entropy"]
 RULES: tuple[Rule, ...] = ("confidence", "margin", "entropy")
 Transform = Literal["float32", "float16", "uniform", "picture", "image"]

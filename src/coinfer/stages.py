@@ -18,12 +18,13 @@ means over its requests.  What a segment takes of the mean request is `segment_t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from .plan import Candidate, Plan, Side
+from .plan import SIDES, Candidate, Plan, Side
 from .profile import Conditions
 from .protocol import wire_bytes
 
@@ -135,6 +136,49 @@ def segment_times(plan: Plan, side: Side, exit_shares: Sequence[float], seconds:
             left = max(0.0, left - (share / got_there if got_there > 0 else 0.0))
             segments_s += left * (0.0 if exit.rest is None else seconds[exit.rest])
     return SideTimes(segments_s, classifiers_s)
+
+
+class Course(NamedTuple):
+    """One course that a request of a plan can take: to an exit (its place in the plan), or to the end (None)."""
+
+    exit: int | None
+    share: float
+    work: Work
+
+
+def courses_of(candidate: Candidate, seconds: Mapping[str, float]) -> tuple[Course, ...]:
+    """The courses that requests take, each with its share and what it costs alone; one of a plan without exits.
+
+    Their prices, weighted by the shares, are the plan's own.
+
+    Args:
+        candidate: a plan with its evidence.
+        seconds: of each of its segments, by file name; a plan without exits needs none.
+    """
+    plan, evidence = candidate.plan, candidate.evidence
+    if not plan.exits:
+        return (Course(None, 1.0, row_of(work_of([candidate]), 0)),)
+    found = []
+    shares = (*evidence.exit_shares, max(0.0, 1.0 - sum(evidence.exit_shares)))
+    for place, share in enumerate(shares):
+        alone = tuple(float(place == other) for other in range(len(plan.exits)))
+        here, there = (segment_times(plan, side, alone, seconds) for side in SIDES)
+        only = msgspec.structs.replace(
+            evidence,
+            exit_shares=alone,
+            head_s=here.segments_s,
+            exit_s=here.classifiers_s,
+            tail_s=there.segments_s + there.classifiers_s,
+        )
+        work = row_of(work_of([Candidate(plan=plan, evidence=only)]), 0)
+        found.append(Course(place if place < len(plan.exits) else None, share, work))
+    return tuple(found)
+
+
+def row_of(work: Work, index: int) -> Work:
+    """One row of a table of amounts, as scalars."""
+    columns: list[Any] = [None if column is None else np.asarray(column)[index] for column in work]
+    return Work(*columns)
 
 
 def stages(work: Work, *, is_typical: bool = False) -> tuple[Stage, ...]:

@@ -4,9 +4,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from coinfer.plan import CodecSpec, Plan
+from coinfer.plan import Candidate, CodecSpec, Evidence, Plan
 from coinfer.profile import Conditions, Link, Radio, Slowdown
-from coinfer.stages import RESOURCES, Work, cost, price, remote_share, segment_times, stages, work_of
+from coinfer.stages import RESOURCES, Work, cost, courses_of, price, remote_share, segment_times, stages, work_of
 from tiny_bundle import exit_at
 
 LINK = Link(rate_bps=8e6, delay_s=0.01)
@@ -160,3 +160,26 @@ def test_a_plan_with_exits_costs_the_mean_of_its_requests():
         want = 0.75 * both[0].busy_s[resource] + 0.25 * both[1].busy_s[resource]
         assert mixed.busy_s[resource] == pytest.approx(want)
     assert both[1].busy_s["device"] == pytest.approx(0.02 + 0.01 + 0.01)
+
+
+def test_the_courses_of_a_plan_cost_what_it_costs():
+    seconds = {name: 1e-3 * value for name, value in SECONDS.items()}
+    shares = (0.5, 0.25)
+    here, there = (segment_times(EXIT_PLAN, side, shares, seconds) for side in ("device", "edge"))
+    evidence = Evidence(
+        split="validation", num_images=100, accuracy=90.0, accuracy_ci=1.0, loss_points=0.0, loss_ci_points=1.0,
+        payload_bytes=100.0, payload_bytes_p95=120.0, reply_bytes=10.0, encode_s=1e-3, decode_s=2e-3,
+        head_s=here.segments_s, exit_s=here.classifiers_s, tail_s=there.segments_s + there.classifiers_s,
+        exit_shares=shares,
+    )  # fmt: skip
+    candidate = Candidate(plan=EXIT_PLAN, evidence=evidence)
+    courses = courses_of(candidate, seconds)
+    assert [(course.exit, course.share) for course in courses] == [(0, 0.5), (1, 0.25), (None, 0.25)]
+    conditions = Conditions(link=LINK, device=Slowdown(fp32=10), edge_load=3.0, exchange_s=0.01)
+    whole, alone = price(work_of([candidate]), conditions), [price(c.work, conditions) for c in courses]
+    assert whole.latency_s[0] == pytest.approx(sum(c.share * p.latency_s for c, p in zip(courses, alone, strict=True)))
+    for resource in RESOURCES:
+        mean = sum(c.share * p.busy_s[resource] for c, p in zip(courses, alone, strict=True))
+        assert whole.busy_s[resource][0] == pytest.approx(mean)
+    # The one that ends on the device sends nothing.
+    assert alone[0].busy_s["uplink"] == 0 < alone[1].busy_s["uplink"]

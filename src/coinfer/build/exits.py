@@ -44,7 +44,7 @@ from ..model.graph import TOLERANCE, Graph, first_of
 from ..plan import Candidate, Evidence, Exit, ExitRule, Plan, Side
 from ..profile import Conditions
 from ..search.goal import Objective
-from ..stages import price, segment_times, work_of
+from ..stages import RESOURCES, Work, courses_of, price
 from .evaluate import Deployed, loss_of, proportion_ci
 from .progress import Progress, of_training
 from .sections import ExitsJob, usual_shift
@@ -250,8 +250,8 @@ def _tried(workshop: Workshop, trial: Plan, truth: NDArray[np.int64]) -> Tried:
     return Tried(trial, evidence, temperatures)
 
 
-def _timed(workshop: Workshop, candidate: Candidate, trial: Plan) -> list[Candidate]:
-    """The trial with this machine's times, as if each exit in turn, and at last none, answered every request."""
+def _timed(workshop: Workshop, candidate: Candidate, trial: Plan) -> list[Work]:
+    """What a request costs on this machine that each exit in turn answers, at last of one that none does."""
     profile = time_plans(
         lambda name: workshop.folder / name,
         [trial],
@@ -261,33 +261,21 @@ def _timed(workshop: Workshop, candidate: Candidate, trial: Plan) -> list[Candid
         core=next(iter(allowed_cores()), None),
     )
     seconds = {name: timing.median_s for name, timing in profile.segments.items()}
-    found = []
-    for answering in range(len(trial.exits) + 1):
-        shares = tuple(float(place == answering) for place in range(len(trial.exits)))
-        here, there = (segment_times(trial, side, shares, seconds) for side in ("device", "edge"))
-        evidence = msgspec.structs.replace(
-            candidate.evidence,
-            head_s=here.segments_s,
-            exit_s=here.classifiers_s,
-            tail_s=there.segments_s + there.classifiers_s,
-            exit_shares=shares,
-        )
-        found.append(Candidate(plan=trial, evidence=evidence))
-    return found
+    evidence = msgspec.structs.replace(candidate.evidence, exit_shares=(0.0,) * len(trial.exits))
+    return [course.work for course in courses_of(Candidate(plan=trial, evidence=evidence), seconds)]
 
 
-def _costs(timed: list[Candidate], conditions: Conditions, minimise: Objective) -> list[float]:
-    """What a request costs that each exit answers, at last one that none does; for a rate, of the busiest resource."""
-    work = work_of(timed)
-    total = price(work, conditions)
+def _costs(courses: list[Work], conditions: Conditions, minimise: Objective) -> list[float]:
+    """What each course of a request costs, in whatever is to be least; for a rate, of the busiest resource."""
+    prices = [price(work, conditions) for work in courses]
     if minimise == "bytes":
-        return [float(cost) for cost in np.asarray(work.remote_share) * np.asarray(work.payload_bytes)]
+        return [float(np.asarray(work.remote_share) * np.asarray(work.payload_bytes)) for work in courses]
     if minimise == "energy":
-        return [float(cost) for cost in total.energy_j]
+        return [float(total.energy_j) for total in prices]
     if minimise == "throughput":
-        busiest = max(total.busy_s, key=lambda resource: float(total.busy_s[resource][-1]))
-        return [float(cost) for cost in total.busy_s[busiest]]
-    return [float(cost) for cost in total.latency_s]
+        busiest = max(RESOURCES, key=lambda resource: float(prices[-1].busy_s[resource]))
+        return [float(total.busy_s[busiest]) for total in prices]
+    return [float(total.latency_s) for total in prices]
 
 
 def _made(

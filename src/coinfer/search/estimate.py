@@ -8,7 +8,7 @@ operations, so a search over 10,000 candidates takes about a millisecond.  All p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import PlanError
 from ..plan import Candidate, Value
 from ..profile import Conditions
-from ..stages import RESOURCES, Resource, Work, cost, price, stages, work_of
+from ..stages import RESOURCES, Resource, Work, cost, price, row_of, stages, work_of
 
 
 class Table:
@@ -54,12 +54,6 @@ def as_table(candidates: Sequence[Candidate] | Table) -> Table:
         PlanError: `candidates` is empty.
     """
     return candidates if isinstance(candidates, Table) else Table(candidates)
-
-
-def row_of(work: Work, index: int) -> Work:
-    """One row of a table of amounts, as scalars."""
-    columns: list[Any] = [None if column is None else np.asarray(column)[index] for column in work]
-    return Work(*columns)
 
 
 class Estimate(Value, frozen=True, kw_only=True):

@@ -1,7 +1,7 @@
 """The best plan for every rate, edge load and device load, computed once and looked up on the device.
 
-A PlanMap is the configuration map of Edgent (Li et al., 2019, arXiv:1910.05316) over three axes in place of one.  It holds
-numbers of plans alone: a look-up is three searches in short sorted lists.
+A PlanMap is the configuration map of Edgent (Li et al., 2019, arXiv:1910.05316) over three axes in place of one.  It
+holds numbers of plans alone: a look-up is three searches in short sorted lists.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from ..errors import Infeasible, PlanError
 from ..plan import Candidate, Kind, Value, Way
 from ..profile import Conditions
-from ..stages import price
+from ..stages import price, row_of
 from ..units import format_bytes, format_duration
-from .estimate import Estimate, Table, as_table, estimate_row, row_of
+from .estimate import Estimate, Table, as_table, estimate_row
 from .goal import PIN, Constraint, Goal, Objective, nearest_miss
 
 __all__ = [
