@@ -571,3 +571,59 @@ def test_serve_bench_and_demo_refuse_options(run: Run, bundle: Bundle):
     assert_fails(run("bench", bundle.folder, "--edge-load", 0.5), "0.5", code=2)
     assert_fails(run("bench", bundle.folder), "noise")
     assert_fails(run("demo", "--data", "mnist"), "mnist", "scene-digits", code=2)
+
+
+# --- simulate --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def busy_bundle(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same with 2 ms at the edge."""
+    folder = tmp_path_factory.mktemp("cli") / "busy"
+    shutil.copytree(bundle.folder, folder)
+    slow = [
+        msgspec.structs.replace(
+            c, evidence=msgspec.structs.replace(c.evidence, tail_s=0.0 if c.plan.kind == "device" else 0.002)
+        )
+        for c in bundle.candidates()
+    ]
+    (folder / "evidence.json").write_bytes(msgspec.json.encode(slow))
+    write_manifest(folder, bundle.manifest)
+    return load_bundle(folder)
+
+
+def test_a_fleet_is_simulated_over_a_trace(busy_bundle: Bundle, run: Run, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("seconds,bit/s\n0,1e6\n1,0\n2,5e6\n")
+    words = ["simulate", busy_bundle.folder, "--devices", "20", "--trace", trace, "--plan", SPLIT32]
+    words += ["--period", "500ms", "--duration", "30s", "--deadline", "100ms"]
+    found = run(*words, "--json").json
+    assert (found["how"], found["devices"], found["requests"], found["plan"]) == ("simulated", 20, 1200, SPLIT32)
+    assert found["latency_p50_s"] < found["latency_p95_s"] < found["latency_p99_s"] < 2.0
+    assert 0 < found["late_share"] < 1 and 0 < found["edge_busy_share"] < 1
+    assert "later than the deadline" in run(*words).out
+
+
+def test_simulated_devices_that_share_an_edge_wait_for_it(busy_bundle: Bundle, run: Run) -> None:
+    words = ["simulate", busy_bundle.folder, "--plan", UPLOAD, "--rate", "100Mbit/s", "--poisson", "--json"]
+    words += ["--period", "100ms", "--duration", "20s"]
+    alone, many, helped = (
+        run(*words, "--devices", devices, "--workers", workers).json for devices, workers in ((1, 1), (40, 1), (40, 4))
+    )
+    assert many["latency_p95_s"] > 1.2 * helped["latency_p95_s"] >= 1.2 * alone["latency_p50_s"]
+    assert many["edge_busy_share"] > 10 * alone["edge_busy_share"]
+    assert many["edge_wait_p95_s"] > 10 * helped["edge_wait_p95_s"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--duration", "1ms"], "must be 1 to 40000000 requests, got 0"),
+        (["--devices", "10000000", "--period", "10ms"], "must be 1 to 40000000 requests"),
+        (["--plan", "x"], '--plan must be a number of the menu or auto, got "x"'),
+        (["--trace", "none.csv"], "cannot read a trace"),
+    ],
+)
+def test_a_simulation_that_cannot_be_is_refused(bundle: Bundle, run: Run, words: list[str], line: str) -> None:
+    done = run("simulate", bundle.folder, *words)
+    assert done.code in (1, 2) and line in done.err

@@ -31,6 +31,7 @@ from .plan import plan
 from .profile import profile
 from .run import run
 from .serve import serve
+from .simulate import simulate
 
 # In the order of use: what a network allows, a bundle from it, its evidence, the two machines.
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "serve": serve,
     "run": run,
     "bench": bench,
+    "simulate": simulate,
     "demo": demo,
 }
 
@@ -51,6 +53,7 @@ EXTRAS = {
     "onnx": "build",
     "onnxscript": "build",
     "scipy": "build",
+    "simpy": "build",
     "sklearn": "build",
     "matplotlib": "build",
     "starlette": "edge",
