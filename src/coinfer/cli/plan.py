@@ -85,6 +85,13 @@ def plan(
         float | None,
         typer.Option("--max-energy", metavar="MILLIJOULES", help="Most millijoules of a request.", show_default=False),
     ] = None,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="Show the plans that no other beats in everything at once.")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw latency and loss of all plans (.png).", show_default=False),
+    ] = None,
     top_n: Annotated[int, typer.Option("--top-n", min=1, help="Rows of the table.")] = 10,
     json: Json = False,
 ) -> None:
@@ -96,8 +103,10 @@ def plan(
     All figures are estimates from measured bytes, times and accuracies. Losses are of the images
     that choices are made on; the chosen plan's figure on unseen images stands beside it.
     """
+    from ..report.table import front_table
     from ..search.goal import pin_of
     from ..search.machines import with_profiles
+    from ..search.pareto import pareto_front
     from ..search.solve import search
 
     loaded = load_bundle(bundle)
@@ -132,8 +141,16 @@ def plan(
             "for another goal or a stricter limit may have been dropped; build with these in [goal] to have it all"
         )
     on_menu = {entry.number for entry in loaded.manifest.menu}
+    front = pareto_front(ranking) if pareto or plot is not None else ()
+    if plot is not None:
+        from ..report.front_plot import plot_front
+
+        plot_front(plot, ranking, front, title=f"{loaded.manifest.model}: plans that no other beats in everything")
     if json:
-        print_json(_as_json(ranking, candidates, on_menu))
+        numbers = [candidates[index].plan.number for index in front]
+        print_json(_as_json(ranking, candidates, on_menu) | ({"pareto": numbers} if pareto else {}))
+    elif pareto:
+        print_table(front_table(ranking, front))
     else:
         _print(ranking, on_menu, top_n)
 

@@ -121,6 +121,24 @@ def ranking_table(ranking: Ranking, *, limit: int = 10, rejected: int = 5) -> Te
     )
 
 
+def front_table(ranking: Ranking, front: Sequence[int]) -> TextTable:
+    """The plans of a Pareto front, the fastest first; the one that the goal chooses is marked."""
+    by_index = {row.index: row for row in ranking.rows}
+    has_energy = ranking.rows[0].energy_j is not None
+    columns = ("#", "plan", "kind", "network", "cut", "codec", "bytes", "loss", "latency", "rate")
+    place = {row.index: str(k + 1) for k, row in enumerate(ranking.rows)}
+    return TextTable(
+        title=f"Pareto front, {_ranking_title(ranking)}",
+        columns=(*columns, *(("energy",) if has_energy else ()), "verdict"),
+        right=("#", "plan", "bytes", "loss", "latency", "rate", "energy"),
+        rows=tuple(
+            _ranking_cells(ranking.table.candidates[index], by_index[index], place[index], has_energy)
+            for index in front
+        ),
+        note=f"{len(front)} of {ranking.num_feasible} plans that meet the constraints; none is better in everything.",
+    )
+
+
 def _ranking_title(ranking: Ranking) -> str:
     link, device = ranking.conditions.link, ranking.conditions.device
     aim = "highest throughput" if ranking.goal.minimise == "throughput" else f"least {ranking.goal.minimise}"
