@@ -142,11 +142,25 @@ class Slowdown(Value, frozen=True, kw_only=True):
             raise PlanError(f"a slowdown must be above 0, got fp32 {self.fp32}, int8 {self.int8}")
 
 
+class Arrivals(Value, frozen=True, kw_only=True):
+    """Requests that come on and on: `rate_hz` of each of `devices` devices, evenly, or by chance (`is_random`)."""
+
+    rate_hz: float
+    is_random: bool = False
+    devices: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate_hz < math.inf or self.devices < 1:
+            given = f"{self.rate_hz} a second of {self.devices}"
+            raise PlanError(f"arrivals need a rate above 0 and at least one device, got {given}")
+
+
 class Conditions(Value, frozen=True, kw_only=True):
     """Under what a plan is priced: link, device's slowdown, edge's load (a factor on the edge's times).
 
     `exchange_s` is the fixed cost of one request over the link (see Profile); `device_power_w` prices
-    the device's computing, `radio` its sending.
+    the device's computing, `radio` its sending.  With `arrivals` requests wait for each other (`stages.price`); the
+    edge computes `edge_workers` of them at a time.
     """
 
     link: Link
@@ -155,7 +169,11 @@ class Conditions(Value, frozen=True, kw_only=True):
     exchange_s: float = 0.0
     device_power_w: float | None = None
     radio: Radio | None = None
+    arrivals: Arrivals | None = None
+    edge_workers: int = 1
 
     def __post_init__(self) -> None:
         if not self.edge_load > 0:
             raise PlanError(f"the edge's load must be above 0, got {self.edge_load}")
+        if self.edge_workers < 1:
+            raise PlanError(f"an edge needs at least 1 worker, got {self.edge_workers}")

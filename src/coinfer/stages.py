@@ -17,6 +17,7 @@ means over its requests.  What a segment takes of the mean request is `segment_t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -219,7 +220,10 @@ def cost(stage: Stage, conditions: Conditions) -> Cost:
 
 
 class Price(NamedTuple):
-    """Latency of a typical request (a mean over exits), period of a stream, busy seconds, device energy; per plan."""
+    """Latency of a typical request (a mean over exits), period of a stream, busy seconds, device energy; per plan.
+
+    `period_s` is what one device must leave between its requests, so that all devices' are served.
+    """
 
     latency_s: NDArray[np.float64]
     period_s: NDArray[np.float64]
@@ -231,7 +235,8 @@ def price(work: Work, conditions: Conditions) -> Price:
     """The whole price of one plan or of every row of a table, arrays of the table's length (or 0-d).
 
     Energy is the device's: compute at `device_power_w`, sending at the radio's power and its tail; NaN where the
-    conditions do not say both.
+    conditions do not say both.  Where requests arrive on and on, latency has the mean wait for every resource
+    (`waiting_s`), and is infinite where one cannot keep up.
     """
     shape = np.shape(work.head_s)
     latency_s = np.zeros(shape)
@@ -242,10 +247,66 @@ def price(work: Work, conditions: Conditions) -> Price:
     for stage in stages(work):
         busy_s[stage.resource] = busy_s[stage.resource] + stage.share * cost(stage, conditions).busy_s
     latency_s = latency_s + work.remote_share * np.asarray(conditions.exchange_s)
-    period_s = np.maximum.reduce([busy_s[name] for name in RESOURCES])
+    latency_s = latency_s + waiting_s(work, busy_s, conditions)
+    period_s = np.maximum.reduce([busy_s[name] * _sharers(name, conditions) for name in RESOURCES])
     energy_j = np.full(shape, np.nan)
     if conditions.device_power_w is not None and conditions.radio is not None:
         sending_w = conditions.radio.power_w(conditions.link.rate_bps)
         energy_j = busy_s["device"] * conditions.device_power_w + busy_s["uplink"] * sending_w
         energy_j = energy_j + work.remote_share * np.asarray(conditions.radio.tail_j)
     return Price(latency_s, period_s, busy_s, energy_j)
+
+
+def _sharers(resource: Resource, conditions: Conditions) -> float:
+    """Devices for each server of a resource: the edge's workers serve all of them."""
+    devices = 1 if conditions.arrivals is None else conditions.arrivals.devices
+    return devices / conditions.edge_workers if resource == "edge" else 1.0
+
+
+def waiting_s(
+    work: Work, busy_s: Mapping[Resource, NDArray[np.float64]], conditions: Conditions
+) -> NDArray[np.float64]:
+    """What the mean request waits for others, at all resources together; infinite where one cannot keep up.
+
+    Every resource is a queue of its own with a constant time of service, first come first served:
+
+        one server, by chance      W = r s / (2 (1 - r))                     M/D/1, r = arrivals x s
+        several servers            W = Erlang's C / (2 (c / s - arrivals))   M/D/c by half of M/M/c's wait
+        evenly, n devices          the edge: (n - 1) / n of it; a device's own resources: none
+
+    Approximations: what leaves one queue is more even than chance, so later queues wait less than said; the devices'
+    even arrivals at the edge are near chance where there are many; with exits a device's mean service time counts.
+    """
+    arrivals = conditions.arrivals
+    total = np.zeros(np.shape(work.head_s))
+    if arrivals is None:
+        return total
+    remote = np.asarray(work.remote_share, np.float64)
+    for resource in RESOURCES:
+        visits = np.ones_like(total) if resource == "device" else np.broadcast_to(remote, total.shape)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            service_s = np.where(visits > 0, busy_s[resource] / visits, 0.0)
+        is_shared = resource == "edge"
+        devices = arrivals.devices if is_shared else 1
+        uneven = 1.0 if arrivals.is_random else (devices - 1) / devices
+        servers = conditions.edge_workers if is_shared else 1
+        wait_s = _mean_wait_s(arrivals.rate_hz * devices * visits, service_s, servers)
+        # Even arrivals wait for nobody, as long as they are served; what does not come here waits for nothing.
+        is_served = np.isfinite(wait_s) | (visits == 0)
+        mean_s = visits * uneven * np.where(np.isfinite(wait_s), wait_s, 0.0)
+        total = total + np.where(is_served, mean_s, np.inf)
+    return total
+
+
+def _mean_wait_s(rate_hz: NDArray[np.float64], service_s: NDArray[np.float64], servers: int) -> NDArray[np.float64]:
+    """Mean wait in a queue of Poisson arrivals and constant service; infinite from a load of 1 on."""
+    load = rate_hz * service_s / servers
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        if servers == 1:
+            waits = load * service_s / (2 * (1 - load))
+        else:
+            offered = rate_hz * service_s
+            terms = [offered**k / math.factorial(k) for k in range(servers)]
+            last = offered**servers / math.factorial(servers) / (1 - load)
+            waits = last / (np.sum(terms, axis=0) + last) * service_s / (2 * servers * (1 - load))
+    return np.where(load < 1, np.where(service_s > 0, waits, 0.0), np.inf)

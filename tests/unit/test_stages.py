@@ -4,8 +4,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from coinfer.errors import PlanError
 from coinfer.plan import Candidate, CodecSpec, Evidence, Plan
-from coinfer.profile import Conditions, Link, Radio, Slowdown
+from coinfer.profile import Arrivals, Conditions, Link, Radio, Slowdown
 from coinfer.stages import RESOURCES, Work, cost, courses_of, price, remote_share, segment_times, stages, work_of
 from tiny_bundle import exit_at
 
@@ -183,3 +184,53 @@ def test_the_courses_of_a_plan_cost_what_it_costs():
         assert whole.busy_s[resource][0] == pytest.approx(mean)
     # The one that ends on the device sends nothing.
     assert alone[0].busy_s["uplink"] == 0 < alone[1].busy_s["uplink"]
+
+
+# --- requests that wait for each other --------------------------------------------------------------
+
+BUSY = SPLIT._replace(head_s=0.001, encode_s=0.0, decode_s=0.0, tail_s=0.004, payload_bytes=10.0)
+
+
+def wait_of(arrivals: Arrivals, work: Work = BUSY, **options) -> float:
+    lone, shared = (
+        price(work, Conditions(link=LINK, arrivals=given, **options)) for given in (None, arrivals)
+    )
+    return float(shared.latency_s - lone.latency_s)
+
+
+def test_a_lone_device_with_even_arrivals_waits_for_nobody():
+    assert wait_of(Arrivals(rate_hz=249.0)) == pytest.approx(0.0)
+    assert wait_of(Arrivals(rate_hz=251.0)) == np.inf
+
+
+def test_arrivals_by_chance_wait_as_in_a_queue_of_constant_service():
+    # At the edge 4 ms at a load of 0.5: 2 ms; on the device 1 ms at 0.125; the link hardly anything.
+    wait_s = wait_of(Arrivals(rate_hz=125.0, is_random=True))
+    device_s, edge_s = 0.125 * 0.001 / (2 * 0.875), 0.5 * 0.004 / (2 * 0.5)
+    assert device_s + edge_s < wait_s < device_s + edge_s + 1e-5
+
+
+def test_many_devices_share_the_edge_and_its_workers():
+    crowd = Arrivals(rate_hz=12.5, devices=10)
+    assert wait_of(crowd) == pytest.approx(0.9 * 0.5 * 0.004 / (2 * 0.5), rel=1e-6)
+    helped = wait_of(crowd, edge_workers=2)
+    # Erlang's C of two servers at a load of 1/4 each is 0.1: M/M/2 waits 0.1 x 4 ms / (2 - 0.5), M/D/2 half of it.
+    assert helped == pytest.approx(0.9 * 0.1 * 0.004 / (2 * 1.5), rel=1e-6)
+    busy = price(BUSY, Conditions(link=LINK, arrivals=crowd)).period_s
+    assert busy == pytest.approx(0.04)
+    assert price(BUSY, Conditions(link=LINK, arrivals=crowd, edge_workers=5)).period_s == pytest.approx(0.008)
+
+
+def test_what_does_not_cross_does_not_wait_for_the_edge():
+    arrivals = Arrivals(rate_hz=125.0, is_random=True)
+    half = wait_of(arrivals, BUSY._replace(remote_share=0.5))
+    device_s, edge_s = 0.125 * 0.001 / (2 * 0.875), 0.25 * 0.004 / (2 * 0.75)
+    assert half == pytest.approx(device_s + 0.5 * edge_s, rel=1e-2)
+
+
+@pytest.mark.parametrize("fields", [{"rate_hz": 0.0}, {"rate_hz": 1.0, "devices": 0}, {"rate_hz": float("nan")}])
+def test_arrivals_that_are_none_are_refused(fields):
+    with pytest.raises(PlanError, match="a rate above 0 and at least one device"):
+        Arrivals(**fields)
+    with pytest.raises(PlanError, match="at least 1 worker, got 0"):
+        Conditions(link=LINK, edge_workers=0)

@@ -9,7 +9,7 @@ import msgspec
 
 from ..bundle import Bundle
 from ..errors import PlanError, UsageError
-from ..profile import RADIOS, Conditions, Link, Profile, Slowdown
+from ..profile import RADIOS, Arrivals, Conditions, Link, Profile, Slowdown
 from ..units import parse_duration_s, parse_rate_bps
 
 
@@ -24,6 +24,8 @@ class Options(NamedTuple):
     device_power: float | None = None
     radio: str | None = None
     radio_tail: float = 0.0
+    arrivals: Arrivals | None = None
+    workers: int = 1
 
 
 def slowdown_of(bundle: Bundle, fp32: float | None, int8: float | None) -> Slowdown | None:
@@ -71,6 +73,8 @@ def conditions_of(bundle: Bundle, options: Options) -> Conditions:
         exchange_s=bundle.profile().exchange_s,
         device_power_w=bundle.manifest.device_power_w if options.device_power is None else options.device_power,
         radio=radio or bundle.manifest.radio,
+        arrivals=options.arrivals,
+        edge_workers=options.workers,
     )
 
 

@@ -12,7 +12,7 @@ import typer
 from ..bundle import Bundle, load_bundle
 from ..errors import UsageError
 from ..plan import Candidate
-from ..profile import RADIOS
+from ..profile import RADIOS, Arrivals
 from ..units import format_bytes, format_duration, parse_duration_s
 from .conditions import Options, conditions_of, load_profile
 from .options import (
@@ -85,6 +85,16 @@ def plan(
         float | None,
         typer.Option("--max-energy", metavar="MILLIJOULES", help="Most millijoules of a request.", show_default=False),
     ] = None,
+    arrival_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--arrival-rate", metavar="HZ", help="Requests that come on and on, a second of each device.",
+            show_default=False,
+        ),
+    ] = None,
+    poisson: Annotated[bool, typer.Option("--poisson", help="They come by chance, not evenly.")] = False,
+    devices: Annotated[int, typer.Option("--devices", min=1, help="Devices like this one on the edge.")] = 1,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Requests that the edge computes at a time.")] = 1,
     pareto: Annotated[
         bool, typer.Option("--pareto", help="Show the plans that no other beats in everything at once.")
     ] = False,
@@ -113,7 +123,14 @@ def plan(
     of_device = None if device_profile is None else load_profile(device_profile, loaded)
     if device_power is None and of_device is not None:
         device_power = of_device.power_w
-    options = Options(rate, rtt, slowdown, int8_slowdown, edge_load, device_power, radio, radio_tail)
+    if arrival_rate is None and (poisson or devices > 1):
+        raise UsageError("--poisson and --devices need --arrival-rate beside them")
+    arrivals = None
+    if arrival_rate is not None:
+        arrivals = Arrivals(rate_hz=arrival_rate, is_random=poisson, devices=devices)
+    options = Options(
+        rate, rtt, slowdown, int8_slowdown, edge_load, device_power, radio, radio_tail, arrivals, workers
+    )
     conditions = conditions_of(loaded, options)
     if max_energy is not None and (conditions.device_power_w is None or conditions.radio is None):
         raise UsageError("--max-energy needs --device-power (or a device profile with a measured power) and --radio")

@@ -255,10 +255,13 @@ def price_table(table: Table, conditions: Conditions, goal: Goal) -> Priced:
         "energy": total.energy_j,
         "accuracy": table.loss_points,
     }[goal.minimise]
+    # What arrives must be served.
+    asked_hz = None if conditions.arrivals is None else conditions.arrivals.rate_hz
+    least_hz = max((rate for rate in (goal.min_throughput_hz, asked_hz) if rate is not None), default=None)
     limits = (
         ("max_loss_points", goal.max_loss_points, table.loss_points),
         ("max_latency_s", goal.max_latency_s, total.latency_s),
-        ("min_throughput_hz", goal.min_throughput_hz, throughput_hz),
+        ("min_throughput_hz", least_hz, throughput_hz),
         ("max_energy_j", goal.max_energy_j, total.energy_j),
         ("max_bytes", goal.max_bytes, table.wire_bytes),
         ("max_device_bytes", goal.max_device_bytes, table.device_bytes),

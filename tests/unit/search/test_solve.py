@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import math
 import random
+import re
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coinfer.errors import Infeasible, PlanError
-from coinfer.profile import Conditions, Link, Radio, Slowdown
+from coinfer.profile import Arrivals, Conditions, Link, Radio, Slowdown
 from coinfer.protocol import wire_bytes
 from coinfer.search import Goal, Table, baselines, search
 
@@ -311,3 +313,15 @@ def test_a_table_gives_the_same_answer_as_its_candidates(trio):
     assert len(table) == 3
     assert search(table, CONDITIONS, Goal()).rows == search(trio, CONDITIONS, Goal()).rows
     assert baselines(table, CONDITIONS, Goal()) == {"device": 0, "upload": 1, "split": 2}
+
+
+def test_arrivals_that_nobody_can_serve_name_the_highest_rate(trio: list) -> None:
+    base = Conditions(link=Link(rate_bps=1e6))
+    fastest = max(row.throughput_hz for row in search(trio, base, Goal()).rows)
+    busy = msgspec.structs.replace(base, arrivals=Arrivals(rate_hz=0.9 * fastest))
+    assert search(trio, busy, Goal()).rows[0].throughput_hz >= 0.9 * fastest
+    overrun = msgspec.structs.replace(base, arrivals=Arrivals(rate_hz=2 * fastest))
+    with pytest.raises(Infeasible, match="relax min_throughput_hz from") as caught:
+        search(trio, overrun, Goal())
+    named = float(re.search(r"to ([0-9.e+]+)", str(caught.value)).group(1))
+    assert named == pytest.approx(fastest, rel=0.01) and named <= fastest

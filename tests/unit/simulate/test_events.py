@@ -10,7 +10,7 @@ import pytest
 
 from coinfer.errors import PlanError
 from coinfer.plan import Candidate, CodecSpec, Evidence, Plan
-from coinfer.profile import Conditions, Link, Slowdown, Trace
+from coinfer.profile import Arrivals, Conditions, Link, Slowdown, Trace
 from coinfer.search import estimate
 from coinfer.simulate.arrivals import periodic, poisson
 from coinfer.simulate.events import Stream, simulate
@@ -192,3 +192,22 @@ def test_devices_begin_anywhere_in_the_trace(split: Candidate) -> None:
 def test_what_cannot_be_simulated_is_refused(split: Candidate, call: Callable, words: str) -> None:
     with pytest.raises(PlanError, match=words):
         call(stream_of(split, periodic(1.0, 2)))
+
+
+# --- the model of waiting ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_devices_wait_at_the_edge_as_the_model_says(
+    make_candidate: Callable[..., Candidate], load: float, workers: int
+) -> None:
+    slow = make_candidate(1, "upload", payload_bytes=10, tail_s=0.01, encode_s=0.0, decode_s=0.0)
+    devices, service_s = 60, 0.02
+    rate_hz = load * workers / (devices * service_s)
+    conditions = msgspec.structs.replace(CONDITIONS, edge_workers=workers)
+    crowd = msgspec.structs.replace(conditions, arrivals=Arrivals(rate_hz=rate_hz, is_random=True, devices=devices))
+    said_s = estimate(slow, crowd).latency_s - estimate(slow, conditions).latency_s
+    arrivals = np.stack([poisson(rate_hz, 2000, seed=k) for k in range(devices)])
+    seen_s = simulate_fleet(courses_of(slow, {}), arrivals, conditions, workers=workers).edge_wait_s.mean()
+    assert said_s == pytest.approx(seen_s, rel=0.12, abs=2e-4)
