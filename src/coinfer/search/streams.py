@@ -8,9 +8,9 @@ A wait is that of a queue of several classes with constant service each (Pollacz
     W = sum(rate x service^2) / (2 (1 - load))
 
 Streams that come evenly still meet each other at any phase, so the same wait is counted for all but the stream's own
-requests.  At run time streams take turns on the core: one of many requests waits longer than said and one of few less, the
-waits weighted by load are as said (Kleinrock's conservation law).  The choice is exact: branch and bound over the plans
-of each stream that no other of its plans beats in latency and in every busy time.
+requests.  At run time streams take turns on the core: one of many requests waits longer than said and one of few less,
+the waits weighted by load are as said (Kleinrock's conservation law).  The choice is exact: branch and bound over the
+plans of each stream that no other of its plans beats in latency and in every busy time.
 """
 
 from __future__ import annotations
