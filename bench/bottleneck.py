@@ -201,7 +201,12 @@ GRID_RATES = tuple(float(f"{rate:.3g}") for rate in np.geomspace(30e3, 30e6, 13)
 GRID_SLOWDOWNS = tuple(float(f"{slow:.3g}") for slow in np.geomspace(3, 300, 9))
 # Measured of it: the band where the estimated map has a split in front, and on both sides of it.
 BAND = {53.3: GRID_RATES[6:8], 94.9: GRID_RATES[4:7], 169.0: GRID_RATES[3:6], 300.0: GRID_RATES[2:5]}
-BESIDE = {53.3: GRID_RATES[3:4], 94.9: GRID_RATES[2:3] + GRID_RATES[7:8], 169.0: GRID_RATES[7:8], 300.0: GRID_RATES[6:7]}
+BESIDE = {
+    53.3: GRID_RATES[3:4],
+    94.9: GRID_RATES[2:3] + GRID_RATES[7:8],
+    169.0: GRID_RATES[7:8],
+    300.0: GRID_RATES[6:7],
+}
 STUDY = Study(
     "resnet56-units",
     tuple((rate, slowdown) for slowdown, rates in BAND.items() for rate in sorted((*rates, *BESIDE[slowdown]))),

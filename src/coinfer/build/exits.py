@@ -39,7 +39,7 @@ from ..engine.measure import allowed_cores
 from ..engine.plans import time_plans
 from ..errors import Infeasible, JobError, ModelError
 from ..exits import ExitEvidence, certainty, choose, save_evidence
-from ..model.cut import Cut
+from ..model.cut import SEVERAL, Cut
 from ..model.graph import TOLERANCE, Graph, first_of
 from ..plan import Candidate, Evidence, Exit, ExitRule, Plan, Side
 from ..profile import Conditions
@@ -198,6 +198,9 @@ def with_exits(
 def _trial(workshop: Workshop, plan: Plan) -> Plan:
     """A plan with an exit at every place where it can have one, none of which ever answers."""
     job = workshop.job.exits
+    if plan.cut is not None and SEVERAL in plan.cut:
+        # No prefix of the layers ends there: an exit of the device might need what the edge computes.
+        return plan
     rules = {cut: ExitRule(threshold=NEVER, rule=job.rule) for cut in workshop.networks[plan.variant].classifiers}
     return _with(workshop, plan, rules)
 

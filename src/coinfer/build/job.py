@@ -87,6 +87,9 @@ class Job(Value, frozen=True, kw_only=True):
         rounds = self.build.rounds
         if not rounds or min(rounds) < 1 or list(rounds) != sorted(rounds):
             raise JobError(f"[build] rounds must be increasing image counts, got {list(rounds)}")
+        if "fp32" not in self.build.precisions:
+            given = list(self.build.precisions)
+            raise JobError(f"[build] precisions must have fp32, against which losses are counted, got {given}")
         if self.build.report_images < 1 or self.build.calibration_images < 1:
             raise JobError("[build] report_images and calibration_images must be at least 1")
         if not (self.build.minutes is None or self.build.minutes >= 0) or (self.build.trainings or 0) < 0:

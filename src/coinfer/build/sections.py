@@ -87,7 +87,8 @@ class BuildJob(Value, frozen=True, kw_only=True):
 
     `precisions` and `cuts` (shell patterns of cut names) narrow what is tried.  `keep_all`: every candidate is
     classified on all images and kept, however bad, for curves of bytes and accuracy.  `minutes` and `trainings` limit
-    what trainings take together; they go where the menu gains most (`spending`).
+    what trainings take together; they go where the menu gains most (`spending`).  `divisions`: a network with branches
+    is also cut where no prefix of its layers ends, if a minimum cut says that it is best somewhere.
     """
 
     rounds: tuple[int, ...] = (250, 1000, 2000)
@@ -96,6 +97,7 @@ class BuildJob(Value, frozen=True, kw_only=True):
     precisions: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
     cuts: tuple[str, ...] = ("*",)
     keep_all: bool = False
+    divisions: bool = True
     minutes: float | None = None
     trainings: int | None = None
 

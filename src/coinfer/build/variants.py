@@ -14,7 +14,7 @@ import msgspec
 from ..compress.pruning import VERSIONS as PRUNING_VERSIONS
 from ..compress.unit_file import load_unit, network_of
 from ..compress.unit_training import VERSIONS as UNIT_VERSIONS
-from ..errors import CutError, ModelError, WeightsError
+from ..errors import CutError, DataError, ModelError, WeightsError
 from ..model.graph import Graph
 from ..plan import Candidate, Evidence
 from .bottlenecks import UnitTrainer
@@ -85,7 +85,10 @@ def add_variants(workshop: Workshop, *, progress: Progress) -> None:
 
     if units.cuts:
         # What does not fit is refused before anything is trained.
-        list(wanted_units(units, workshop.graph))
+        wanted = list(wanted_units(units, workshop.graph))
+        count, least = len(workshop.source.drawn("train", units.images)), max(w.recipe.batch_size for w in wanted)
+        if count < least:
+            raise DataError(f'training a unit needs at least {least} pictures, got {count} (data "{job.data.source}")')
     pruner = Pruner(
         job, workshop.main, teachers, workshop.folder / "pruned", known,
         keep=keep, behind=behind, progress=progress,

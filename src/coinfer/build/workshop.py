@@ -41,6 +41,7 @@ from ..model.graph import TOLERANCE, Graph, capture, first_of
 from ..model.tap import tap_onnx
 from ..model.zoo import IMAGENET, build_model, weights_digest
 from ..plan import Preprocess, TensorSpec
+from .divisions import other_cuts
 from .evaluate import BATCH, spare_threads
 from .job import Job, weights_of_smaller
 from .progress import Progress, quiet
@@ -147,7 +148,8 @@ class Workshop:
             raise JobError(f'two networks of the job are named "{name}"')
         pruned = tuple(msgspec.to_builtins(stage) for stage in stages)
         ancestry = Ancestry(name=name, weights_sha256=weights_digest(module), base=base, pruned=pruned)
-        self.networks[name] = Network(ancestry, _exported(self, name, module, ancestry.weights_sha256), cuts)
+        wholes = _exported(self, name, module, ancestry.weights_sha256, is_divided=cuts is None)
+        self.networks[name] = Network(ancestry, wholes, cuts)
         return self.networks[name]
 
     def add_unit(self, base: str, trained: Trained) -> Network:
@@ -351,13 +353,20 @@ def _check_channels(job: Job, source: Source, preprocess: Preprocess) -> None:
         )
 
 
-def _exported(workshop: Workshop, name: str, module: torch.nn.Module, weights_sha256: str) -> dict[str, Whole]:
-    """A network as whole segments by precision, from the files of an earlier build where they are the same."""
+def _exported(
+    workshop: Workshop, name: str, module: torch.nn.Module, weights_sha256: str, *, is_divided: bool = False
+) -> dict[str, Whole]:
+    """A network as whole segments by precision, from the files of an earlier build where they are the same.
+
+    `is_divided`: it is to be cut anywhere, and where no prefix of its layers ends.
+    """
+    is_divided = is_divided and workshop.job.build.divisions
     folder, source, preprocess = workshop.folder, workshop.source, workshop.preprocess
     calibration, precisions = workshop.calibration, workshop.job.build.precisions
     pictures = hashlib.sha256(np.ascontiguousarray(calibration).tobytes()).hexdigest()
     versions = [__version__, *(f"{name} {metadata.version(name)}" for name in ("torch", "onnx", "onnxruntime"))]
     recipe = f"{weights_sha256} {source.name} {source.shape} {preprocess} {pictures} {type(module)} {versions}"
+    recipe += " divided" if is_divided else ""
     key = hashlib.sha256(recipe.encode()).hexdigest()
     wholes: dict[str, Whole] = {}
     key_file = folder / f"{name}.key"
@@ -374,7 +383,10 @@ def _exported(workshop: Workshop, name: str, module: torch.nn.Module, weights_sh
         for precision in ("fp32", "int8"):
             for stale in (folder / "segments").glob(f"{name}.{precision}.*"):
                 stale.unlink()
-        wholes["fp32"] = export_onnx(capture(module, example), fp32, preprocess=preprocess)
+        graph = capture(module, example)
+        if is_divided:
+            graph = graph.with_cuts(other_cuts(graph))
+        wholes["fp32"] = export_onnx(graph, fp32, preprocess=preprocess)
     if "int8" in precisions:
         wholes["int8"] = quantize_onnx(wholes["fp32"], calibration[:INT8_PICTURES], int8)
     key_file.write_text(key)

@@ -212,7 +212,21 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, 
     """Write tensors as safetensors, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    write_atomically(path, save(plain, metadata))
+    write_atomically(path, _in_order(save(plain, metadata)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same safetensors file with its metadata sorted: the library writes it in another order in every process.
+
+    The file is the header's length (u64), the header (JSON, padded with spaces to 8 bytes), the tensors.
+    """
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    if "__metadata__" in header:
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def load_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:

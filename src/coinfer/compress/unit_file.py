@@ -109,15 +109,26 @@ def load_unit(path: Path, graph: Graph, *, network: str) -> Trained:
         unknown = divided.load_state_dict(tensors, strict=False).unexpected_keys
     except (KeyError, msgspec.MsgspecError, ModelError, RuntimeError) as error:
         raise WeightsError(f"unit {path} does not fit: {error}") from error
+    trained = Trained(divided.eval(), cut, metadata)
+    try:
+        trained.recipes  # noqa: B018 - read once, so that it can be read ever after
+    except (KeyError, msgspec.MsgspecError, ModelError) as error:
+        raise WeightsError(f"unit {path} does not say how it was trained: {error}") from error
     needed = _needed(spec)
     missing = [name for name in divided.state_dict() if name.startswith(needed) and name not in tensors]
     if unknown or missing:
         raise WeightsError(f"unit {path} does not fit: unknown {unknown[:3]}, missing {missing[:3]}")
     for name, tensor in tensors.items():
         is_prior = name.endswith("quantiser.shares")
+        if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
+            raise WeightsError(f'unit {path} does not fit: "{name}" is {tensor.dtype}, not floating')
         if tensor.is_floating_point() and not tensor.isfinite().all() or is_prior and not (tensor > 0).all():
             raise WeightsError(f'unit {path} does not fit: "{name}" holds values that no training leaves')
-    return Trained(divided.eval(), cut, metadata)
+    for rate in range(len(spec.gains)):
+        low, step = divided.unit.quantiser.grid(rate)
+        if not (low.isfinite().all() and step.isfinite().all() and (step > 0).all()):
+            raise WeightsError(f"unit {path} does not fit: the steps of rate {rate} are no numbers above 0")
+    return trained
 
 
 def _needed(spec: UnitSpec) -> tuple[str, ...]:

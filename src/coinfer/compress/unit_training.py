@@ -42,7 +42,7 @@ from .train import Schedule, Step, fit
 
 START_PICTURES = 512
 # What else a training depends on: the number is raised when this code trains otherwise.
-VERSIONS = ("unit-training-3", f"torch {torch.__version__}")
+VERSIONS = ("unit-training-4", f"torch {torch.__version__}")
 Progress = Callable[[str, Step], None]
 
 
@@ -187,6 +187,8 @@ class UnitTraining:
             return
         seen = self._seen(first) if self._features is None else self._features
         features = seen[0, :START_PICTURES].float().to(self._device)
+        if not features.isfinite().all():
+            raise ModelError(f'of training pictures the network gives values at "{self._cut.name}" that are no numbers')
         if wider is None:
             unit.start_from(features)
         else:
@@ -221,6 +223,9 @@ class UnitTraining:
         divided, recipe = self.divided, self._recipe
         divided.requires_grad_(True)
         divided.head.requires_grad_(self._is_light)
+        if self._is_light and recipe.alone and recipe.together:
+            # What the head gives has grown while it learned, and the steps have hardly moved.
+            self._start(None)
         module: nn.Module = divided if self._is_light else Behind(divided)
         if recipe.together:
             batches: Batches = self._pictures(shift=recipe.shift) if self._is_light else self._behind()

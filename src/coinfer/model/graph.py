@@ -17,9 +17,10 @@ image), and nodes that pass a value on as it is (dropout, a slice of everything)
 from __future__ import annotations
 
 import copy
+import dataclasses
 import difflib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -28,7 +29,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import CaptureError, CutError
 from ..plan import TensorSpec
-from .cut import Cut, is_batch_size
+from .cut import SEVERAL, Cut, is_batch_size
 from .facts import Fact, facts_of, macs_of, record, settle_numbers
 from .naming import name_values, op_of
 from .trace import TRACE_ERRORS, How, first_line, trace
@@ -54,6 +55,7 @@ class Graph:
     example: tuple[Tensor, ...] = field(repr=False)
     facts: dict[str, Fact] = field(repr=False)
     macs: dict[str, int] = field(repr=False)
+    more_cuts: tuple[Cut, ...] = ()
 
     @property
     def num_macs(self) -> int:
@@ -67,11 +69,31 @@ class Graph:
 
     @cached_property
     def _cuts(self) -> tuple[Cut, ...]:
-        return tuple(_enumerate(self))
+        return (*_enumerate(self), *self.more_cuts)
 
     def cuts(self) -> tuple[Cut, ...]:
-        """Every cut, in the order in which the model runs."""
+        """Every cut, in the order in which the model runs; behind them those that `with_cuts` added."""
         return self._cuts
+
+    def cut_of(self, on_device: Collection[str]) -> Cut:
+        """The cut behind just these compute nodes, be they a prefix or not.
+
+        One that no prefix has is named by its crossing values: `inception.b1#0 + inception.b2.0#0`.
+
+        Args:
+            on_device: names of compute nodes (`roles.compute`).
+
+        Raises:
+            CutError: a node of the device needs one that is not, nothing is left for one side, or a value that cannot
+                cross would have to; names it.
+        """
+        return cut_behind(self, on_device)
+
+    def with_cuts(self, cuts: Sequence[Cut]) -> Graph:
+        """The same graph with more cuts, such as those of `cut_of`; those that it has already are left out."""
+        known = {cut.specs for cut in self.cuts()}
+        fresh = {cut.specs: cut for cut in cuts if cut.specs not in known}
+        return dataclasses.replace(self, more_cuts=(*self.more_cuts, *fresh.values()))
 
     def cut(self, name: str) -> Cut:
         """The cut of that name, or with that alias.
@@ -175,7 +197,8 @@ def _checked(model: nn.Module, module: fx.GraphModule, inputs: Sequence[Tensor],
     seen, output = record(module, inputs)
     nodes = output_nodes(module.graph)
     for node, want, got in zip(nodes, tensors_in(wanted), tensors_in(output), strict=False):
-        scale = float(want.abs().max()) if want.numel() else 0.0
+        # What is no number says nothing of the scale, and must be none in both.
+        scale = float(want.nan_to_num(posinf=0.0, neginf=0.0).abs().max()) if want.numel() else 0.0
         if want.shape != got.shape or not torch.allclose(want, got, rtol=0.0, atol=TOLERANCE * scale, equal_nan=True):
             raise CaptureError(
                 f'the captured {name} gives another output "{node.name}" than the model for a batch of '
@@ -268,6 +291,49 @@ def _enumerate(graph: Graph) -> Iterator[Cut]:
             compute_share=done / graph.num_macs if graph.num_macs else 0.0,
             aliases=aliases,
         )
+
+
+def cut_behind(graph: Graph, on_device: Collection[str]) -> Cut:
+    """See `Graph.cut_of`."""
+    roles, facts = graph.roles, graph.facts
+    unknown = set(on_device) - {node.name for node in roles.compute}
+    if unknown:
+        raise CutError(f'"{min(unknown)}" is no compute node of this graph')
+    here = {node for node in roles.compute if node.name in on_device}
+    for node in roles.compute:
+        for source in node.all_input_nodes if node in here else ():
+            made = roles.same.get(source, source)
+            if made.op != "placeholder" and made not in roles.free and made not in here:
+                raise CutError(f'"{node.name}" on the device needs "{made.name}" of the edge: nothing comes back')
+    inputs = graph.module.graph.find_nodes(op="placeholder")
+    crossing = [value for value in (*inputs, *roles.compute) if _crosses(value, here, roles)]
+    if not crossing or all(value.op == "placeholder" for value in crossing) or len(here) == len(roles.compute):
+        raise CutError("a cut leaves something to compute on either side")
+    for value in crossing:
+        if not facts[value.name].has_batch:
+            raise CutError(f'"{value.name}" would have to cross and cannot: it is no tensor with a leading batch')
+    specs = tuple(_sample_spec(value, facts) for value in crossing)
+    known = next((cut for cut in graph.cuts() if cut.specs == specs), None)
+    if known is not None:
+        return known
+    names = name_values([node for node in roles.compute if facts[node.name].shape is not None], roles.same)
+    parts = [value.name if value.op == "placeholder" else names[value][0] for value in crossing]
+    done = sum(graph.macs.get(node.name, 0) for node in here)
+    return Cut(name=SEVERAL.join(parts), specs=specs, compute_share=done / graph.num_macs if graph.num_macs else 0.0)
+
+
+def _crosses(value: fx.Node, here: set[fx.Node], roles: Roles) -> bool:
+    """Whether a value made on the device, or given, is used on the edge, also through nodes that pass it on."""
+    if value.op != "placeholder" and value not in here:
+        return False
+    users = list(value.users)
+    while users:
+        user = users.pop()
+        if user in roles.same:
+            users += user.users
+        elif user.op == "output" or (user in roles.compute and user not in here):
+            return True
+    return False
 
 
 def _sample_spec(node: fx.Node, facts: dict[str, Fact]) -> TensorSpec:

@@ -1,5 +1,6 @@
 """Units in training and out of it: what learns, what stays, what is resumed, what crosses the link."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from coinfer.compress.batches import Views, as_inputs, seen_by
 from coinfer.compress.bottleneck import UnitSpec
 from coinfer.compress.divided import Deployable, codecs_of
 from coinfer.compress.encoder import LightHead, num_macs, width_for
-from coinfer.compress.train import Step
+from coinfer.compress.train import Step, load_tensors
 from coinfer.compress.unit_file import load_unit, save_unit
 from coinfer.compress.unit_training import UnitRecipe, UnitTraining, rates_of, teacher_of
 from coinfer.data import Images
@@ -288,3 +289,59 @@ def test_a_loss_that_breaks_keeps_the_last_epoch(graph: Graph, images: Images, t
     recipe = UnitRecipe(alone=3, together=0, prices=(0.01, 0.1), batch_size=32, lr=1e30)
     with pytest.raises(ModelError, match=r"loss became (nan|inf) in epoch \d+, batch \d+"):
         train(graph, images, recipe=recipe, checkpoints=tmp_path)
+
+
+def test_a_light_heads_steps_are_set_anew_once_it_has_learned(graph: Graph, images: Images) -> None:
+    light = UnitSpec(width=4, stride=2, bits=4, gains=(1.0, 2.0), head_width=8)
+    short = {"prices": (0.0, 0.01), "batch_size": 32, "lr": 2e-2, "together_lr": 1e-6}
+    divided = train(graph, images, light, UnitRecipe(alone=25, together=1, **short))
+    with torch.no_grad():
+        code = divided.unit.code(divided.head(as_inputs(images.pixels, PREPROCESS)))
+        symbols = divided.unit.quantiser.symbols(code, 0)
+    at_the_ends = ((symbols == 0) | (symbols == 15)).float().mean()
+    assert float(at_the_ends) < 0.1
+
+
+def test_a_units_file_has_its_metadata_in_order(graph: Graph, images: Images, tmp_path: Path) -> None:
+    """The library writes it in another order in every process, and so another hash of the same unit."""
+    divided, cut = train(graph, images), graph.cut("/relu#0")
+    for name in ("one", "two"):
+        save_unit(divided, graph, cut, tmp_path / name, network="ab" * 32, recipes=[RECIPE, RECIPE])
+    content = (tmp_path / "one").read_bytes()
+    assert content == (tmp_path / "two").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert list(header["__metadata__"]) == sorted(header["__metadata__"])
+    assert load_unit(tmp_path / "one", graph, network="ab" * 32).recipes == (RECIPE, RECIPE)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"metadata": {"recipe": None}}, "does not say how it was trained"),
+        ({"metadata": {"recipe": "{}x"}}, "does not say how it was trained"),
+        ({"unit.reduce.weight": torch.zeros((4, 8, 2, 2), dtype=torch.int32)}, "is torch.int32, not floating"),
+        ({"unit.quantiser.log_step": torch.full((2, 4), 1000.0)}, "the steps of rate 0 are no numbers above 0"),
+    ],
+)
+def test_a_unit_file_that_was_tampered_with_is_refused(
+    graph: Graph, images: Images, tmp_path: Path, change: dict, words: str
+) -> None:
+    path = tmp_path / "unit.safetensors"
+    divided = train(graph, images, recipe=UnitRecipe(alone=0, **SHORT))
+    save_unit(divided, graph, graph.cut("/relu#0"), path, network="ab" * 32, recipes=[RECIPE])
+    tensors, metadata = load_tensors(path, "unit")
+    metadata |= change.pop("metadata", {})
+    save_file(tensors | change, path, metadata={key: value for key, value in metadata.items() if value is not None})
+    with pytest.raises(WeightsError, match=words):
+        load_unit(path, graph, network="ab" * 32)
+
+
+def test_a_network_that_gives_no_numbers_is_named(images: Images) -> None:
+    class Broken(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = torch.relu(self.norm(self.first(x)).sub(50.0).log())
+            return self.last(torch.relu(self.second(y)).mean((2, 3)))
+
+    broken = capture(Broken(), torch.zeros(2, 3, 8, 8))
+    with pytest.raises(ModelError, match='values at "/.*" that are no numbers'):
+        train(broken, images)
