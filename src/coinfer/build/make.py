@@ -24,13 +24,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from .. import __version__
 from ..bundle import FORMAT, Ancestry, Bundle, Manifest, load_bundle, new_folder, write_manifest
 from ..data import Images
 from ..engine.measure import allowed_cores, pinned
-from ..engine.plans import time_plans
+from ..engine.plans import time_batches, time_plans
 from ..errors import BundleError, PlanError
 from ..plan import Candidate, Evidence, Plan, TensorSpec
 from ..profile import Profile
@@ -287,6 +287,7 @@ def assemble(
             _save(folder / "map.json", plan_map(on_menu, built_goal(manifest), manifest.conditions))
         for name in ("profile.json", "samples.safetensors"):
             shutil.copyfile(work / name, folder / name)
+        _add_batches(folder, plans, manifest.outputs)
         write_manifest(folder, msgspec.structs.replace(manifest, menu=plans))
         if exchange is not None:
             progress("exchange", 0, 1, "loopback")
@@ -295,6 +296,15 @@ def assemble(
             write_manifest(folder, bundle.manifest)
             progress("exchange", 1, 1, "")
     return load_bundle(out)
+
+
+def _add_batches(folder: Path, plans: Sequence[Plan], outputs: tuple[TensorSpec, ...]) -> None:
+    """Time the edge's segments of the menu for whole batches, and add that to the bundle's profile."""
+    profile = msgspec.json.decode((folder / "profile.json").read_bytes(), type=Profile)
+    samples = load_file(folder / "samples.safetensors")["pixels"]
+    core = next(iter(allowed_cores()), None)
+    batches = time_batches(lambda name: folder / name, plans, samples, outputs, core=core)
+    _save(folder / "profile.json", msgspec.structs.replace(profile, batches=batches))
 
 
 def _files_of(candidate: Candidate) -> set[str]:
