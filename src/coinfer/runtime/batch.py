@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from itertools import pairwise
 from typing import NamedTuple
@@ -52,7 +52,9 @@ class Computed(NamedTuple):
         ]
 
 
-class _Job(NamedTuple):
+class Job(NamedTuple):
+    """A request that waits to be computed, on whose connection its reply goes."""
+
     connection: EdgeConnection
     request: Request
     arrived_s: float
@@ -62,7 +64,7 @@ class _Job(NamedTuple):
 class _Decoded(NamedTuple):
     """A job whose payload could be read: its values, and how long that took."""
 
-    job: _Job
+    job: Job
     values: Values
     took_s: float
 
@@ -76,20 +78,28 @@ class Workers:
         workers: threads.
         max_batch: requests of one plan that are computed together at most.
         batch_wait_s: how long a request may wait for others to be computed with.
+        clock: tells seconds; another one than the machine's is for tests in made-up time.
 
     Raises:
         PlanError: a number below 1, or a wait below 0.
     """
 
     def __init__(
-        self, segments: Segments, pace: Pace, *, workers: int = 1, max_batch: int = 1, batch_wait_s: float = 0.0
+        self,
+        segments: Segments,
+        pace: Pace,
+        *,
+        workers: int = 1,
+        max_batch: int = 1,
+        batch_wait_s: float = 0.0,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if min(workers, max_batch) < 1 or not 0 <= batch_wait_s < 10:
             given = f"{workers}, {max_batch}, {batch_wait_s}"
             raise PlanError(f"an edge needs a worker, batches of 1 or more and waits of 0 to 10 s, got {given}")
-        self._segments, self._pace = segments, pace
+        self._segments, self._pace, self._clock = segments, pace, clock
         self._max_batch, self._wait_s = max_batch, batch_wait_s
-        self._waiting: deque[_Job] = deque()
+        self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._is_closed = False
         self._threads = [
@@ -100,7 +110,7 @@ class Workers:
 
     def submit(self, connection: EdgeConnection, request: Request, arrived_s: float) -> Future[Computed]:
         """Have a request computed; its future may be cancelled as long as nobody has begun."""
-        job = _Job(connection, request, arrived_s, Future())
+        job = Job(connection, request, arrived_s, Future())
         with self._changed:
             self._waiting.append(job)
             self._changed.notify_all()
@@ -130,14 +140,14 @@ class Workers:
                     if not job.future.done():
                         job.future.set_exception(error)
 
-    def _take(self) -> list[_Job] | None:
+    def _take(self) -> list[Job] | None:
         """The next batch, in the order of arrival; None once the edge is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
             if self._is_closed:
                 return None
             plan, until_s = self._waiting[0].request.plan.number, self._waiting[0].arrived_s + self._wait_s
-            while self._wait_s and (left_s := until_s - time.perf_counter()) > 0:
+            while self._wait_s and (left_s := until_s - self._clock()) > 0:
                 if sum(job.request.plan.number == plan for job in self._waiting) >= self._max_batch:
                     break
                 self._changed.wait(left_s)
@@ -147,35 +157,35 @@ class Workers:
                     # Another worker has taken them.
                     plan = self._waiting[0].request.plan.number
                     until_s = self._waiting[0].arrived_s + self._wait_s
-            batch: list[_Job] = []
-            rest: deque[_Job] = deque()
+            batch: list[Job] = []
+            rest: deque[Job] = deque()
             while self._waiting and len(batch) < self._max_batch:
                 job = self._waiting.popleft()
                 (batch if job.request.plan.number == plan else rest).append(job)
             self._waiting.extendleft(reversed(rest))
             return batch
 
-    def compute(self, jobs: Sequence[_Job]) -> list[Computed]:
+    def compute(self, jobs: Sequence[Job]) -> list[Computed]:
         """Decode, run the tail, and frame the replies of requests of one plan, or the failures."""
         plan = jobs[0].request.plan
         codec = self._segments.codec(plan)
         found: dict[int, Computed] = {}
         decoded: list[_Decoded] = []
         for job in jobs:
-            since_s = time.perf_counter()
+            since_s = self._clock()
             try:
                 values = self._pace.run("fp32", lambda job=job: codec.decode(job.request.payload))
-                decoded.append(_Decoded(job, values, time.perf_counter() - since_s))
+                decoded.append(_Decoded(job, values, self._clock() - since_s))
             except CodecError as error:
                 found[id(job)] = _failed(job, error)
         if decoded:
             joined = decoded[0].values
             if len(decoded) > 1:
                 joined = [np.concatenate(parts) for parts in zip(*(one.values for one in decoded), strict=True)]
-            since_s = time.perf_counter()
+            since_s = self._clock()
             try:
                 results = run_batch(plan, "edge", self._segments, joined, run=self._pace.run)
-                done_s = time.perf_counter()
+                done_s = self._clock()
                 for one, result in zip(decoded, results, strict=True):
                     found[id(one.job)] = _replied(one, result, done_s, done_s - since_s, len(decoded))
             except EngineError as error:
@@ -183,7 +193,7 @@ class Workers:
         return [found[id(job)] for job in jobs]
 
 
-def _failed(job: _Job, error: Exception) -> Computed:
+def _failed(job: Job, error: Exception) -> Computed:
     _LOG.warning("request %d failed: %s", job.request.request, one_line(str(error)))
     return Computed(job.request, job.connection.failure(job.request.request, str(error)), ())
 

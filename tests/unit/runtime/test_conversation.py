@@ -14,7 +14,7 @@ from coinfer.bundle import Bundle
 from coinfer.engine.segments import Segments
 from coinfer.errors import ProtocolError
 from coinfer.protocol import DeviceConnection, EdgeConnection, Failure, Limits, Pong, Reply, Request, Terms
-from coinfer.runtime.batch import Computed, Workers, _Job
+from coinfer.runtime.batch import Computed, Job, Workers
 from coinfer.runtime.conversation import Conversation
 from coinfer.runtime.pace import AsFastAsItGoes
 from tiny_bundle import UPLOAD, pictures
@@ -28,7 +28,7 @@ class HeldWorkers(Workers):
         self.held: list[Any] = []
 
     def submit(self, connection: EdgeConnection, request: Request, arrived_s: float) -> Future[Computed]:
-        self.held.append(_Job(connection, request, arrived_s, Future()))
+        self.held.append(Job(connection, request, arrived_s, Future()))
         return self.held[-1].future
 
     def work(self, index: int = 0) -> None:
