@@ -142,7 +142,7 @@ def _rounds(
     early = drop_dominated(drafts, 0, int8_ratio, is_stream=is_stream)
     log.append(f"{early} dropped before any image")
     answers = classify_wholes(workshop, drafts, tables, images, progress=progress)
-    if goal.minimise == "latency" and goal.max_energy is None and goal.max_size is None:
+    if goal.minimise == "latency" and (goal.max_energy, goal.max_size, goal.max_memory) == (None, None, None):
         outdone = drop_outdone(drafts, answers, limit, int8_ratio)
         log.append(f"{len(images)} images: {outdone} splits outdone by device and upload")
     for count in sorted({min(n, len(images)) for n in workshop.job.build.rounds}):
@@ -155,6 +155,7 @@ def _rounds(
             reference=answers.is_right,
             max_loss_points=limit,
             max_device_bytes=math.inf if goal.max_size is None else goal.max_size,
+            max_device_memory_bytes=math.inf if goal.max_memory is None else goal.max_memory,
             is_stream=is_stream,
         )
         left = sum(draft.dropped is None for draft in drafts)
@@ -209,6 +210,7 @@ def _candidate(workshop: Workshop, draft: Draft, reference: NDArray[np.bool_]) -
         decode_s=draft.decode_s,
         tail_s=draft.tail_s,
         device_bytes=draft.device_bytes,
+        device_memory_bytes=draft.device_memory_bytes,
         bytes_how="measured" if draft.bytes_how == "measured" else "estimated",
         times_how="estimated" if draft.is_time_predicted else "measured",
     )
@@ -238,6 +240,7 @@ def _manifest(workshop: Workshop, candidates: list[Candidate], main: Candidate, 
         radio=conditions.radio,
         max_energy_j=job.goal.max_energy,
         max_device_bytes=job.goal.max_size,
+        max_device_memory_bytes=job.goal.max_memory,
         holdout=job.data.holdout,
         conditions=conditions,
         cuts=tuple(cut.name for cut in workshop.whole(workshop.main, "fp32").cuts),

@@ -24,6 +24,7 @@ from .options import (
     MaxBytes,
     MaxLatency,
     MaxLoss,
+    MaxMemory,
     MaxSize,
     MinRate,
     Rate,
@@ -46,6 +47,7 @@ def plan(
     min_rate: MinRate = None,
     max_bytes: MaxBytes = None,
     max_size: MaxSize = None,
+    max_device_memory: MaxMemory = None,
     pin: Annotated[
         list[str] | None,
         typer.Option(
@@ -149,6 +151,7 @@ def plan(
         min_throughput_hz=min_rate,
         max_bytes=max_bytes,
         max_device_bytes=asked.max_device_bytes if max_size is None else max_size,
+        max_device_memory_bytes=asked.max_device_memory_bytes if max_device_memory is None else max_device_memory,
         max_energy_j=asked.max_energy_j if max_energy is None else max_energy / 1e3,
         pins=tuple(pin_of(text, loaded.manifest.cuts) for text in pin or ()),
     )
