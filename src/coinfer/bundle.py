@@ -71,7 +71,8 @@ class Manifest(Value, frozen=True, kw_only=True):
     the pictures came from that choices were made on, see `data.hold_out`.
     `weights_sha256` maps each variant's name to its weights' hash.  `device_power_w`, `radio`, `max_energy_j`,
     `max_device_bytes` and `max_device_memory_bytes` are the job's, where it names any: what energies are counted with,
-    and limits, unless others are given.  `conditions` are what the job named; `cuts` the unmodified network's, in the order in which it runs.
+    and limits, unless others are given.  `conditions` are what the job named; `cuts` the unmodified network's, in the
+    order in which it runs.
     """
 
     format: int

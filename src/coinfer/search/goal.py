@@ -71,8 +71,8 @@ class Goal(Value, frozen=True, kw_only=True):
 
     `max_loss_points` is top-1 points against the unmodified fp32 network; `max_bytes` is uplink bytes
     of one request on the wire; `max_energy_j` the device's energy for one request; `max_device_bytes` the size of the
-    files that the device needs, `max_device_memory_bytes` the memory of its segments; `pins` layers that must run on one
-    machine.
+    files that the device needs, `max_device_memory_bytes` the memory of its segments; `pins` layers that must run on
+    one machine.
     """
 
     minimise: Objective = "latency"
