@@ -87,7 +87,7 @@ def run_batch(
             continue
         sure = is_sure(given[0], plan.exits[part.exit].rule)
         if sure.any():
-            found |= {left[row]: SideResult(_row(given, row), part.exit) for row in np.flatnonzero(sure)}
+            found |= {left[row]: SideResult(_row(given, row), part.exit) for row in map(int, np.flatnonzero(sure))}
             left = [request for request, is_out in zip(left, sure, strict=True) if not is_out]
             values = [array[~sure] for array in values]
         if not left:

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -174,7 +175,7 @@ class Workers:
         for job in jobs:
             since_s = self._clock()
             try:
-                values = self._pace.run("fp32", lambda job=job: codec.decode(job.request.payload))
+                values = self._pace.run("fp32", partial(codec.decode, job.request.payload))
                 decoded.append(_Decoded(job, values, self._clock() - since_s))
             except CodecError as error:
                 found[id(job)] = _failed(job, error)
