@@ -17,7 +17,7 @@ import pytest
 import simpy
 
 from coinfer.bundle import Bundle
-from coinfer.engine.segments import Segments
+from coinfer.engine.segments import Segment, Segments
 from coinfer.plan import Candidate, Evidence
 from coinfer.profile import Conditions, Link, Slowdown, Trace
 from coinfer.protocol import Reply, Request, Terms, message_wire_bytes
@@ -51,12 +51,11 @@ class FakePace:
             result = call()
         finally:
             self._depth -= 1
-        segment = getattr(call, "func", None)
-        if self._depth == 0 and segment is None:
+        owner = getattr(getattr(call, "func", None), "__self__", None)
+        if isinstance(owner, Segment):
+            self.lag_s += CLASSIFIER_S if ".exit." in owner.session.path.name else SEGMENT_S
+        elif self._depth == 0:
             self.lag_s += self._outer_s
-        else:
-            name = segment.__self__.session.path.name if segment is not None else ""
-            self.lag_s += CLASSIFIER_S if ".exit." in name else SEGMENT_S
         return result
 
 
