@@ -69,9 +69,10 @@ class Manifest(Value, frozen=True, kw_only=True):
     `reference_plan` is the unmodified fp32 network on the device, always on the menu: losses are counted
     against it.  `is_agreement` says that no labels were used and its own answers stand in; `holdout` where
     the pictures came from that choices were made on, see `data.hold_out`.
-    `weights_sha256` maps each variant's name to its weights' hash.  `device_power_w`, `radio`, `max_energy_j` and
-    `max_device_bytes` are the job's, where it names any: what energies are counted with, and limits, unless others are
-    given.  `conditions` are what the job named; `cuts` the unmodified network's, in the order in which it runs.
+    `weights_sha256` maps each variant's name to its weights' hash.  `device_power_w`, `radio`, `max_energy_j`,
+    `max_device_bytes` and `max_device_memory_bytes` are the job's, where it names any: what energies are counted with,
+    and limits, unless others are given.  `conditions` are what the job named; `cuts` the unmodified network's, in the
+    order in which it runs.
     """
 
     format: int
@@ -93,6 +94,7 @@ class Manifest(Value, frozen=True, kw_only=True):
     radio: Radio | None = None
     max_energy_j: float | None = None
     max_device_bytes: float | None = None
+    max_device_memory_bytes: float | None = None
     holdout: str | None = None
     conditions: Conditions | None = None
     cuts: tuple[str, ...] = ()

@@ -265,6 +265,8 @@ class Evidence(Value, frozen=True, kw_only=True):
     Of a plan with exits `exit_shares` has the share of requests that each one answers.  Payloads, replies, `encode_s`,
     `decode_s` and `tail_s` are then means of the requests that cross; `head_s` and `exit_s`, the device's segments and
     its exits' classifiers, of all.  `exit_file` names the answers of every image at every exit (`exits.ExitEvidence`).
+    `device_memory_bytes` is an estimate of the memory that the device's segments need, the engine's own left out.
+    `tail_batch_s` is what the tails of a whole batch take, by its size.
     """
 
     split: Literal["validation", "test"]
@@ -282,9 +284,11 @@ class Evidence(Value, frozen=True, kw_only=True):
     decode_s: float
     tail_s: float
     exit_s: float = 0.0
+    tail_batch_s: dict[int, float] = {}
     exit_shares: tuple[float, ...] = ()
     exit_file: str | None = None
     device_bytes: float | None = None
+    device_memory_bytes: float | None = None
     bytes_how: Literal["measured", "estimated"] = "measured"
     times_how: Literal["measured", "estimated"] = "measured"
 

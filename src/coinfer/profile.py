@@ -40,7 +40,8 @@ class Profile(Value, frozen=True, kw_only=True):
     `segments` maps a segment's file name to its Timing; `codecs` maps `PLAN_NUMBER` (as text) to the
     pair (encode, decode).  `exchange_s` is the machine pair's fixed cost of one request over an
     unshaped link beyond those stages (framing, system calls, wake-ups), as measured on loopback.
-    `bundle` is the hash of the bundle that was timed, where it was timed as a whole.  `power_w` is what the machine
+    `batches` has, of segments of the edge, the seconds of a whole batch by its size.  `bundle` is the hash of the
+    bundle that was timed, where it was timed as a whole.  `power_w` is what the machine
     took meanwhile by `power_sensor`; None: not measured.
     """
 
@@ -50,6 +51,7 @@ class Profile(Value, frozen=True, kw_only=True):
     segments: dict[str, Timing]
     codecs: dict[str, tuple[Timing, Timing]]
     exchange_s: float = 0.0
+    batches: dict[str, dict[int, float]] = {}
     engine: str = "onnxruntime"
     bundle: str | None = None
     power_w: float | None = None
@@ -160,7 +162,7 @@ class Conditions(Value, frozen=True, kw_only=True):
 
     `exchange_s` is the fixed cost of one request over the link (see Profile); `device_power_w` prices
     the device's computing, `radio` its sending.  With `arrivals` requests wait for each other (`stages.price`); the
-    edge computes `edge_workers` of them at a time.
+    edge computes `edge_workers` batches of up to `max_batch` requests at a time.
     """
 
     link: Link
@@ -171,9 +173,11 @@ class Conditions(Value, frozen=True, kw_only=True):
     radio: Radio | None = None
     arrivals: Arrivals | None = None
     edge_workers: int = 1
+    max_batch: int = 1
 
     def __post_init__(self) -> None:
         if not self.edge_load > 0:
             raise PlanError(f"the edge's load must be above 0, got {self.edge_load}")
-        if self.edge_workers < 1:
-            raise PlanError(f"an edge needs at least 1 worker, got {self.edge_workers}")
+        if min(self.edge_workers, self.max_batch) < 1:
+            given = f"{self.edge_workers} and {self.max_batch}"
+            raise PlanError(f"an edge needs at least 1 worker and batches of 1 or more, got {given}")

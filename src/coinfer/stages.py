@@ -39,7 +39,8 @@ class Work(NamedTuple):
 
     Times in seconds, unslowed; bytes are whole payloads (their mean) and reply bodies.  `typical_bytes` is the
     payloads' median where it is known: what one request waits for; a stream waits for the mean.  `exit_s` is the
-    classifiers of exits on the device; `remote_share` the share of requests that cross the link (0 of a device plan,
+    classifiers of exits on the device; a batch of n takes the edge `batch_fixed_s` + n `batch_each_s` (not a number
+    where it was not measured); `remote_share` the share of requests that cross the link (0 of a device plan,
     less than 1 behind exits), of which encoding, bytes, decoding and tail are means.
     """
 
@@ -53,6 +54,8 @@ class Work(NamedTuple):
     remote_share: Number
     typical_bytes: Number | None = None
     exit_s: Number = 0.0
+    batch_fixed_s: Number = math.nan
+    batch_each_s: Number = math.nan
 
 
 class Stage(NamedTuple):
@@ -89,16 +92,36 @@ def work_of(candidates: list[Candidate]) -> Work:
                 e.payload_bytes if e.payload_bytes_p50 is None else e.payload_bytes_p50,
                 e.exit_s,
                 remote_share(c.plan, e.exit_shares),
+                *batch_line(e.tail_batch_s, e.decode_s),
             )
             for c, e in ((c, c.evidence) for c in candidates)
         ],
         dtype=np.float64,
     ).T
-    head_s, encode_s, decode_s, tail_s, payload_bytes, reply_bytes, typical_bytes, exit_s, crossing = columns
+    head_s, encode_s, decode_s, tail_s, payload_bytes, reply_bytes, typical_bytes, exit_s, crossing = columns[:9]
     is_int8 = np.array([c.plan.precision == "int8" for c in candidates])
     return Work(
-        head_s, encode_s, decode_s, tail_s, payload_bytes, reply_bytes, is_int8, crossing, typical_bytes, exit_s
-    )
+        head_s, encode_s, decode_s, tail_s, payload_bytes, reply_bytes, is_int8, crossing, typical_bytes, exit_s,
+        *columns[9:],
+    )  # fmt: skip
+
+
+def batch_line(tail_batch_s: Mapping[int, float], decode_s: float) -> tuple[float, float]:
+    """Seconds of a batch and of each request in it, fitted to whole batches; each is decoded for itself.
+
+    Neither is negative; (nan, nan) where fewer than two sizes were measured.
+
+    >>> batch_line({1: 0.003, 2: 0.004, 4: 0.006}, 0.001)
+    (0.002, 0.002)
+    """
+    if len(tail_batch_s) < 2:
+        return math.nan, math.nan
+    sizes, took_s = (np.array(column, np.float64) for column in zip(*sorted(tail_batch_s.items()), strict=True))
+    # By relative error, so that small batches count as much as large ones.
+    each_s, fixed_s = np.polyfit(sizes, took_s, 1, w=1 / took_s)
+    if fixed_s < 0:
+        fixed_s, each_s = 0.0, float(np.mean(took_s / sizes))
+    return round(float(fixed_s), 12), round(max(0.0, float(each_s)) + decode_s, 12)
 
 
 def remote_share(plan: Plan, exit_shares: Sequence[float]) -> float:
@@ -248,6 +271,8 @@ def price(work: Work, conditions: Conditions) -> Price:
         busy_s[stage.resource] = busy_s[stage.resource] + stage.share * cost(stage, conditions).busy_s
     latency_s = latency_s + work.remote_share * np.asarray(conditions.exchange_s)
     latency_s = latency_s + waiting_s(work, busy_s, conditions)
+    if conditions.max_batch > 1:
+        busy_s["edge"] = _batched_s(work, busy_s["edge"], conditions)
     period_s = np.maximum.reduce([busy_s[name] * _sharers(name, conditions) for name in RESOURCES])
     energy_j = np.full(shape, np.nan)
     if conditions.device_power_w is not None and conditions.radio is not None:
@@ -263,6 +288,13 @@ def _sharers(resource: Resource, conditions: Conditions) -> float:
     return devices / conditions.edge_workers if resource == "edge" else 1.0
 
 
+def _batched_s(work: Work, busy_s: NDArray[np.float64], conditions: Conditions) -> NDArray[np.float64]:
+    """What a request takes of the edge when its batches are full; alone where batches were not measured."""
+    full_s = np.asarray(work.batch_fixed_s) / conditions.max_batch + np.asarray(work.batch_each_s)
+    batched_s = np.asarray(work.remote_share) * full_s * conditions.edge_load
+    return np.where(np.isnan(batched_s), busy_s, np.minimum(batched_s, busy_s))
+
+
 def waiting_s(
     work: Work, busy_s: Mapping[Resource, NDArray[np.float64]], conditions: Conditions
 ) -> NDArray[np.float64]:
@@ -272,6 +304,7 @@ def waiting_s(
 
         one server, by chance      W = r s / (2 (1 - r))                     M/D/1, r = arrivals x s
         several servers            W = Erlang's C / (2 (c / s - arrivals))   M/D/c by half of M/M/c's wait
+        batches                    Inoue's bound of the mean (2019, arXiv:1912.06322), for what waits taken together
         evenly, n devices          the edge: (n - 1) / n of it; a device's own resources: none
 
     Approximations: what leaves one queue is more even than chance, so later queues wait less than said; the devices'
@@ -290,7 +323,10 @@ def waiting_s(
         devices = arrivals.devices if is_shared else 1
         uneven = 1.0 if arrivals.is_random else (devices - 1) / devices
         servers = conditions.edge_workers if is_shared else 1
-        wait_s = _mean_wait_s(arrivals.rate_hz * devices * visits, service_s, servers)
+        rate_hz = arrivals.rate_hz * devices * visits
+        wait_s = _mean_wait_s(rate_hz, service_s, servers)
+        if is_shared and conditions.max_batch > 1:
+            wait_s = _batch_wait_s(rate_hz / servers, service_s, work, conditions, wait_s)
         # Even arrivals wait for nobody, as long as they are served; what does not come here waits for nothing.
         is_served = np.isfinite(wait_s) | (visits == 0)
         mean_s = visits * uneven * np.where(np.isfinite(wait_s), wait_s, 0.0)
@@ -310,3 +346,30 @@ def _mean_wait_s(rate_hz: NDArray[np.float64], service_s: NDArray[np.float64], s
             last = offered**servers / math.factorial(servers) / (1 - load)
             waits = last / (np.sum(terms, axis=0) + last) * service_s / (2 * servers * (1 - load))
     return np.where(load < 1, np.where(service_s > 0, waits, 0.0), np.inf)
+
+
+def _batch_wait_s(
+    rate_hz: NDArray[np.float64],
+    service_s: NDArray[np.float64],
+    work: Work,
+    conditions: Conditions,
+    single_s: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Mean time beyond its own service that a request spends where what waits is computed together.
+
+    A batch of n takes t + n a.  The mean time there is at most the less of
+
+        (a + t) / (2 (1 - r a)) (1 + 2 r t + (1 - r t) / (1 + r a))
+        3 t / (2 (1 - r a)) + a (r a + 2) / (2 (1 - (r a)^2))
+
+    (Inoue, 2019, theorem 2), and near it; infinite where full batches cannot keep up.
+    """
+    fixed_s, each_s = (np.asarray(x) * conditions.edge_load for x in (work.batch_fixed_s, work.batch_each_s))
+    load = rate_hz * each_s
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        low = (each_s + fixed_s) / (2 * (1 - load)) * (1 + 2 * rate_hz * fixed_s + (1 - rate_hz * fixed_s) / (1 + load))
+        high = 1.5 * fixed_s / (1 - load) + each_s * (load + 2) / (2 * (1 - load**2))
+    mean_s = np.minimum(low, high)
+    is_served = rate_hz * (fixed_s / conditions.max_batch + each_s) < 1
+    waits = np.where(is_served, np.maximum(mean_s - service_s, 0.0), np.inf)
+    return np.where(np.isnan(fixed_s + each_s), single_s, waits)

@@ -232,5 +232,5 @@ def test_what_does_not_cross_does_not_wait_for_the_edge():
 def test_arrivals_that_are_none_are_refused(fields):
     with pytest.raises(PlanError, match="a rate above 0 and at least one device"):
         Arrivals(**fields)
-    with pytest.raises(PlanError, match="at least 1 worker, got 0"):
+    with pytest.raises(PlanError, match="at least 1 worker and batches of 1 or more, got 0 and 1"):
         Conditions(link=LINK, edge_workers=0)

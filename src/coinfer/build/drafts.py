@@ -45,6 +45,7 @@ class Draft:
     is_exact: bool = False
     is_time_predicted: bool = False
     device_bytes: float = 0.0
+    device_memory_bytes: float = 0.0
     tables: CodecTables | None = None
     correct: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))
 

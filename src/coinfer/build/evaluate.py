@@ -216,4 +216,5 @@ def evidence_of(
         exit_shares=tuple(float(share) for share in shares[:-1]),
         exit_file=known.exit_file,
         device_bytes=known.device_bytes,
+        device_memory_bytes=known.device_memory_bytes,
     )

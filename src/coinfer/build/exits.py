@@ -41,6 +41,7 @@ from ..errors import Infeasible, JobError, ModelError
 from ..exits import ExitEvidence, certainty, choose, save_evidence
 from ..model.cut import SEVERAL, Cut
 from ..model.graph import TOLERANCE, Graph, first_of
+from ..model.onnx_memory import memory_of_all
 from ..plan import Candidate, Evidence, Exit, ExitRule, Plan, Side
 from ..profile import Conditions
 from ..search.goal import Objective
@@ -337,6 +338,7 @@ def _evidence(
         exit_shares=shares[:-1],
         exit_file=name,
         device_bytes=float(sum(file.stat().st_size for file in files)) if plan.kind != "upload" else 0.0,
+        device_memory_bytes=float(memory_of_all([workshop.folder / name for name in plan.segments_on("device")])),
     )
 
 

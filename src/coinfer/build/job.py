@@ -66,6 +66,7 @@ def goal_of(job: Job) -> Goal:
         max_loss_points=goal.max_loss,
         max_energy_j=goal.max_energy,
         max_device_bytes=goal.max_size,
+        max_device_memory_bytes=goal.max_memory,
     )
 
 
@@ -103,8 +104,10 @@ class Job(Value, frozen=True, kw_only=True):
             raise JobError("[goal] an energy needs [device] power and [link] radio")
         if not ((self.device.power or 0.0) >= 0 and self.link.radio_tail >= 0 and (self.goal.max_energy or 0.0) >= 0):
             raise JobError("[device] power, [link] radio_tail and [goal] max_energy must be at least 0")
-        if not (self.goal.max_size is None or self.goal.max_size >= 0):
-            raise JobError(f"[goal] max_size must be at least 0 bytes, got {self.goal.max_size}")
+        for name in ("max_size", "max_memory"):
+            limit = getattr(self.goal, name)
+            if not (limit is None or limit >= 0):
+                raise JobError(f"[goal] {name} must be at least 0 bytes, got {limit}")
         if (self.model.mean is None) != (self.model.std is None):
             raise JobError("[model] mean and std must be given together")
         if self.model.top is not None and self.model.top < 1:

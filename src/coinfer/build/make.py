@@ -24,13 +24,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from .. import __version__
 from ..bundle import FORMAT, Ancestry, Bundle, Manifest, load_bundle, new_folder, write_manifest
 from ..data import Images
 from ..engine.measure import allowed_cores, pinned
-from ..engine.plans import time_plans
+from ..engine.plans import time_batches, time_plans
 from ..errors import BundleError, PlanError
 from ..plan import Candidate, Evidence, Plan, TensorSpec
 from ..profile import Profile
@@ -142,7 +142,7 @@ def _rounds(
     early = drop_dominated(drafts, 0, int8_ratio, is_stream=is_stream)
     log.append(f"{early} dropped before any image")
     answers = classify_wholes(workshop, drafts, tables, images, progress=progress)
-    if goal.minimise == "latency" and goal.max_energy is None and goal.max_size is None:
+    if goal.minimise == "latency" and (goal.max_energy, goal.max_size, goal.max_memory) == (None, None, None):
         outdone = drop_outdone(drafts, answers, limit, int8_ratio)
         log.append(f"{len(images)} images: {outdone} splits outdone by device and upload")
     for count in sorted({min(n, len(images)) for n in workshop.job.build.rounds}):
@@ -155,6 +155,7 @@ def _rounds(
             reference=answers.is_right,
             max_loss_points=limit,
             max_device_bytes=math.inf if goal.max_size is None else goal.max_size,
+            max_device_memory_bytes=math.inf if goal.max_memory is None else goal.max_memory,
             is_stream=is_stream,
         )
         left = sum(draft.dropped is None for draft in drafts)
@@ -209,6 +210,7 @@ def _candidate(workshop: Workshop, draft: Draft, reference: NDArray[np.bool_]) -
         decode_s=draft.decode_s,
         tail_s=draft.tail_s,
         device_bytes=draft.device_bytes,
+        device_memory_bytes=draft.device_memory_bytes,
         bytes_how="measured" if draft.bytes_how == "measured" else "estimated",
         times_how="estimated" if draft.is_time_predicted else "measured",
     )
@@ -238,6 +240,7 @@ def _manifest(workshop: Workshop, candidates: list[Candidate], main: Candidate, 
         radio=conditions.radio,
         max_energy_j=job.goal.max_energy,
         max_device_bytes=job.goal.max_size,
+        max_device_memory_bytes=job.goal.max_memory,
         holdout=job.data.holdout,
         conditions=conditions,
         cuts=tuple(cut.name for cut in workshop.whole(workshop.main, "fp32").cuts),
@@ -287,6 +290,7 @@ def assemble(
             _save(folder / "map.json", plan_map(on_menu, built_goal(manifest), manifest.conditions))
         for name in ("profile.json", "samples.safetensors"):
             shutil.copyfile(work / name, folder / name)
+        _add_batches(folder, plans, manifest.outputs)
         write_manifest(folder, msgspec.structs.replace(manifest, menu=plans))
         if exchange is not None:
             progress("exchange", 0, 1, "loopback")
@@ -295,6 +299,15 @@ def assemble(
             write_manifest(folder, bundle.manifest)
             progress("exchange", 1, 1, "")
     return load_bundle(out)
+
+
+def _add_batches(folder: Path, plans: Sequence[Plan], outputs: tuple[TensorSpec, ...]) -> None:
+    """Time the edge's segments of the menu for whole batches, and add that to the bundle's profile."""
+    profile = msgspec.json.decode((folder / "profile.json").read_bytes(), type=Profile)
+    samples = load_file(folder / "samples.safetensors")["pixels"]
+    core = next(iter(allowed_cores()), None)
+    batches = time_batches(lambda name: folder / name, plans, samples, outputs, core=core)
+    _save(folder / "profile.json", msgspec.structs.replace(profile, batches=batches))
 
 
 def _files_of(candidate: Candidate) -> set[str]:

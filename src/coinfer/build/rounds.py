@@ -68,12 +68,13 @@ def drop_dominated(
     reference: NDArray[np.bool_] | None = None,
     max_loss_points: float = math.inf,
     max_device_bytes: float = math.inf,
+    max_device_memory_bytes: float = math.inf,
     is_stream: bool = False,
 ) -> int:
     """Mark every draft that another beats (see above); `images` 0: only exact ones can beat.  How many.
 
-    `reference` says which of the images the unmodified network gets right; `max_device_bytes` is another limit that A
-    must keep where B does; `is_stream`: throughput is the goal.
+    `reference` says which of the images the unmodified network gets right; `max_device_bytes` and
+    `max_device_memory_bytes` are other limits that A must keep where B does; `is_stream`: throughput is the goal.
     """
     alive = [d for d in drafts if d.dropped is None]
     num_bytes = np.array([d.payload_bytes for d in alive])
@@ -86,6 +87,7 @@ def drop_dominated(
     if right is not None and reference is not None:
         keeps_limit = 100 * (reference[:images].mean() - right.mean(axis=1)) <= max_loss_points + LOSS_TOLERANCE
     keeps_limit &= np.array([d.device_bytes <= max_device_bytes for d in alive])
+    keeps_limit &= np.array([d.device_memory_bytes <= max_device_memory_bytes for d in alive])
     dropped = np.zeros(len(alive), dtype=bool)
     count = 0
     for b in np.lexsort((-device, -num_bytes)):

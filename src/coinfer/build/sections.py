@@ -73,13 +73,14 @@ class LinkJob(Value, frozen=True, kw_only=True):
 class GoalJob(Value, frozen=True, kw_only=True):
     """What to minimise, the top-1 points that may be lost, and the joules that a request may take of the device.
 
-    `max_size`: bytes of the files that the device needs.
+    `max_size`: bytes of the files that the device needs; `max_memory`: of the memory that its segments need.
     """
 
     minimise: Literal["latency", "throughput", "bytes", "energy", "accuracy"] = "latency"
     max_loss: float = 1.0
     max_energy: float | None = None
     max_size: float | None = None
+    max_memory: float | None = None
 
 
 class BuildJob(Value, frozen=True, kw_only=True):

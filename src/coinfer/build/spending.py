@@ -240,6 +240,9 @@ def scaled(
             payload_bytes=crossing * evidence.payload_bytes,
             loss_points=0.0,
             device_bytes=None if evidence.device_bytes is None else time * evidence.device_bytes,
+            device_memory_bytes=(
+                None if evidence.device_memory_bytes is None else crossing * evidence.device_memory_bytes
+            ),
         )
         found.append(msgspec.structs.replace(candidate, evidence=smaller))
     return found

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..engine.measure import measure
 from ..engine.onnx import Session
+from ..model.onnx_memory import memory_of_all
 from ..plan import TensorSpec
 from .drafts import Draft
 from .predict import FOLDS, Errors, cross_validated, errors_of, features_of, fit
@@ -41,7 +42,7 @@ class Predicted(NamedTuple):
 
 
 def time_segments(workshop: Workshop, drafts: list[Draft], *, repeats: int, progress: Progress) -> Predicted:
-    """Set head and tail times of these drafts, measured or predicted, and the size of their heads.
+    """Set head and tail times of these drafts, measured or predicted, and the size and memory of their heads.
 
     A session each with one thread; `repeats` calls of each.
     """
@@ -60,11 +61,14 @@ def time_segments(workshop: Workshop, drafts: list[Draft], *, repeats: int, prog
         progress("timing", done, len(again), name)
         times_s[name] = _measured_s(workshop.folder / name, repeats)
     known = times_s | predicted.seconds
+    heads = {draft.plan.head for draft in drafts if draft.plan.head is not None}
+    memory = {head: float(memory_of_all([workshop.folder / head])) for head in heads}
     for draft in drafts:
         head, tail = draft.plan.head, draft.plan.tail
         draft.head_s = 0.0 if head is None else known[head]
         draft.tail_s = 0.0 if tail is None else known[tail]
         draft.device_bytes = 0.0 if head is None else float((workshop.folder / head).stat().st_size)
+        draft.device_memory_bytes = 0.0 if head is None else memory[head]
         draft.is_time_predicted = head in predicted.seconds or tail in predicted.seconds
     return predicted
 

@@ -161,5 +161,6 @@ def _as_candidate(draft: Draft) -> Candidate:
         decode_s=draft.decode_s,
         tail_s=draft.tail_s,
         device_bytes=draft.device_bytes,
+        device_memory_bytes=draft.device_memory_bytes,
     )
     return Candidate(plan=draft.plan, evidence=evidence)

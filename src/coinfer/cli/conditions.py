@@ -26,6 +26,7 @@ class Options(NamedTuple):
     radio_tail: float = 0.0
     arrivals: Arrivals | None = None
     workers: int = 1
+    max_batch: int = 1
 
 
 def slowdown_of(bundle: Bundle, fp32: float | None, int8: float | None) -> Slowdown | None:
@@ -75,6 +76,7 @@ def conditions_of(bundle: Bundle, options: Options) -> Conditions:
         radio=radio or bundle.manifest.radio,
         arrivals=options.arrivals,
         edge_workers=options.workers,
+        max_batch=options.max_batch,
     )
 
 

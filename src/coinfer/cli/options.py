@@ -67,6 +67,12 @@ MaxSize = Annotated[
     float | None,
     typer.Option("--max-size", help="Bytes of the files that the device needs, at most.", show_default=False),
 ]
+MaxMemory = Annotated[
+    float | None,
+    typer.Option(
+        "--max-device-memory", help="Bytes of memory that the device's segments need, at most.", show_default=False
+    ),
+]
 MaxLoss = Annotated[
     float | None,
     typer.Option(

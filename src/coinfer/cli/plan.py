@@ -12,7 +12,7 @@ import typer
 from ..bundle import Bundle, load_bundle
 from ..errors import UsageError
 from ..plan import Candidate
-from ..profile import RADIOS, Arrivals
+from ..profile import RADIOS, Arrivals, Profile
 from ..units import format_bytes, format_duration, parse_duration_s
 from .conditions import Options, conditions_of, load_profile
 from .options import (
@@ -24,6 +24,7 @@ from .options import (
     MaxBytes,
     MaxLatency,
     MaxLoss,
+    MaxMemory,
     MaxSize,
     MinRate,
     Rate,
@@ -46,6 +47,7 @@ def plan(
     min_rate: MinRate = None,
     max_bytes: MaxBytes = None,
     max_size: MaxSize = None,
+    max_device_memory: MaxMemory = None,
     pin: Annotated[
         list[str] | None,
         typer.Option(
@@ -95,6 +97,9 @@ def plan(
     poisson: Annotated[bool, typer.Option("--poisson", help="They come by chance, not evenly.")] = False,
     devices: Annotated[int, typer.Option("--devices", min=1, help="Devices like this one on the edge.")] = 1,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Requests that the edge computes at a time.")] = 1,
+    max_batch: Annotated[
+        int, typer.Option("--max-batch", min=1, help="Requests that the edge computes together at most.")
+    ] = 1,
     pareto: Annotated[
         bool, typer.Option("--pareto", help="Show the plans that no other beats in everything at once.")
     ] = False,
@@ -129,7 +134,7 @@ def plan(
     if arrival_rate is not None:
         arrivals = Arrivals(rate_hz=arrival_rate, is_random=poisson, devices=devices)
     options = Options(
-        rate, rtt, slowdown, int8_slowdown, edge_load, device_power, radio, radio_tail, arrivals, workers
+        rate, rtt, slowdown, int8_slowdown, edge_load, device_power, radio, radio_tail, arrivals, workers, max_batch
     )
     conditions = conditions_of(loaded, options)
     if max_energy is not None and (conditions.device_power_w is None or conditions.radio is None):
@@ -137,7 +142,7 @@ def plan(
     candidates = with_profiles(
         loaded.candidates(),
         device=of_device,
-        edge=None if edge_profile is None else load_profile(edge_profile, loaded),
+        edge=_edge_profile(loaded, edge_profile, max_batch),
     )
     asked = goal_of(loaded, goal, max_loss)
     wanted = msgspec.structs.replace(
@@ -146,6 +151,7 @@ def plan(
         min_throughput_hz=min_rate,
         max_bytes=max_bytes,
         max_device_bytes=asked.max_device_bytes if max_size is None else max_size,
+        max_device_memory_bytes=asked.max_device_memory_bytes if max_device_memory is None else max_device_memory,
         max_energy_j=asked.max_energy_j if max_energy is None else max_energy / 1e3,
         pins=tuple(pin_of(text, loaded.manifest.cuts) for text in pin or ()),
     )
@@ -170,6 +176,13 @@ def plan(
         print_table(front_table(ranking, front))
     else:
         _print(ranking, on_menu, top_n)
+
+
+def _edge_profile(bundle: Bundle, file: Path | None, max_batch: int) -> Profile | None:
+    """The edge's times: another machine's, or, for times of batches, the building machine's."""
+    if file is not None:
+        return load_profile(file, bundle)
+    return bundle.profile() if max_batch > 1 and bundle.profile().batches else None
 
 
 def goal_of(bundle: Bundle, minimise: str | None, max_loss: float | None) -> Goal:

@@ -11,6 +11,7 @@ import typer
 
 from ..bundle import Bundle, load_bundle
 from ..errors import UsageError
+from ..units import parse_duration_s
 from .options import BundleFolder, Json
 from .output import note, print_json
 
@@ -26,6 +27,12 @@ def serve(
     ] = 8300,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Requests computed at the same time.")] = 1,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of one segment.")] = 1,
+    max_batch: Annotated[
+        int, typer.Option("--max-batch", min=1, help="Requests of one plan that are computed together at most.")
+    ] = 1,
+    batch_wait: Annotated[
+        str, typer.Option("--batch-wait", help="How long a request may wait for others to be computed with.")
+    ] = "0ms",
     load: Annotated[
         float, typer.Option("--load", help="Emulate a busy edge: everything takes this many times as long.")
     ] = 1.0,
@@ -44,7 +51,10 @@ def serve(
     if host not in LOOPBACK:
         note(f"coinfer: whoever reaches {host} can use this edge: there are no tokens yet, keep it behind a firewall")
     _speak(loaded, as_json=json)
-    serve_bundle(loaded, host=host, port=port, workers=workers, threads=threads, load=load)
+    serve_bundle(
+        loaded, host=host, port=port, workers=workers, threads=threads,
+        max_batch=max_batch, batch_wait_s=parse_duration_s(batch_wait), load=load,
+    )  # fmt: skip
 
 
 def _speak(bundle: Bundle, *, as_json: bool) -> None:

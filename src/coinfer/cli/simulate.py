@@ -46,6 +46,9 @@ def simulate(
         str, typer.Option("--plan", metavar="N|auto", help="Number of a plan of the menu, or the best for the link.")
     ] = "auto",
     workers: Annotated[int, typer.Option("--workers", min=1, help="Requests that the edge computes at a time.")] = 1,
+    max_batch: Annotated[
+        int, typer.Option("--max-batch", min=1, help="Requests that the edge computes together at most.")
+    ] = 1,
     deadline: Annotated[
         str | None,
         typer.Option("--deadline", help="Count answers that take longer, such as 100ms.", show_default=False),
@@ -64,6 +67,7 @@ def simulate(
     """
     import numpy as np
 
+    from ..search.machines import with_profiles
     from ..simulate.arrivals import periodic
     from ..simulate.arrivals import poisson as by_chance
     from ..simulate.fleet import simulate_fleet
@@ -78,8 +82,11 @@ def simulate(
         )
     conditions = _conditions(loaded, Options(rate, rtt, slowdown, int8_slowdown, edge_load), trace)
     number = _plan_number(loaded, plan, conditions)
+    profile = loaded.profile()
     candidate = next(c for c in loaded.candidates() if c.plan.number == number)
-    seconds = {name: timing.median_s for name, timing in loaded.profile().segments.items()}
+    seconds = {name: timing.median_s for name, timing in profile.segments.items()}
+    if max_batch > 1:
+        (candidate,) = with_profiles([candidate], edge=profile)
     chance = np.random.default_rng(seed)
     if poisson:
         arrivals = np.stack([by_chance(1 / period_s, count, seed=seed + k) for k in range(devices)])
@@ -87,9 +94,10 @@ def simulate(
         # Cameras do not wait for each other: each begins somewhere within its period.
         arrivals = chance.uniform(0, period_s, (devices, 1)) + periodic(period_s, count)
     length_s = 0.0 if conditions.link.trace is None else conditions.link.trace.duration_s
+    offsets_s = chance.uniform(0, length_s, devices) if length_s else None
     result = simulate_fleet(
         courses_of(candidate, seconds), arrivals, conditions,
-        workers=workers, offsets_s=chance.uniform(0, length_s, devices) if length_s else None, seed=seed,
+        workers=workers, max_batch=max_batch, offsets_s=offsets_s, seed=seed,
     )  # fmt: skip
     limit_s = None if deadline is None else parse_duration_s(deadline)
     found = _summary(loaded, number, devices, result, limit_s)

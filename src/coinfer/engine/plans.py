@@ -14,6 +14,7 @@ from __future__ import annotations
 import datetime
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -28,13 +29,14 @@ from ..plan import Plan, Side, TensorSpec
 from ..profile import Profile, Timing
 from ..protocol import decode_result, encode_result
 from ..protocol.messages import MessageType, pack
-from .measure import describe_machine, pinned, timing
+from .measure import describe_machine, measure_interleaved, pinned, timing
 from .power import PowerMeter, find_sensor
 from .segments import Segments
 
 # Plans done, plans in all, the plan at hand.
 Progress = Callable[[int, int, str], None]
 WARMUP = 2
+BATCH_SIZES = (2, 4, 8, 16)
 
 
 def profile_bundle(bundle: Bundle, *, threads: int = 1, repeats: int = 30, core: int | None = None) -> Profile:
@@ -54,7 +56,8 @@ def profile_bundle(bundle: Bundle, *, threads: int = 1, repeats: int = 30, core:
     measured = time_plans(
         bundle.path, manifest.menu, pixels, manifest.outputs, threads=threads, repeats=repeats, core=core
     )
-    return msgspec.structs.replace(measured, bundle=bundle.digest)
+    batches = time_batches(bundle.path, manifest.menu, pixels, manifest.outputs, threads=threads, core=core)
+    return msgspec.structs.replace(measured, bundle=bundle.digest, batches=batches)
 
 
 def time_plans(
@@ -96,6 +99,48 @@ def time_plans(
         power_w=None if meter.power is None else meter.power.watts,
         power_sensor=None if meter.power is None else meter.power.sensor,
     )
+
+
+def time_batches(
+    path: Callable[[str], Path],
+    plans: Sequence[Plan],
+    pixels: NDArray[np.uint8],
+    outputs: tuple[TensorSpec, ...],
+    *,
+    sizes: Sequence[int] = BATCH_SIZES,
+    threads: int = 1,
+    repeats: int = 9,
+    core: int | None = None,
+) -> dict[str, dict[int, float]]:
+    """Median seconds of the edge's segments of these plans for whole batches, by size, `Profile.batches`.
+
+    A batch is of pictures (N, H, W, C) in turn, as they come out of the codec.
+
+    Raises:
+        EngineError: as `time_plans`.
+    """
+    found: dict[str, dict[int, float]] = {}
+    most = max(sizes)
+    pictures = np.concatenate([pixels] * -(-most // len(pixels)))[:most]
+    with pinned(core):
+        for plan in plans:
+            if plan.codec is None or all(name in found for name in plan.segments_on("edge")):
+                continue
+            segments = Segments(path, outputs, threads=threads)
+            values: Sequence[NDArray[np.generic]] = (pictures,)
+            for part in segments.parts(plan, "device"):
+                values = part.segment.run(values) if part.exit is None else values
+            codec = segments.codec(plan)
+            rows = [codec.decode(codec.encode([v[i : i + 1] for v in values])) for i in range(most)]
+            values = [np.concatenate([row[k] for row in rows]) for k in range(len(values))]
+            for part in segments.parts(plan, "edge"):
+                calls = {
+                    str(size): partial(part.segment.run, [value[:size] for value in values]) for size in (1, *sizes)
+                }
+                taken = measure_interleaved(calls, warmup=2, repeats=repeats)
+                found[part.name] = {int(size): timing.median_s for size, timing in taken.items()}
+                values = part.segment.run(values) if part.exit is None else values
+    return found
 
 
 def _time_plan(

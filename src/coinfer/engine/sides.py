@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..exits import is_sure
@@ -47,13 +48,27 @@ def run_side(
     run: Callable[[Precision, Callable[[], Values]], Values] = run_now,
     mark: Callable[[str], None] = lambda stage: None,
 ) -> SideResult:
-    """What one machine makes of one request.
+    """What one machine makes of one request, whose values are each (1, *shape).  The rest as `run_batch`."""
+    (found,) = run_batch(plan, side, segments, values, run=run, mark=mark)
+    return found
+
+
+def run_batch(
+    plan: Plan,
+    side: Side,
+    segments: Segments,
+    values: Values,
+    *,
+    run: Callable[[Precision, Callable[[], Values]], Values] = run_now,
+    mark: Callable[[str], None] = lambda stage: None,
+) -> list[SideResult]:
+    """What one machine makes of N requests together; those that an exit answers go no further.
 
     Args:
         plan: that has a segment on this side.
         side: which machine.
         segments: where its sessions are.
-        values: the picture, or what crossed, each (1, *shape).
+        values: the pictures, or what crossed, each (N, *shape).
         run: runs each segment with the plan's precision, each classifier as fp32.
         mark: is told "head" or "tail" behind each segment, "exit" behind each classifier.
 
@@ -62,11 +77,25 @@ def run_side(
         EngineError: it does not load or run.
     """
     stage = "head" if side == "device" else "tail"
+    found: dict[int, SideResult] = {}
+    left = list(range(len(values[0])))
     for part in segments.parts(plan, side):
         given = run(plan.precision if part.exit is None else "fp32", partial(part.segment.run, values))
         mark(stage if part.exit is None else "exit")
         if part.exit is None:
             values = given
-        elif is_sure(given[0], plan.exits[part.exit].rule)[0]:
-            return SideResult(given, part.exit)
-    return SideResult(values)
+            continue
+        sure = is_sure(given[0], plan.exits[part.exit].rule)
+        if sure.any():
+            found |= {left[row]: SideResult(_row(given, row), part.exit) for row in map(int, np.flatnonzero(sure))}
+            left = [request for request, is_out in zip(left, sure, strict=True) if not is_out]
+            values = [array[~sure] for array in values]
+        if not left:
+            break
+    found |= {request: SideResult(_row(values, row)) for row, request in enumerate(left)}
+    return [found[request] for request in sorted(found)]
+
+
+def _row(values: Values, row: int) -> Values:
+    """One request's part of the values of several."""
+    return values if len(values[0]) == 1 else [array[row : row + 1] for array in values]

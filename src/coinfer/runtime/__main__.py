@@ -41,6 +41,8 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=DEFAULT_PORT)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--max-batch", type=int, default=1)
+    parser.add_argument("--batch-wait", type=float, default=0.0, help="in s")
     parser.add_argument("--load", type=float, default=1.0)
     parser.add_argument("--in-flight", type=int, default=EdgeLimits().in_flight)
     parser.add_argument("--core", type=int, default=None)
@@ -58,6 +60,8 @@ def main() -> int:
             port=given.port,
             workers=given.workers,
             threads=given.threads,
+            max_batch=given.max_batch,
+            batch_wait_s=given.batch_wait,
             load=given.load,
             limits=EdgeLimits(in_flight=given.in_flight),
         )

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -30,7 +29,8 @@ from ..plan import Value
 from ..protocol import PROTOCOL_VERSION, EdgeConnection, Limits, Terms
 from ..protocol.messages import one_line
 from ..timeline import Timeline
-from .conversation import CLOSE_PROTOCOL_ERROR, Computed, Conversation, Workers
+from .batch import Computed, Workers
+from .conversation import CLOSE_PROTOCOL_ERROR, Conversation
 from .pace import AsFastAsItGoes, Loaded, Pace
 from .recent import RecentTimeline
 
@@ -58,7 +58,7 @@ class Edge:
     Raises:
         BundleError: a segment does not fit its plan.
         EngineError: a segment does not load.
-        PlanError: `workers` is below 1, or both a pace and a load are given.
+        PlanError: `workers` or `max_batch` is below 1, or both a pace and a load are given.
     """
 
     def __init__(
@@ -67,26 +67,31 @@ class Edge:
         *,
         workers: int = 1,
         threads: int = 1,
+        max_batch: int = 1,
+        batch_wait_s: float = 0.0,
         load: float = 1.0,
         pace: Pace | None = None,
         limits: EdgeLimits | None = None,
         timeline: Timeline | None = None,
     ) -> None:
-        if workers < 1:
-            raise PlanError(f"an edge needs at least 1 worker, got {workers}")
         if pace is not None and load != 1.0:
             raise PlanError(f"give an edge a pace or a load, not both (load {load})")
         self.bundle = bundle
         self.terms = Terms.of(bundle)
         self.timeline = RecentTimeline() if timeline is None else timeline
-        self.requests = self.failures = self.connections = 0
+        self.requests = self.failures = self.connections = self.largest_batch = 0
         self._limits = EdgeLimits() if limits is None else limits
         segments = Segments(bundle.path, bundle.manifest.outputs, threads=threads)
         for plan in self.terms.plans.values():
             segments.parts(plan, "edge")
             segments.codec(plan)
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="coinfer-edge")
-        self._workers = Workers(pool, segments, pace or (AsFastAsItGoes() if load == 1.0 else Loaded(load)))
+        self._workers = Workers(
+            segments,
+            pace or (AsFastAsItGoes() if load == 1.0 else Loaded(load)),
+            workers=workers,
+            max_batch=max_batch,
+            batch_wait_s=batch_wait_s,
+        )
 
     @property
     def limits(self) -> Limits:
@@ -98,8 +103,8 @@ class Edge:
         )
 
     def close(self) -> None:
-        """End the worker threads, each behind the request it is at."""
-        self._workers.pool.shutdown(wait=True, cancel_futures=True)
+        """End the worker threads, each behind the batch it is at."""
+        self._workers.close()
 
     async def healthz(self, request: HttpRequest) -> JSONResponse:
         """What this edge holds and has done."""
@@ -113,6 +118,7 @@ class Edge:
                 "connections": self.connections,
                 "requests": self.requests,
                 "failures": self.failures,
+                "largest_batch": self.largest_batch,
             }
         )
 
@@ -144,7 +150,8 @@ class Edge:
 
     def _record(self, computed: Computed) -> None:
         self.requests += 1
-        self.failures += not computed.stamps_s
+        self.failures += not computed.durations_s
+        self.largest_batch = max(self.largest_batch, computed.batch)
         self.timeline.add(*computed.spans())
 
 
@@ -153,6 +160,8 @@ def make_app(
     *,
     workers: int = 1,
     threads: int = 1,
+    max_batch: int = 1,
+    batch_wait_s: float = 0.0,
     load: float = 1.0,
     pace: Pace | None = None,
     limits: EdgeLimits | None = None,
@@ -164,6 +173,8 @@ def make_app(
         bundle: what to serve.
         workers: threads that decode and run tails.
         threads: threads of each session.
+        max_batch: requests of one plan that a worker computes together at most.
+        batch_wait_s: how long a request may wait for others to be computed with.
         load: emulated: decoding and tails take that many times as long.
         pace: another emulation in place of `load`.
         limits: caps.
@@ -172,7 +183,10 @@ def make_app(
     Raises:
         BundleError, EngineError, PlanError: as `Edge`.
     """
-    edge = Edge(bundle, workers=workers, threads=threads, load=load, pace=pace, limits=limits, timeline=timeline)
+    edge = Edge(
+        bundle, workers=workers, threads=threads, max_batch=max_batch, batch_wait_s=batch_wait_s,
+        load=load, pace=pace, limits=limits, timeline=timeline,
+    )  # fmt: skip
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -12,74 +12,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from functools import partial
-from itertools import pairwise
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from ..engine.segments import Segments
-from ..engine.sides import run_side
-from ..errors import CodecError, EngineError, ProtocolError
-from ..protocol import Durations, EdgeConnection, Hello, Ping, Request
+from ..errors import ProtocolError
+from ..protocol import EdgeConnection, Hello, Ping, Request
 from ..protocol.messages import one_line
-from ..timeline import Span
-from .pace import Pace
+from .batch import Computed, Workers
 
 _LOG = logging.getLogger("coinfer.edge")
 CLOSE_PROTOCOL_ERROR = 1002
 CLOSE_REFUSED = 1008
 CLOSE_REASON_BYTES = 120
-
-
-class Computed(NamedTuple):
-    """What a worker made of a request: a message to send, and the moments of its making.
-
-    `stamps_s` are arrival, begin, decoded, done on this machine's clock; empty for a failure.
-    """
-
-    request: Request
-    message: bytes
-    stamps_s: tuple[float, ...]
-
-    def spans(self) -> list[Span]:
-        """Wait, decode and tail, on a clock that starts at the arrival of the request."""
-        return [
-            Span(
-                request=self.request.request,
-                stage=stage,
-                start_s=begin_s - self.stamps_s[0],
-                end_s=end_s - self.stamps_s[0],
-                clock="edge",
-            )
-            for stage, (begin_s, end_s) in zip(("wait", "decode", "tail"), pairwise(self.stamps_s), strict=False)
-        ]
-
-
-class Workers(NamedTuple):
-    """Where requests are computed, with what, and how fast."""
-
-    pool: Executor
-    segments: Segments
-    pace: Pace
-
-    def compute(self, connection: EdgeConnection, request: Request, arrived_s: float) -> Computed:
-        """In a worker thread: decode, run the tail, and frame the reply, or the failure."""
-        plan = request.plan
-        codec = self.segments.codec(plan)
-        begun_s = time.perf_counter()
-        try:
-            arrays = self.pace.run("fp32", lambda: codec.decode(request.payload))
-            decoded_s = time.perf_counter()
-            found = run_side(plan, "edge", self.segments, arrays, run=self.pace.run)
-        except (CodecError, EngineError) as error:
-            _LOG.warning("request %d failed: %s", request.request, one_line(str(error)))
-            return Computed(request, connection.failure(request.request, str(error)), ())
-        stamps_s = (arrived_s, begun_s, decoded_s, time.perf_counter())
-        durations = Durations(*(round((b - a) * 1e6) for a, b in pairwise(stamps_s)))
-        message = connection.reply(request.request, durations, found.values, exit=found.exit)
-        return Computed(request, message, stamps_s)
 
 
 class Conversation:
@@ -167,7 +114,7 @@ class Conversation:
             event = self._connection.receive(await self._receive())
             if isinstance(event, Request):
                 arrived_s = time.perf_counter()
-                future = workers.pool.submit(workers.compute, self._connection, event, arrived_s)
+                future = workers.submit(self._connection, event, arrived_s)
                 self._computing.add(future)
                 future.add_done_callback(partial(self._call_loop, group))
                 continue

@@ -18,7 +18,7 @@ Nothing here imports torch or a server.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -53,6 +53,8 @@ class Device:
         threads: threads of each session.
         timeout_s: the longest silence of the link before it counts as lost.
         timeline: where spans and outcomes go; a bounded record of its own by default.
+        clock: tells seconds; another one than the machine's is for tests in made-up time.
+        connect: makes the Channel to `edge`; a link in memory, or one in made-up time.
 
     For one thread; `infer` is not for the middle of a `stream`.
 
@@ -71,6 +73,8 @@ class Device:
         threads: int = 1,
         timeout_s: float = 30.0,
         timeline: Timeline | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        connect: Callable[..., Channel] | None = None,
     ) -> None:
         self.bundle = bundle
         self.edge = edge
@@ -80,14 +84,15 @@ class Device:
         self._segments = Segments(bundle.path, bundle.manifest.outputs, threads=threads)
         self._terms = Terms.of(bundle)
         self._timeout_s = timeout_s
-        self._zero_s = time.perf_counter()
+        self._clock, self._connect = clock, connect
+        self._zero_s = clock()
         self._requests = 0
         self._channel: Channel | None = None
         self._is_streaming = False
         if plan is not None:
             self.prepare(plan)
         if edge is not None:
-            self._channel = Channel(edge, self._terms, timeout_s=timeout_s)
+            self._channel = self._connected(edge)
 
     def __enter__(self) -> Self:
         return self
@@ -230,8 +235,11 @@ class Device:
         if self._channel is not None and not self._channel.is_open():
             self.drop()
         if self._channel is None:
-            self._channel = Channel(self.edge, self._terms, timeout_s=self._timeout_s)
+            self._channel = self._connected(self.edge)
         return self._channel
+
+    def _connected(self, url: str) -> Channel:
+        return (self._connect or Channel)(url, self._terms, timeout_s=self._timeout_s)
 
     def claim(self, is_streaming: bool) -> None:
         """Say that a stream has begun or ended."""
@@ -385,7 +393,7 @@ class Device:
 
     def now_s(self) -> float:
         """Seconds on the device's clock."""
-        return time.perf_counter() - self._zero_s
+        return self._clock() - self._zero_s
 
 
 class _Found(NamedTuple):

@@ -39,6 +39,8 @@ def serve(
     port: int = DEFAULT_PORT,
     workers: int = 1,
     threads: int = 1,
+    max_batch: int = 1,
+    batch_wait_s: float = 0.0,
     load: float = 1.0,
     pace: Pace | None = None,
     limits: EdgeLimits | None = None,
@@ -56,7 +58,10 @@ def serve(
     """
     listener = listen(host, port)
     with listener:
-        app = make_app(bundle, workers=workers, threads=threads, load=load, pace=pace, limits=limits, timeline=timeline)
+        app = make_app(
+            bundle, workers=workers, threads=threads, max_batch=max_batch, batch_wait_s=batch_wait_s,
+            load=load, pace=pace, limits=limits, timeline=timeline,
+        )  # fmt: skip
         config = uvicorn.Config(
             app,
             loop="auto",

@@ -34,7 +34,7 @@ class EdgeProcess:
     Args:
         folder: the bundle's folder.
         port: 0 lets the system choose.
-        workers, threads, load: as `serve`.
+        workers, threads, max_batch, load: as `serve`.
         core: pin the process to one core.
         ready_s: how long it may take to listen.
 
@@ -49,13 +49,14 @@ class EdgeProcess:
         port: int = 0,
         workers: int = 1,
         threads: int = 1,
+        max_batch: int = 1,
         load: float = 1.0,
         core: int | None = None,
         ready_s: float = 60.0,
     ) -> None:
         command = [sys.executable, "-m", "coinfer.runtime", str(folder), "--end-with-stdin"]
         command += ["--port", str(port), "--workers", str(workers), "--threads", str(threads)]
-        command += ["--load", str(load)]
+        command += ["--load", str(load), "--max-batch", str(max_batch)]
         if core is not None:
             command += ["--core", str(core)]
         self.log: deque[str] = deque(maxlen=100)

@@ -22,9 +22,10 @@ from ..stages import RESOURCES, Resource, Work, cost, price, row_of, stages, wor
 class Table:
     """Many candidates as columns, in the order given.
 
-    `loss_points`, `wire_bytes` (the mean request's uplink bytes, frames included; 0 for device plans), `numbers` and
-    `device_bytes` (the device's files) are arrays of one row per candidate; `kinds` holds "device", "upload" or
-    "split", `ways` the same with "unit" for a split through a trained unit. What was not measured is NaN.
+    `loss_points`, `wire_bytes` (the mean request's uplink bytes, frames included; 0 for device plans), `numbers`,
+    `device_bytes` (the device's files) and `device_memory_bytes` are arrays of one row per candidate; `kinds` holds
+    "device", "upload" or "split", `ways` the same with "unit" for a split through a trained unit. What was not measured
+    is NaN.
     """
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
@@ -39,6 +40,8 @@ class Table:
         self.loss_points = np.array([np.nan if x is None else x for x in losses], dtype=np.float64)
         sizes = (c.evidence.device_bytes for c in self.candidates)
         self.device_bytes = np.array([np.nan if x is None else x for x in sizes], dtype=np.float64)
+        memory = (c.evidence.device_memory_bytes for c in self.candidates)
+        self.device_memory_bytes = np.array([np.nan if x is None else x for x in memory], dtype=np.float64)
         self.is_dropped = np.array([c.dropped is not None for c in self.candidates])
         send = next(stage for stage in stages(self.work) if stage.name == "send")
         self.wire_bytes: NDArray[np.float64] = np.asarray(send.num_bytes * send.share, dtype=np.float64)

@@ -71,7 +71,8 @@ class Goal(Value, frozen=True, kw_only=True):
 
     `max_loss_points` is top-1 points against the unmodified fp32 network; `max_bytes` is uplink bytes
     of one request on the wire; `max_energy_j` the device's energy for one request; `max_device_bytes` the size of the
-    files that the device needs; `pins` layers that must run on one machine.
+    files that the device needs, `max_device_memory_bytes` the memory of its segments; `pins` layers that must run on
+    one machine.
     """
 
     minimise: Objective = "latency"
@@ -81,6 +82,7 @@ class Goal(Value, frozen=True, kw_only=True):
     max_energy_j: float | None = None
     max_bytes: float | None = None
     max_device_bytes: float | None = None
+    max_device_memory_bytes: float | None = None
     pins: tuple[Pin, ...] = ()
 
     def __post_init__(self) -> None:
@@ -88,7 +90,8 @@ class Goal(Value, frozen=True, kw_only=True):
             raise PlanError(f'a goal must be one of {", ".join(OBJECTIVES)}, got "{self.minimise}" (goal)')
         if math.isnan(self.max_loss_points):
             raise PlanError("max_loss_points must be a number, got nan (goal)")
-        for name in ("max_latency_s", "min_throughput_hz", "max_energy_j", "max_bytes", "max_device_bytes"):
+        names = ("max_latency_s", "min_throughput_hz", "max_energy_j", "max_bytes")
+        for name in (*names, "max_device_bytes", "max_device_memory_bytes"):
             limit = getattr(self, name)
             if limit is not None and not limit >= 0:
                 raise PlanError(f"{name} must be at least 0, got {limit} (goal)")
@@ -149,6 +152,7 @@ def broken_text(name: str, value: float, limit: float) -> str:
         "max_energy_j": ("energy ", ">", " J"),
         "max_bytes": ("", ">", " on the wire"),
         "max_device_bytes": ("", ">", " on the device"),
+        "max_device_memory_bytes": ("", ">", " of the device's memory"),
     }[name]
     return f"{noun}{shown} {sign} {wanted}{unit}"
 
@@ -156,7 +160,7 @@ def broken_text(name: str, value: float, limit: float) -> str:
 def _quantity(name: str, value: float, digits: int) -> str:
     if name == "max_latency_s":
         return format_duration(value, digits=digits)
-    if name in ("max_bytes", "max_device_bytes"):
+    if name in ("max_bytes", "max_device_bytes", "max_device_memory_bytes"):
         return format_bytes(value, digits=digits)
     return f"{value:.{digits}g}"
 
@@ -172,7 +176,7 @@ def nearest_miss(table: Table, constraints: Sequence[Constraint]) -> str:
         return f"no candidate has a measured accuracy: all {len(table)} were dropped before"
     rows = rows[~np.isnan([constraint.values[rows] for constraint in constraints]).any(axis=0)]
     if not rows.size:
-        return "no candidate's size is known: build the bundle again for max_device_bytes"
+        return "no candidate's size is known: build the bundle again for limits of the device's files or memory"
     excess = np.array([constraint.excess[rows] for constraint in constraints])
     place = int(np.lexsort((excess.sum(axis=0), (excess > 0).sum(axis=0)))[0])
     nearest = int(rows[place])

@@ -114,6 +114,7 @@ def built_goal(manifest: Manifest) -> Goal:
         max_loss_points=manifest.max_loss_points,
         max_energy_j=manifest.max_energy_j,
         max_device_bytes=manifest.max_device_bytes,
+        max_device_memory_bytes=manifest.max_device_memory_bytes,
     )
 
 

@@ -265,6 +265,7 @@ def price_table(table: Table, conditions: Conditions, goal: Goal) -> Priced:
         ("max_energy_j", goal.max_energy_j, total.energy_j),
         ("max_bytes", goal.max_bytes, table.wire_bytes),
         ("max_device_bytes", goal.max_device_bytes, table.device_bytes),
+        ("max_device_memory_bytes", goal.max_device_memory_bytes, table.device_memory_bytes),
     )
     constraints = tuple(
         Constraint(name, limit, values, is_floor=name.startswith("min_"))

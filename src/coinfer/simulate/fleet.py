@@ -53,6 +53,7 @@ def simulate_fleet(
     conditions: Conditions,
     *,
     workers: int = 1,
+    max_batch: int = 1,
     offsets_s: Floats | None = None,
     seed: int = 0,
 ) -> FleetResult:
@@ -62,7 +63,9 @@ def simulate_fleet(
         courses: of the plan that all devices run (`stages.courses_of`).
         arrivals_s: (D, K), rising along each device's row.
         conditions: of each device; a link with a trace follows it.
-        workers: requests that the edge computes at a time.
+        workers: batches that the edge computes at a time.
+        max_batch: what waits is computed together, up to so many; a batch takes `Work.batch_fixed_s`, and each request
+            of it the rest of its own time.
         offsets_s: (D,) how far into the trace each device's link begins; none: all at its start.
         seed: of the courses that requests take.
 
@@ -89,7 +92,12 @@ def simulate_fleet(
         ended_s = up.end_s(np.maximum(computed_s, sent_s), amounts.up_bytes[course])
         sent_s = np.where(crosses, ended_s, sent_s)
         at_edge[:, k] = np.where(crosses, sent_s + conditions.link.delay_s, np.inf)
-    done_s, waited_s, busy_s = _serve(at_edge, amounts.edge_s[taken], workers)
+    if max_batch > 1:
+        done_s, waited_s, busy_s = _serve_batches(
+            at_edge, amounts.edge_s[taken], amounts.fixed_s[taken], workers, max_batch
+        )
+    else:
+        done_s, waited_s, busy_s = _serve(at_edge, amounts.edge_s[taken], workers)
     down_bps = conditions.link.down_rate_bps or conditions.link.rate_bps
     answered_s = here_s.copy()
     back_s = np.zeros(devices)
@@ -128,6 +136,8 @@ class _Amounts:
             ]
         )
         self.edge_s = np.where(self.crosses, busy("edge"), 0.0)
+        fixed_s = np.array([float(np.asarray(course.work.batch_fixed_s)) for course in courses]) * conditions.edge_load
+        self.fixed_s = np.minimum(np.where(np.isnan(fixed_s), 0.0, fixed_s), self.edge_s)
         self.up_bytes, self.down_bytes = num_bytes("uplink"), num_bytes("downlink")
 
 
@@ -141,6 +151,35 @@ def _serve(arrival_s: Floats, service_s: Floats, workers: int) -> tuple[Floats, 
     done_s, waited_s = np.full(flat.shape, np.inf), np.zeros(flat.shape)
     done_s[order], waited_s[order] = start_s + need_s, start_s - at_s
     return done_s.reshape(arrival_s.shape), waited_s.reshape(arrival_s.shape), float(need_s.sum())
+
+
+def _serve_batches(
+    arrival_s: Floats, service_s: Floats, fixed_s: Floats, workers: int, max_batch: int
+) -> tuple[Floats, Floats, float]:
+    """The same where a free worker takes all that wait, up to `max_batch`: one fixed part for a batch."""
+    import heapq
+
+    flat = arrival_s.ravel()
+    order = np.argsort(flat, kind="stable")
+    order = order[np.isfinite(flat[order])]
+    at_s, fixed = flat[order].tolist(), fixed_s.ravel()[order].tolist()
+    sums = np.concatenate([[0.0], np.cumsum(service_s.ravel()[order] - fixed_s.ravel()[order])]).tolist()
+    free_s, busy_s = [-math.inf] * workers, 0.0
+    starts, ends = np.empty(len(at_s)), np.empty(len(at_s))
+    first = 0
+    while first < len(at_s):
+        start = max(at_s[first], free_s[0])
+        last = first + 1
+        while last < len(at_s) and last - first < max_batch and at_s[last] <= start:
+            last += 1
+        took = max(fixed[first:last]) + sums[last] - sums[first]
+        heapq.heapreplace(free_s, start + took)
+        starts[first:last], ends[first:last] = start, start + took
+        busy_s += took
+        first = last
+    done_s, waited_s = np.full(flat.shape, np.inf), np.zeros(flat.shape)
+    done_s[order], waited_s[order] = ends, starts - np.array(at_s)
+    return done_s.reshape(arrival_s.shape), waited_s.reshape(arrival_s.shape), busy_s
 
 
 def _one_worker(at_s: Floats, need_s: Floats) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -13,30 +13,33 @@ from starlette.websockets import WebSocketDisconnect
 from coinfer.bundle import Bundle
 from coinfer.engine.segments import Segments
 from coinfer.errors import ProtocolError
-from coinfer.protocol import DeviceConnection, EdgeConnection, Failure, Limits, Pong, Reply, Terms
-from coinfer.runtime.conversation import Computed, Conversation, Workers
+from coinfer.protocol import DeviceConnection, EdgeConnection, Failure, Limits, Pong, Reply, Request, Terms
+from coinfer.runtime.batch import Computed, Job, Workers
+from coinfer.runtime.conversation import Conversation
 from coinfer.runtime.pace import AsFastAsItGoes
 from tiny_bundle import UPLOAD, pictures
 
 
-class HeldWorkers(Executor):
+class HeldWorkers(Workers):
     """Computes nothing until `work` is called."""
 
-    def __init__(self) -> None:
-        self.held: list[tuple[Future[Any], Callable[[], Any]]] = []
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(Segments(bundle.path, bundle.manifest.outputs), AsFastAsItGoes())
+        # Its threads are not needed.
+        self.close()
+        self.held: list[Any] = []
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        self.held.append((future, lambda: fn(*args, **kwargs)))
-        return future
+    def submit(self, connection: EdgeConnection, request: Request, arrived_s: float) -> Future[Computed]:
+        self.held.append(Job(connection, request, arrived_s, Future()))
+        return self.held[-1].future
 
     def work(self, index: int = 0) -> None:
-        future, call = self.held.pop(index)
-        future.set_running_or_notify_cancel()
+        job = self.held.pop(index)
+        job.future.set_running_or_notify_cancel()
         try:
-            future.set_result(call())
+            job.future.set_result(self.compute([job])[0])
         except ZeroDivisionError as error:
-            future.set_exception(error)
+            job.future.set_exception(error)
 
 
 class ScriptedSocket:
@@ -77,13 +80,12 @@ class Talk:
         terms = Terms.of(bundle)
         self.payload = Segments(bundle.path, bundle.manifest.outputs).codec(bundle.plan(UPLOAD)).encode((pictures(1),))
         self.device = DeviceConnection(terms)
-        self.socket, self.pool = ScriptedSocket(), HeldWorkers()
+        self.socket, self.pool = ScriptedSocket(), HeldWorkers(bundle)
         self.sent: list[Computed] = []
         edge = EdgeConnection(terms, Limits(max_message_bytes=10_000, in_flight=2))
         edge.receive(self.device.hello())
         self.device.receive(edge.welcome())
-        workers = Workers(self.pool, Segments(bundle.path, bundle.manifest.outputs), AsFastAsItGoes())
-        self.conversation = Conversation(self.socket, edge, workers, self.sent.append)  # type: ignore[arg-type]
+        self.conversation = Conversation(self.socket, edge, self.pool, self.sent.append)  # type: ignore[arg-type]
         self.running = asyncio.ensure_future(self.conversation.run())
 
     def ask(self, number: int, payload: bytes | None = None) -> None:
@@ -169,8 +171,8 @@ def test_when_the_device_goes_its_waiting_requests_are_forgotten(tiny_bundle: Bu
         talk.socket.leave()
         with pytest.raises(WebSocketDisconnect):
             await talk.running
-        ((future, _),) = talk.pool.held
-        assert future.cancelled() and talk.socket.from_edge == []
+        (held,) = talk.pool.held
+        assert held.future.cancelled() and talk.socket.from_edge == []
 
     run(tiny_bundle, story)
 
@@ -181,8 +183,8 @@ def test_a_violation_ends_the_conversation(tiny_bundle: Bundle) -> None:
         talk.socket.put(b"\x09\0\0\0\0\0\0\0")
         with pytest.raises(ProtocolError, match="unknown message type 9"):
             await talk.running
-        ((future, _),) = talk.pool.held
-        assert future.cancelled()
+        (held,) = talk.pool.held
+        assert held.future.cancelled()
 
     run(tiny_bundle, story)
 
@@ -191,8 +193,7 @@ def test_a_defect_of_the_edge_is_never_swallowed(tiny_bundle: Bundle) -> None:
     async def story(talk: Talk) -> None:
         talk.ask(0)
         await talk.settle()
-        future, _ = talk.pool.held.pop()
-        talk.pool.held.append((future, lambda: 1 // 0))
+        talk.pool.compute = lambda jobs: 1 // 0  # type: ignore[method-assign]
         talk.pool.work()
         with pytest.raises(BaseExceptionGroup) as caught:
             await talk.running
