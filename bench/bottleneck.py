@@ -12,7 +12,6 @@ docs/results/raw/bottleneck; `python -m bench.bottleneck_results` makes the page
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,50 +20,27 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from coinfer.build.make import build
 from coinfer.build.wanted import light_width
 from coinfer.build.workshop import safe_name
-from coinfer.compress.batches import Views, as_inputs
+from coinfer.compress.batches import as_inputs
 from coinfer.compress.bottleneck import UnitSpec
 from coinfer.compress.divided import Divided, insert_unit
-from coinfer.compress.train import save_tensors
 from coinfer.compress.unit_file import load_unit, save_unit
-from coinfer.compress.unit_training import Teacher, UnitRecipe, UnitTraining, rates_of, teacher_of
+from coinfer.compress.unit_training import UnitRecipe, UnitTraining, rates_of
 from coinfer.data import Images, Source, load_source
-from coinfer.model.graph import Graph, capture, first_of
-from coinfer.model.zoo import LoadedModel, build_model, weights_digest
+from coinfer.model.graph import Graph, first_of
+from coinfer.model.zoo import LoadedModel, weights_digest
 from coinfer.report.results import read_raw, write_raw
 
 from .cells import OUT, Study, job_of, measure, note_commit, show
 from .curves import measure_curves
 from .epochs import Epochs, say
+from .trainees import CHECKPOINTS, RESNET18, RESNET56, SCENES, Trainee, network, taught
 
 UNITS_FOLDER = Path("zoo/units")
-CHECKPOINTS = Path("out/units")
 LIGHT_SHARE = 0.1
-
-
-class Trainee(NamedTuple):
-    """A network that gets units: its weights, its data, and the views of them that suit it."""
-
-    name: str
-    weights: Path
-    source: str
-    views: Views
-
-
-RESNET56 = Trainee("resnet56", Path("../shared/data/weights/cifar10_resnet56.safetensors"), "cifar10", Views(mixes=1))
-RESNET18 = Trainee(
-    "resnet18-half",
-    Path("../shared/data/weights/cifar10_resnet18_half_warm_fp16.safetensors"),
-    "cifar10",
-    Views(mixes=1),
-)
-SCENES = Trainee(
-    "scene-resnet", Path("zoo/scene_resnet.safetensors"), "scene-digits", Views(is_mirrored=False, mixes=1)
-)
 
 
 class Order(NamedTuple):
@@ -222,13 +198,6 @@ def path_of(name: str) -> Path:
     return folder / f"{network}.{name.removeprefix('scenes-').removeprefix('half-')}.safetensors"
 
 
-def network(trainee: Trainee = RESNET56) -> tuple[LoadedModel, Graph]:
-    """The network with its weights, captured."""
-    model = build_model(trainee.name, weights=trainee.weights)
-    assert model.input_shape is not None
-    return model, capture(model.module, torch.zeros(2, *model.input_shape))
-
-
 def train(name: str) -> None:
     """Train one unit and keep it; one that is there already is only trained on."""
     order = UNITS[name]
@@ -257,18 +226,6 @@ def train(name: str) -> None:
         save_unit(training.divided, graph, cut, path, network=sha, recipes=recipes[: place + 1])
         trained = load_unit(path, graph, network=sha)
         _show(trained.divided, source, model)
-
-
-def taught(trainee: Trainee, graph: Graph, source: Source, model: LoadedModel) -> Teacher:
-    """The network's own answers to all views of the training pictures: minutes, so they are kept."""
-    images, views = source.images("train"), trainee.views
-    given = hashlib.sha256(repr((weights_digest(model.module), views)).encode()).hexdigest()
-    kept = CHECKPOINTS / f"{trainee.name}.answers.{given[:12]}.safetensors"
-    if not kept.is_file():
-        say(f"the network's own answers to {views.num_views} views of {len(images)} pictures")
-        teacher = teacher_of(graph, images, model.preprocess, views)
-        save_tensors({"logits": teacher.logits}, kept)
-    return Teacher(images, model.preprocess, views, load_file(kept)["logits"], graph.module)
 
 
 def show_rates(name: str) -> None:

@@ -33,8 +33,9 @@ from coinfer.search.menu import at
 from coinfer.search.solve import baselines
 
 from . import butterfly_results, grid_results
-from .bottleneck import FINISHED, GRID_RATES, GRID_SLOWDOWNS, UNITS, network, path_of
+from .bottleneck import FINISHED, GRID_RATES, GRID_SLOWDOWNS, UNITS, path_of
 from .tables import DOCS, Measured, cell_name, int8_ratio_of, map_of, measured_commit, net_rows, section, spread
+from .trainees import network
 
 RAW = Path("docs/results/raw/bottleneck")
 NET = Measured("resnet56-units", "ResNet-56 with units, CIFAR-10", RAW)

@@ -16,7 +16,8 @@ from coinfer.files import write_atomically
 from coinfer.model.zoo import weights_digest
 from coinfer.report.table import TextTable, markdown
 
-from .bottleneck import UNITS, network, path_of
+from .bottleneck import UNITS, path_of
+from .trainees import network
 
 README = Path("zoo/README.md")
 HEADING = "# Units trained around a cut"

@@ -366,8 +366,7 @@ def _exported(
     pictures = hashlib.sha256(np.ascontiguousarray(calibration).tobytes()).hexdigest()
     versions = [__version__, *(f"{name} {metadata.version(name)}" for name in ("torch", "onnx", "onnxruntime"))]
     recipe = f"{weights_sha256} {source.name} {source.shape} {preprocess} {pictures} {type(module)} {versions}"
-    recipe += " divided" if is_divided else ""
-    key = hashlib.sha256(recipe.encode()).hexdigest()
+    key = hashlib.sha256((recipe + " divided" * is_divided).encode()).hexdigest()
     wholes: dict[str, Whole] = {}
     key_file = folder / f"{name}.key"
     fp32, int8 = folder / f"segments/{name}.fp32.onnx", folder / f"segments/{name}.int8.onnx"
@@ -378,8 +377,7 @@ def _exported(
             wholes["int8"] = load_whole(int8)
             return wholes
     else:
-        height, width, channels = source.shape
-        example = torch.zeros((2, channels, height, width))
+        example = torch.zeros((2, source.shape[-1], *source.shape[:2]))
         for precision in ("fp32", "int8"):
             for stale in (folder / "segments").glob(f"{name}.{precision}.*"):
                 stale.unlink()

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,7 +36,7 @@ from ..timeline import Outcome, Timeline
 from .channel import Channel
 from .pace import AsFastAsItGoes, Pace
 from .recent import RecentTimeline
-from .request import Answer, Asked, Ended, Handed
+from .request import Answer, Asked, Ended, Found, Handed
 from .stamps import Stamps, link_spans
 from .stream import POLICIES, Policy, StreamTerms, overlapped
 
@@ -265,7 +265,7 @@ class Device:
         array = self._checked(handed.x)
         codec, stamps = self._segments.codec(plan), Stamps(self._came_as_far_s, handed)
 
-        def compute() -> tuple[bytes, int, int] | _Found:
+        def compute() -> tuple[bytes, int, int] | Found:
             found = run_side(plan, "device", self._segments, (array,), run=self.pace.run, mark=stamps.mark)
             if found.exit is not None:
                 return self._found(plan, found)
@@ -273,7 +273,7 @@ class Device:
             return *channel.frame(handed.request, plan.number, payload), len(payload)
 
         made = self.pace.run("fp32", compute)
-        if isinstance(made, _Found):
+        if isinstance(made, Found):
             return self._answered(handed, plan, made, stamps)
         frame, message_bytes, payload_bytes = made
         stamps.mark("encode")
@@ -321,21 +321,20 @@ class Device:
         """The answer by the device alone, of an exit or of the network's end.  Raises as `ask`."""
         array, stamps = self._checked(handed.x), Stamps(self._came_as_far_s, handed)
 
-        def compute() -> _Found:
-            return self._found(
-                plan, run_side(plan, "device", self._segments, (array,), run=self.pace.run, mark=stamps.mark)
-            )
+        def compute() -> Found:
+            side = run_side(plan, "device", self._segments, (array,), run=self.pace.run, mark=stamps.mark)
+            return self._found(plan, side)
 
         return self._answered(handed, plan, self.pace.run("fp32", compute), stamps)
 
-    def _found(self, plan: Plan, side: SideResult) -> _Found:
+    def _found(self, plan: Plan, side: SideResult) -> Found:
         """What the edge would have sent of outputs that the device computed itself."""
         specs = self.bundle.manifest.outputs
         if plan.top is None:
-            return _Found(Result(tuple(side.values)), side.exit)
-        return _Found(decode_result(plan, encode_result(plan, side.values, specs), specs), side.exit)
+            return Found(Result(tuple(side.values)), side.exit)
+        return Found(decode_result(plan, encode_result(plan, side.values, specs), specs), side.exit)
 
-    def _answered(self, handed: Handed, plan: Plan, found: _Found, stamps: Stamps) -> Ended:
+    def _answered(self, handed: Handed, plan: Plan, found: Found, stamps: Stamps) -> Ended:
         """The answer that the device computed."""
         outcome = Outcome(
             request=handed.request,
@@ -394,10 +393,3 @@ class Device:
     def now_s(self) -> float:
         """Seconds on the device's clock."""
         return self._clock() - self._zero_s
-
-
-class _Found(NamedTuple):
-    """A result of the device itself, and the exit that it comes from."""
-
-    result: Result
-    exit: int | None

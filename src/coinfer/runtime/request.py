@@ -10,9 +10,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import PlanError, RefusedError
 from ..plan import Plan
+from ..protocol import Result
 from ..timeline import Answered, Outcome, Span
 
 Array = NDArray[Any]
+
+
+class Found(NamedTuple):
+    """What the device itself computed, and the exit that it comes from."""
+
+    result: Result
+    exit: int | None
 
 
 class Handed(NamedTuple):
