@@ -146,7 +146,7 @@ def bundle_estimate_row(net: Measured, summary: Summary, exchange_s: float) -> R
         device = Slowdown(fp32=cell.slowdown, int8=cell.slowdown * ratio)
         conditions = Conditions(link=link, device=device, edge_load=cell.load, exchange_s=exchange_s)
         expected_s = estimate(known[cell.chosen.plan], conditions).latency_s
-        errors.append(abs(cell.chosen.latency_s.p50 / expected_s - 1))
+        errors.append(abs(cell.chosen.typical_s / expected_s - 1))
     return row_of(
         f"estimate_error_max_uncalibrated@{net.name}",
         max(errors),
@@ -272,7 +272,7 @@ def pictures(net: Measured, summary: Summary, regimes: RegimeMap) -> list[str]:
 
 
 def _latency_of(cell: CellRow, role: Any) -> float:
-    return cell.chosen.latency_s.p50 * (1.0 if role == "chosen" else cell.ratios[role])
+    return cell.chosen.typical_s * (1.0 if role == "chosen" else cell.ratios[role])
 
 
 def section(net: Measured, summary: Summary, regimes: RegimeMap) -> list[str]:

@@ -158,7 +158,7 @@ def draw(path: Path, summary: Summary) -> None:
         having = [cell for cell in cells if way in cell.ratios]
         if having:
             rates_bps = tuple(cell.rate_bps for cell in having)
-            latencies_s = tuple(cell.ratios[way] * cell.chosen.latency_s.p50 for cell in having)
+            latencies_s = tuple(cell.ratios[way] * cell.chosen.typical_s for cell in having)
             curves.append(plots.Curve(role=way, rates_bps=rates_bps, latencies_s=latencies_s))
     curves.append(_chosen(cells))
     header = summary.header
@@ -173,7 +173,7 @@ def _chosen(cells: list[CellRow]) -> Curve:
     return plots.Curve(
         role="chosen",
         rates_bps=tuple(cell.rate_bps for cell in cells),
-        latencies_s=tuple(cell.chosen.latency_s.p50 for cell in cells),
+        latencies_s=tuple(cell.chosen.typical_s for cell in cells),
         low_s=tuple(cell.chosen.latency_s.p5 for cell in cells),
         high_s=tuple(cell.chosen.latency_s.p95 for cell in cells),
     )

@@ -55,7 +55,7 @@ from .record import (
 from .shape import ShapedLink
 from .slow import label
 from .spawn import WorkerProcess
-from .summary import OverheadRow, Summary, summarise
+from .summary import OverheadRow, Summary, summarise, typical
 from .worker import Command, Request
 from .yardstick import measure_loops
 
@@ -168,6 +168,7 @@ class _Bench:
     ) -> None:
         self.bundle = bundle
         self.candidates = menu_candidates(bundle)
+        self.seconds = {name: timing.median_s for name, timing in bundle.profile().segments.items()}
         self.pixels, self.labels = pixels, labels
         self.goal, self.pick, self.effort, self.tell = goal, pick, effort, tell
         self.lines: list[Line] = []
@@ -230,8 +231,11 @@ class _Bench:
             going = [plan for plan, requests in seen.items() if self._wants_more(requests)]
             for request in self._round(worker, cell, name, "calibrate", number, going):
                 seen[request.plan].append(request)
-        candidates = [calibrated(c, seen[c.plan.number], cell.slowdown, cell.load) for c in self.candidates]
+        candidates = [self._calibrated(c, seen[c.plan.number], cell) for c in self.candidates]
         return candidates, _exchange_s(seen, delay_s)
+
+    def _calibrated(self, candidate: Candidate, requests: Sequence[Request], cell: Cell) -> Candidate:
+        return calibrated(candidate, requests, cell.slowdown, cell.load, self.seconds)
 
     def _wants_more(self, requests: Sequence[Request]) -> bool:
         took_s = sum(request.latency_s for request in requests)
@@ -276,7 +280,7 @@ class _Bench:
             for request in self._round(worker, cell, name, "main", number, plans):
                 if request.error is None:
                     seen[request.plan].append(request.latency_s)
-        latest = [calibrated(c, timings.get(c.plan.number, []), cell.slowdown, cell.load) for c in candidates]
+        latest = [self._calibrated(c, timings.get(c.plan.number, []), cell) for c in candidates]
         exchange_s = _exchange_s(timings, cell.link.delay_s) or exchange_s
         line = cell_line(cell, name, candidates, conditions, self.goal, picks, latest, exchange_s)
         self.lines.append(line)
@@ -332,8 +336,9 @@ def _finalists(chosen: int, seen: dict[int, list[float]], candidates: Sequence[C
     """The chosen plan and the fastest other that keeps the accuracy limit."""
     limit = goal.max_loss_points + LOSS_TOLERANCE
     loss = {candidate.plan.number: candidate.evidence.loss_points for candidate in candidates}
+    has_exits = {candidate.plan.number: bool(candidate.plan.exits) for candidate in candidates}
     rivals = {
-        plan: median(latencies)
+        plan: typical(latencies, has_exits[plan])
         for plan, latencies in seen.items()
         if plan != chosen and latencies and (points := loss[plan]) is not None and points <= limit
     }

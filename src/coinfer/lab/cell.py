@@ -66,6 +66,7 @@ def menu_plan(candidate: Candidate) -> MenuPlan:
         accuracy=evidence.accuracy,
         num_images=evidence.num_images,
         split=evidence.split,
+        has_exits=bool(plan.exits),
     )
 
 

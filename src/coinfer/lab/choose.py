@@ -20,6 +20,7 @@ from ..profile import Conditions, Slowdown
 from ..search.estimate import as_table
 from ..search.goal import Goal
 from ..search.solve import KINDS, baselines, search
+from ..stages import courses_of
 from .worker import Request
 
 # Plan numbers to the roles for which they are measured; the plan with the role "chosen" comes first.
@@ -105,20 +106,59 @@ def pick_images(pixels: NDArray[Any], num: int, *, seed: int = 0, among: int = 2
     return tuple(mixed[k % len(mixed)] for k in range(num))
 
 
-def calibrated(candidate: Candidate, requests: Sequence[Request], slowdown: Slowdown, load: float) -> Candidate:
+def calibrated(
+    candidate: Candidate,
+    requests: Sequence[Request],
+    slowdown: Slowdown,
+    load: float,
+    seconds: Mapping[str, float] | None = None,
+) -> Candidate:
     """The candidate with the times that were measured here, of this device and edge, without their factors.
 
-    The device's reading of the reply counts as encoding: it is fp32 work of the same core.
+    The device's reading of the reply counts as encoding: it is fp32 work of the same core.  `seconds` of the bundle's
+    segments are needed for a plan with exits.
     """
     done = [request for request in requests if request.error is None]
     if not done:
         return candidate
     head = slowdown.int8 if candidate.plan.precision == "int8" else slowdown.fp32
+    if candidate.plan.exits:
+        times = _by_courses(candidate, done, seconds or {}, head, slowdown.fp32, load)
+    else:
+        times = {
+            "head_s": float(np.median([r.head_s for r in done])) / head,
+            "encode_s": float(np.median([r.encode_s + r.finish_s for r in done])) / slowdown.fp32,
+            "decode_s": float(np.median([r.decode_s for r in done])) / load,
+            "tail_s": float(np.median([r.tail_s for r in done])) / load,
+        }
+    evidence = msgspec.structs.replace(candidate.evidence, times_how="measured", **times)
+    return msgspec.structs.replace(candidate, evidence=evidence)
+
+
+def _by_courses(
+    candidate: Candidate, done: Sequence[Request], seconds: Mapping[str, float], head: float, fp32: float, load: float
+) -> dict[str, float]:
+    """Times of the mean request of a plan with exits, from a few whose shares of exits are not those of many.
+
+    What they took over what the courses that they took were expected to take is what all courses take of that.
+    """
+    courses = courses_of(candidate, seconds)
+    by_exit = {course.exit: course.work for course in courses}
+    crossed = [request for request in done if request.answered == "edge"]
+
+    def scaled(name: str, took_s: float, those: Sequence[Request]) -> float:
+        expected_s = sum(float(getattr(by_exit[request.exit], name)) for request in those)
+        arrive = [course for course in courses if name != "tail_s" or float(course.work.remote_share) > 0]
+        share = sum(course.share for course in arrive)
+        mean_s = sum(course.share * float(getattr(course.work, name)) for course in arrive) / share if share else 0.0
+        return mean_s * took_s / expected_s if expected_s > 0 else mean_s
+
     times = {
-        "head_s": float(np.median([r.head_s for r in done])) / head,
-        "encode_s": float(np.median([r.encode_s + r.finish_s for r in done])) / slowdown.fp32,
-        "decode_s": float(np.median([r.decode_s for r in done])) / load,
-        "tail_s": float(np.median([r.tail_s for r in done])) / load,
-        "times_how": "measured",
+        "head_s": scaled("head_s", sum(r.head_s for r in done) / head, done),
+        "exit_s": scaled("exit_s", sum(r.exit_s for r in done) / fp32, done),
+        "tail_s": scaled("tail_s", sum(r.tail_s for r in crossed) / load, crossed),
     }
-    return msgspec.structs.replace(candidate, evidence=msgspec.structs.replace(candidate.evidence, **times))
+    if crossed:
+        times["encode_s"] = float(np.median([r.encode_s + r.finish_s for r in crossed])) / fp32
+        times["decode_s"] = float(np.median([r.decode_s for r in crossed])) / load
+    return times

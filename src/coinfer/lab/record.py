@@ -41,6 +41,7 @@ class MenuPlan(Value, frozen=True, kw_only=True):
     accuracy: float | None
     num_images: int
     split: str
+    has_exits: bool = False
 
 
 class Header(Value, frozen=True, kw_only=True, tag="header", tag_field="line"):

@@ -32,8 +32,11 @@ class Spread(Value, frozen=True, kw_only=True):
 
 
 class PlanRow(Value, frozen=True, kw_only=True):
-    """One plan in one cell.  `accuracy` is the deployed form's, of `num_images` of part `split`, from the evidence;
-    `accuracy_seen` that of the requests measured here.  Stage times are medians as measured, slowed and all."""
+    """One plan in one cell.  `typical_s` is the latency that it is compared by (`typical`).
+
+    `accuracy` is the deployed form's, of `num_images` of part `split`, from the evidence; `accuracy_seen` that of the
+    requests measured here.  Stage times are medians as measured, slowed and all.
+    """
 
     cell: str
     plan: int
@@ -41,6 +44,7 @@ class PlanRow(Value, frozen=True, kw_only=True):
     label: str
     roles: tuple[str, ...]
     latency_s: Spread
+    typical_s: float
     estimated_s: float
     failed: int
     stages_s: dict[str, float]
@@ -56,8 +60,8 @@ class PlanRow(Value, frozen=True, kw_only=True):
 
     @property
     def estimate_error(self) -> float:
-        """Measured median over the estimate, minus 1."""
-        return self.latency_s.p50 / self.estimated_s - 1
+        """Measured over the estimate, minus 1."""
+        return self.typical_s / self.estimated_s - 1
 
 
 class StreamRow(Value, frozen=True, kw_only=True):
@@ -144,6 +148,11 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(p50=p50, p5=p5, p95=p95, n=len(values))
 
 
+def typical(latencies_s: Sequence[float], has_exits: bool) -> float:
+    """The median; of a plan with exits the mean, since its requests are of several kinds."""
+    return statistics.fmean(latencies_s) if has_exits else statistics.median(latencies_s)
+
+
 def summarise(lines: Iterable[Line]) -> Summary:
     """Every row, from the log alone.
 
@@ -178,7 +187,7 @@ def summarise(lines: Iterable[Line]) -> Summary:
             if (seen := requests.get((cell.cell, "stream", estimate.plan)))
         ]
         finals = {
-            estimate.plan: _latencies(seen)
+            estimate.plan: typical(_latencies(seen), menu[estimate.plan].has_exits)
             for estimate in cell.estimates
             if (seen := requests.get((cell.cell, "final", estimate.plan))) and _latencies(seen)
         }
@@ -216,6 +225,7 @@ def _plan_row(cell: CellLine, plan: MenuPlan, estimate: EstimateLine, lines: Seq
         label=plan.label,
         roles=estimate.roles,
         latency_s=spread([request.latency_s for request in done]),
+        typical_s=typical([request.latency_s for request in done], plan.has_exits) if done else math.inf,
         estimated_s=estimate.latency_s,
         failed=len(lines) - len(good),
         stages_s={
@@ -270,7 +280,7 @@ def _stream_row(
 def _cell_row(
     cell: CellLine,
     plans: Sequence[PlanRow],
-    finals: dict[int, list[float]],
+    finals: dict[int, float],
     streams: Sequence[StreamRow],
     max_loss_points: float,
     memory: MemoryLine | None,
@@ -278,19 +288,18 @@ def _cell_row(
     by_number = {row.plan: row for row in plans}
     chosen = by_number[cell.chosen]
     ratios = {
-        way: by_number[number].latency_s.p50 / chosen.latency_s.p50
+        way: by_number[number].typical_s / chosen.typical_s
         for way, number in cell.baselines.items()
         if number in by_number
     }
     allowed = [row for row in plans if row.plan == cell.chosen or _keeps(row.loss_points, max_loss_points)]
-    best = min(allowed, key=lambda row: row.latency_s.p50)
-    regret = chosen.latency_s.p50 / best.latency_s.p50
+    best = min(allowed, key=lambda row: row.typical_s)
+    regret = chosen.typical_s / best.typical_s
     was_measured_again = cell.chosen in finals and len(finals) > 1
     if was_measured_again:
         # The finalists are the chosen plan and its best rival, whichever of the two won the first time.
-        medians = {number: statistics.median(latencies) for number, latencies in finals.items()}
-        winner = min(medians, key=lambda number: medians[number])
-        best, regret = by_number[winner], medians[cell.chosen] / medians[winner]
+        winner = min(finals, key=lambda number: finals[number])
+        best, regret = by_number[winner], finals[cell.chosen] / finals[winner]
     # A plain split is a rival of a split with a unit, as device and upload are; not so two of one way.
     own = [way for way, number in cell.baselines.items() if number == cell.chosen] or [chosen.kind]
     rivals = [ratio for way, ratio in ratios.items() if way not in own]
@@ -322,9 +331,9 @@ def _overhead_row(
 ) -> OverheadRow:
     beyond_s = {
         number: [
-            r.latency_s - r.head_s - r.encode_s - r.decode_s - r.tail_s - 2 * line.delay_s
+            r.latency_s - r.head_s - r.exit_s - r.encode_s - r.decode_s - r.tail_s - 2 * line.delay_s
             for r in (seen.request for seen in requests[line.cell, "calibrate", number])
-            if r.error is None
+            if r.error is None and r.answered == "edge"
         ]
         for number, plan in menu.items()
         if plan.kind != "device" and (line.cell, "calibrate", number) in requests

@@ -8,11 +8,11 @@ from coinfer.bundle import Bundle
 from coinfer.errors import BundleError, Infeasible, PlanError
 from coinfer.lab.choose import calibrated, fixed_plans, menu_candidates, pick_images, pick_plans
 from coinfer.lab.worker import Request
-from coinfer.plan import Candidate, Evidence
+from coinfer.plan import Candidate, CodecSpec, Evidence, Plan
 from coinfer.profile import Conditions, Link, Slowdown
 from coinfer.search.goal import Goal
 from coinfer.search.solve import search
-from tiny_bundle import DEVICE, MENU, SPLIT16, SPLIT32, SPLIT_TWO, UPLOAD
+from tiny_bundle import DEVICE, MENU, SPLIT16, SPLIT32, SPLIT_TWO, UPLOAD, exit_at
 
 CONDITIONS = Conditions(link=Link(rate_bps=1e6, delay_s=0.005))
 
@@ -117,6 +117,31 @@ def test_calibrated_times_are_medians_without_the_factors() -> None:
     int8 = msgspec.structs.replace(candidate, plan=msgspec.structs.replace(candidate.plan, precision="int8"))
     assert calibrated(int8, requests, Slowdown(fp32=4, int8=8), 2.0).evidence.head_s == 0.5
     assert calibrated(candidate, [failed], Slowdown(fp32=4, int8=8), 2.0) is candidate
+
+
+def test_a_few_requests_of_a_plan_with_exits_speak_for_all_courses() -> None:
+    """Everything takes twice as long as expected, and three of four end at the exit that half end at: shares stay."""
+    plan = Plan(
+        number=1, kind="split", variant="n", cut="late#0", codec=CodecSpec(transform="float32"), head="a", tail="t",
+        exits=(exit_at("device", "early#0", "b", 0.5), exit_at("edge", "sum#0", "u", 0.5)),
+    )  # fmt: skip
+    seconds = {
+        "a": 3.0, "segments/early.exit.onnx": 1.0, "segments/b.onnx": 4.0,
+        "t": 2.0, "segments/sum.exit.onnx": 0.5, "segments/u.onnx": 8.0,
+    }  # fmt: skip
+    candidate = Candidate(plan=plan, evidence=evidence(exit_shares=(0.5, 0.25)))  # type: ignore[arg-type]
+    at_exit = Request(plan=1, image=0, answered="exit", exit=0, head_s=2 * 3 * 10, exit_s=2 * 1 * 10)
+    through = Request(
+        plan=1, image=0, answered="edge", head_s=2 * 7 * 10, exit_s=2 * 1 * 10, encode_s=5.0, finish_s=5.0,
+        decode_s=3.0, tail_s=2 * 10.5 * 3,
+    )  # fmt: skip
+    new = calibrated(candidate, [at_exit] * 3 + [through], Slowdown(fp32=10, int8=20), 3.0, seconds).evidence
+    assert new.head_s == pytest.approx(2 * (3 + 4 / 2)) and new.exit_s == pytest.approx(2 * 1)
+    assert new.tail_s == pytest.approx(2 * (2.5 + 8 / 2))
+    assert (new.encode_s, new.decode_s) == (1.0, 1.0)
+    # Where none came to the edge, its times are as expected.
+    none = calibrated(candidate, [at_exit], Slowdown(fp32=10, int8=20), 3.0, seconds).evidence
+    assert none.tail_s == pytest.approx(2.5 + 8 / 2) and none.encode_s == candidate.evidence.encode_s
 
 
 def test_a_menu_without_evidence_is_refused(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

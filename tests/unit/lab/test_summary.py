@@ -251,3 +251,20 @@ def test_what_is_no_log_is_refused(tmp_path: Path) -> None:
         read_log(path)
     with pytest.raises(DataError, match="header"):
         summarise([cell()])
+
+
+def test_a_plan_with_exits_is_compared_by_its_mean() -> None:
+    given = header()
+    menu = tuple(msgspec.structs.replace(plan, has_exits=plan.number == SPLIT) for plan in given.menu)
+    summary = summarise(
+        [
+            msgspec.structs.replace(given, menu=menu),
+            cell((SPLIT, DEVICE)),
+            *asked(SPLIT, "main", 0.1, 0.1, 0.1, 0.5),
+            *asked(DEVICE, "main", 0.1, 0.1, 0.1, 0.5),
+        ]
+    )
+    split, device = summary.plans
+    assert (split.typical_s, device.typical_s) == (pytest.approx(0.2), pytest.approx(0.1))
+    assert summary.cells[0].regret == pytest.approx(2.0)
+    assert split.estimate_error == pytest.approx(1.0)
