@@ -99,7 +99,7 @@ def run_cells(
         raise PlanError("a benchmark needs at least one cell, got none")
     if not all(isfinite(cell.link.rate_bps) for cell in cells):
         raise PlanError("a cell's rate must be finite: take 1 Gbit/s and more for a link that does not limit")
-    bench = _Bench(bundle, pixels, labels, goal or Goal(), pick or pick_plans(), effort or Effort(), tell or _silent)
+    bench = Bench(bundle, pixels, labels, goal or Goal(), pick or pick_plans(), effort or Effort(), tell or silent)
     numbered = list(enumerate(cells))
     groups = groupby(sorted(numbered, key=lambda pair: _group(pair[1])), key=lambda pair: _group(pair[1]))
     done = 0
@@ -132,7 +132,7 @@ def measure_overhead(
     Raises:
         LinkError: a process did not start, or ended.
     """
-    bench = _Bench(bundle, pixels, None, Goal(), pick_plans(), effort or Effort(), _silent)
+    bench = Bench(bundle, pixels, None, Goal(), pick_plans(), effort or Effort(), silent)
     name, warmup = "direct", bench.effort.warmup
     with bench.machines(Cell(link=NO_LIMIT), is_direct=True) as (_, worker):
         bench.lines.append(CalibrationLine(cell=name, slowdown=Slowdown(), load=1.0, delay_s=0.0, is_direct=True))
@@ -149,12 +149,12 @@ def _group(cell: Cell) -> tuple[float, float, float, float]:
     return (cell.slowdown.fp32, cell.slowdown.int8, cell.load, cell.link.delay_s)
 
 
-def _silent(stage: str, done: int, total: int, text: str) -> None:
+def silent(stage: str, done: int, total: int, text: str) -> None:
     """Tell nobody."""
 
 
-class _Bench:
-    """One run: what is measured, and the lines so far."""
+class Bench:
+    """One run: what is measured, by which processes, and the lines so far."""
 
     def __init__(
         self,
@@ -168,7 +168,10 @@ class _Bench:
     ) -> None:
         self.bundle = bundle
         self.candidates = menu_candidates(bundle)
-        self.seconds = {name: timing.median_s for name, timing in bundle.profile().segments.items()}
+        # Of each segment, for plans whose requests take several courses.
+        has_exits = any(candidate.plan.exits for candidate in self.candidates)
+        segments = bundle.profile().segments if has_exits else {}
+        self.seconds = {name: timing.median_s for name, timing in segments.items()}
         self.pixels, self.labels = pixels, labels
         self.goal, self.pick, self.effort, self.tell = goal, pick, effort, tell
         self.lines: list[Line] = []

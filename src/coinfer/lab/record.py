@@ -16,7 +16,7 @@ import gzip
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -122,10 +122,11 @@ class MemoryLine(Value, frozen=True, kw_only=True, tag="memory", tag_field="line
 
 
 Line = Header | CalibrationLine | CellLine | RequestLine | MemoryLine
+T = TypeVar("T")
 _DECODER = msgspec.json.Decoder(Line)
 
 
-def write_log(path: Path, lines: Iterable[Line]) -> None:
+def write_log(path: Path, lines: Iterable[Value]) -> None:
     """Write a whole log in place of what was there, atomically; folders are made."""
     buffer = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=buffer, mtime=0) as file:
@@ -141,7 +142,16 @@ def read_log(path: Path) -> list[Line]:
     Raises:
         DataError: no such file, or not such a log.
     """
+    return read_lines(path, _DECODER)
+
+
+def read_lines(path: Path, decoder: msgspec.json.Decoder[T]) -> list[T]:
+    """The lines of a log, each by `decoder`.
+
+    Raises:
+        DataError: as `read_log`.
+    """
     try:
-        return [_DECODER.decode(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        return [decoder.decode(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     except (OSError, EOFError, msgspec.MsgspecError) as error:
         raise DataError(f"not a benchmark's log: {error} (log {path})") from error

@@ -27,6 +27,7 @@ import msgspec
 from ..errors import CoinferError, DataError
 from ..plan import Value
 from ..profile import Slowdown
+from .clock import now_s, sharpen_sleep, wait_until
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,14 +36,23 @@ if TYPE_CHECKING:
     from ..runtime.request import Answer
 
 
+# Before a stream's first request comes.
+BEGIN_S = 0.01
+
+
 class Command(Value, frozen=True, kw_only=True):
-    """What the worker is to do: these images (rows of the file) by this plan, one by one or as a stream."""
+    """What the worker is to do: these images (rows of the file) by this plan, one by one or as a stream.
+
+    `arrivals_s`: when each request of a stream comes, from the stream's start; latencies then count from there, however
+    long it waits to be taken.  None: as fast as they are taken.
+    """
 
     plan: int
     images: tuple[int, ...]
     slowdown: Slowdown = Slowdown()
     mode: Literal["single", "stream"] = "single"
     window: int = 8
+    arrivals_s: tuple[float, ...] = ()
 
 
 class Ready(Value, frozen=True, kw_only=True):
@@ -153,6 +163,11 @@ def _obey(device: Device, pace: Any, pixels: NDArray[Any], line: bytes) -> None:
         command = msgspec.json.decode(line, type=Command)
     except msgspec.MsgspecError as error:
         raise DataError(f"not a command: {error} (benchmark worker)") from error
+    if command.arrivals_s and (len(command.arrivals_s) != len(command.images) or command.mode != "stream"):
+        raise DataError(
+            f"arrivals are of a stream, one for each image: got {len(command.arrivals_s)} for {len(command.images)} "
+            f"images, mode {command.mode} (benchmark worker)"
+        )
     if command.images and not 0 <= min(command.images) <= max(command.images) < len(pixels):
         raise DataError(f"images must be 0 to {len(pixels) - 1}, got {command.images} (benchmark worker)")
     pace.slowdown = command.slowdown
@@ -181,14 +196,31 @@ def _streamed(device: Device, pixels: NDArray[Any], command: Command) -> Iterato
     pictures = [pixels[image].copy() for image in command.images]
     answers: list[Answer] = []
     error_text: str | None = None
+    # On both clocks: the device's own, and the one that the lab waits by.
+    begin_s, zero_s = now_s() + BEGIN_S, now_s() - device.now_s()
+    given = _as_they_come(pictures, command.arrivals_s, begin_s) if command.arrivals_s else iter(pictures)
     try:
-        answers.extend(device.stream(pictures, plan=command.plan, window=command.window))
+        answers.extend(device.stream(given, plan=command.plan, window=command.window))
     except CoinferError as error:
         error_text = str(error)
-    for image, answer in zip(command.images, answers, strict=False):
-        yield _line(image, answer)
+    for place, (image, answer) in enumerate(zip(command.images, answers, strict=False)):
+        line = _line(image, answer)
+        if command.arrivals_s:
+            came_s = begin_s - zero_s + command.arrivals_s[place]
+            line = msgspec.structs.replace(line, start_s=came_s, latency_s=line.end_s - came_s)
+        yield line
     for image in command.images[len(answers) :]:
         yield Request(plan=command.plan, image=image, answered="failed", error=error_text)
+
+
+def _as_they_come(
+    pictures: list[NDArray[Any]], arrivals_s: tuple[float, ...], begin_s: float
+) -> Iterator[NDArray[Any]]:
+    """Each picture when it is there, never before."""
+    sharpen_sleep()
+    for picture, at_s in zip(pictures, arrivals_s, strict=True):
+        wait_until(begin_s + at_s)
+        yield picture
 
 
 def _line(image: int, answer: Answer) -> Request:

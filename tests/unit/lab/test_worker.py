@@ -73,7 +73,13 @@ def test_a_request_that_fails_is_a_line(
 
 @pytest.mark.parametrize(
     ("command", "says"),
-    [(b"hello", "not a command"), (Command(plan=0, images=(4,)), "0 to 3"), (Command(plan=99, images=()), "99")],
+    [
+        (b"hello", "not a command"),
+        (Command(plan=0, images=(4,)), "0 to 3"),
+        (Command(plan=99, images=()), "99"),
+        (Command(plan=0, images=(1,), arrivals_s=(0.0,)), "arrivals are of a stream"),
+        (Command(plan=0, images=(1,), arrivals_s=(0.0, 1.0), mode="stream"), "got 2 for 1 images"),
+    ],
 )
 def test_bad_commands_end_the_worker_with_a_line(
     tiny_bundle: Bundle,
