@@ -1,0 +1,306 @@
+"""Streams, exits and what is expected of them, over a shaped link; raw logs go to docs/results/raw/pipeline.
+
+    python -m bench.pipeline build NAME     a bundle and its workshop under out/, of bench/jobs/NAME.toml
+    python -m bench.pipeline exits NAME     each way's best plan with exits beside the same without, a request at a time
+    python -m bench.pipeline streams NAME   2,000 requests by each of the ways to run a stream, in turns
+    python -m bench.pipeline grid NAME      rates x arrival rates x plans: estimated, simulated and measured
+
+`python -m bench.solvers NAME` times the solvers; `python -m bench.exits` trains the exits.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from coinfer.build.evaluate import Deployed
+from coinfer.build.make import assemble, build, timed
+from coinfer.bundle import Bundle
+from coinfer.lab.bench import run_cells
+from coinfer.lab.cell import Cell, Effort
+from coinfer.lab.choose import CHOSEN, Picks, pick_plans
+from coinfer.lab.record import write_log
+from coinfer.lab.streams import Contender, Setting, StreamRun, run_streams
+from coinfer.plan import Candidate, Plan, Value
+from coinfer.profile import Conditions, Link, Slowdown
+from coinfer.report.results import write_raw
+from coinfer.search.estimate import as_table
+from coinfer.search.goal import Goal
+from coinfer.search.solve import WAYS, best_of_ways, price_table, search
+from coinfer.simulate.arrivals import periodic
+from coinfer.simulate.events import Stream, simulate
+
+from .cells import DELAY_S, OUT, Workshop, job_of, note_commit, pictures_of, scored, show, workshop_of
+from .solvers import RAW
+
+# Fixed beforehand: the cell of the streams, and those of exits.
+STREAM_CELL = (1e6, 10.0)
+EXIT_CELLS = ((1e6, 3.0), (1e6, 10.0), (1e6, 30.0))
+GRID_RATES_BPS = (300e3, 1e6, 3e6)
+# Of what a plan can sustain by its estimate; 0: as fast as it goes.
+GRID_SHARES = (0.5, 0.8, 0.0)
+REQUESTS, CHUNK, GRID_REQUESTS = 2000, 200, 200
+EFFORT = Effort(calibration_s=2.0)
+
+
+class Expected(Value, frozen=True, kw_only=True):
+    """What was expected of a contender: by the estimate, and by the simulation of as many requests."""
+
+    name: str
+    rate_bps: float
+    slowdown: float
+    plan: int
+    label: str
+    throughput_hz: float
+    latency_s: float
+    simulated_throughput_hz: float
+    simulated_p50_s: float
+    simulated_p95_s: float
+
+
+class Family(NamedTuple):
+    """A plan without exits, and the same with exits by their thresholds, the most careful first."""
+
+    plain: Candidate
+    with_exits: tuple[Candidate, ...]
+
+
+def cell_of(workshop: Workshop, rate_bps: float, slowdown: float) -> Cell:
+    """A cell's conditions."""
+    ratio = workshop.manifest.int8_slowdown_ratio
+    link = Link(rate_bps=rate_bps, delay_s=DELAY_S)
+    return Cell(link=link, slowdown=Slowdown(fp32=slowdown, int8=slowdown * ratio))
+
+
+def conditions_at(cell: Cell) -> Conditions:
+    """The same, for estimates."""
+    return Conditions(link=cell.link, device=cell.slowdown)
+
+
+def measured_times(name: str) -> Workshop:
+    """The workshop with its survivors timed on the quiet machine, once."""
+    workshop = workshop_of(name)
+    done = workshop.folder / "timed"
+    if not done.is_file():
+        samples = pictures_of(name).pixels[:4]
+        candidates, profile = timed(
+            workshop.folder, workshop.candidates, samples, workshop.manifest.outputs, progress=show
+        )
+        (workshop.folder / "evidence.json").write_bytes(msgspec.json.encode(candidates))
+        (workshop.folder / "profile.json").write_bytes(msgspec.json.encode(profile))
+        done.touch()
+    return workshop_of(name)
+
+
+def families(candidates: Sequence[Candidate]) -> list[Family]:
+    """Every plan that is there with exits and without."""
+    alive = [candidate for candidate in candidates if candidate.dropped is None]
+    with_exits: dict[tuple[object, ...], list[Candidate]] = {}
+    for candidate in alive:
+        if candidate.plan.exits:
+            with_exits.setdefault(_apart_from_exits(candidate.plan), []).append(candidate)
+    found = []
+    for candidate in alive:
+        own = with_exits.get(_apart_from_exits(candidate.plan), [])
+        if own and not candidate.plan.exits:
+            found.append(Family(candidate, tuple(sorted(own, key=lambda c: c.evidence.loss_points or 0.0))))
+    return found
+
+
+def _apart_from_exits(plan: Plan) -> tuple[object, ...]:
+    return (plan.kind, plan.variant, plan.precision, plan.cut, plan.codec, plan.tables)
+
+
+def measure_exits(name: str) -> None:
+    """The best plan of each way that can have exits, with and without them, beside each other in each cell."""
+    workshop = measured_times(name)
+    known = families(workshop.candidates)
+    goal = Goal(max_loss_points=workshop.manifest.max_loss_points)
+    cells = [cell_of(workshop, *cell) for cell in EXIT_CELLS]
+    in_cells = [_best_families(known, conditions_at(cell), goal) for cell in cells]
+    numbers = {c.plan.number for found in in_cells for family in found for c in (family.plain, *family.with_exits)}
+    numbers.add(workshop.manifest.reference_plan)
+    bundle = assemble(workshop.folder, sorted(numbers), OUT / f"{name}.exits")
+    images = pictures_of(name)
+
+    def pick(candidates: Sequence[Candidate], conditions: Conditions, goal: Goal) -> Picks:
+        best = candidates[search(candidates, conditions, goal).best].plan.number
+        roles: dict[int, tuple[str, ...]] = {best: (CHOSEN,)}
+        for family in _best_families(families(candidates), conditions, goal):
+            roles[family.plain.plan.number] = (*roles.get(family.plain.plan.number, ()), "without exits")
+            for candidate in family.with_exits:
+                number = candidate.plan.number
+                roles[number] = (*roles.get(number, ()), f"exits of {family.plain.plan.number}")
+        return roles
+
+    note_commit(RAW, f"{name}.exits")
+    log, effort = RAW / f"{name}.exits.jsonl.gz", Effort(calibration_s=2.0, requests=200, finalists=False)
+    run_cells(bundle, images.pixels, images.labels, cells, log, goal=goal, pick=pick, effort=effort, tell=show)
+    report_exits(name, bundle, sorted(numbers))
+
+
+def _best_families(known: Sequence[Family], conditions: Conditions, goal: Goal) -> list[Family]:
+    table = as_table([family.plain for family in known])
+    best = best_of_ways(table, price_table(table, conditions, goal))
+    return [known[index] for index in dict.fromkeys(best.values())]
+
+
+def report_exits(name: str, bundle: Bundle, numbers: Sequence[int]) -> None:
+    """Accuracy, shares of exits and bytes on the test part, a line for each plan."""
+    images, outputs = pictures_of(name), bundle.manifest.outputs
+    assert images.labels is not None
+    reference = Deployed(bundle.folder, bundle.plan(bundle.manifest.reference_plan), outputs)
+    right = reference.classify(images.pixels).classes == images.labels
+    lines = []
+    for done, number in enumerate(numbers):
+        plan = bundle.plan(number)
+        show("accuracy", done, len(numbers), plan.label)
+        classes, num_bytes, _ = Deployed(bundle.folder, plan, outputs).classify(images.pixels)
+        lines.append({"plan": number, "label": plan.label, **scored(right, classes == images.labels, num_bytes)})
+        write_raw(RAW / f"{name}.accuracy.jsonl.gz", lines)
+
+
+def measure_streams(name: str) -> None:
+    """The ways to run one stream, in turns: partition a request at a time, partition, device, upload, all of them."""
+    workshop = measured_times(name)
+    cell = cell_of(workshop, *STREAM_CELL)
+    bundle = _bundle(name, workshop, [cell])
+
+    def choose(setting: Setting) -> list[Contender]:
+        partition = _best(setting, "latency", "split")
+        lone = Contender(name="partition, one at a time", plan=partition, window=1)
+        streams = {"partition": "split", "device": "device", "upload": "upload", "all": None}
+        return [
+            lone,
+            Contender(name="the same plan, pipelined", plan=partition, window=_window(setting, partition)),
+            *(
+                Contender(name=f"{what}, pipelined", plan=plan, window=_window(setting, plan))
+                for what, kind in streams.items()
+                for plan in (_best(setting, "throughput", kind),)
+            ),
+        ]
+
+    note_commit(RAW, f"{name}.streams")
+    _run(f"{name}.streams", bundle, cell, choose, REQUESTS, CHUNK)
+
+
+def measure_grid(name: str) -> None:
+    """Every way's plan of the highest rate, at three shares of it, over three rates of the link."""
+    workshop = measured_times(name)
+    cells = [cell_of(workshop, rate_bps, STREAM_CELL[1]) for rate_bps in GRID_RATES_BPS]
+    bundle = _bundle(name, workshop, cells)
+
+    def choose(setting: Setting) -> list[Contender]:
+        return list(_grid_of(setting))
+
+    note_commit(RAW, f"{name}.grid")
+    for cell in cells:
+        _run(f"{name}.grid.{cell.link.rate_bps:g}", bundle, cell, choose, GRID_REQUESTS, GRID_REQUESTS)
+
+
+def _grid_of(setting: Setting) -> Iterator[Contender]:
+    plans = {way: _best(setting, "throughput", way) for way in WAYS if _has(setting, way)}
+    plans["latency"] = _best(setting, "latency", None)  # type: ignore[index]
+    for plan in dict.fromkeys(plans.values()):
+        for share in GRID_SHARES:
+            period_s = 0.0 if share == 0 else 1 / (share * setting.estimate(plan).throughput_hz)
+            window = _window(setting, plan)
+            yield Contender(name=f"plan {plan} at {share:g}", plan=plan, window=window, period_s=period_s)
+
+
+def _bundle(name: str, workshop: Workshop, cells: Sequence[Cell]) -> Bundle:
+    """A bundle of the best plans of each way in these cells, for latency and for the rate."""
+    alive = [candidate for candidate in workshop.candidates if candidate.dropped is None]
+    wanted = {workshop.manifest.reference_plan}
+    for cell in cells:
+        for minimise in ("latency", "throughput"):
+            goal = Goal(minimise=minimise, max_loss_points=workshop.manifest.max_loss_points)  # type: ignore[arg-type]
+            wanted |= set(pick_plans(each=2, random=0)(alive, conditions_at(cell), goal))
+    return assemble(workshop.folder, sorted(wanted), OUT / f"{name}.streams")
+
+
+def _has(setting: Setting, way: str) -> bool:
+    return any(candidate.plan.way == way for candidate in setting.candidates)
+
+
+def _best(setting: Setting, minimise: str, way: str | None) -> int:
+    """The best plan of a way, or of all; the limit of loss is the goal's own."""
+    mine = [c for c in setting.candidates if way is None or way in (c.plan.way, c.plan.kind)]
+    goal = Goal(minimise=minimise)  # type: ignore[arg-type]
+    return mine[search(mine, setting.conditions, goal).best].plan.number
+
+
+def _window(setting: Setting, plan: int) -> int:
+    """Twice what keeps the slowest resource from ever waiting, since answers come in bursts; the edge takes 32."""
+    expected = setting.estimate(plan)
+    return min(32, max(4, 2 * int(expected.latency_s * expected.throughput_hz) + 3))
+
+
+def _run(
+    log: str, bundle: Bundle, cell: Cell, choose: Callable[[Setting], Sequence[Contender]], requests: int, chunk: int
+) -> None:
+    """Run the contenders; keep every request, and what was expected of each."""
+    images = pictures_of(bundle_name(log))
+    setting, runs = run_streams(
+        bundle, images.pixels, cell, choose, requests=requests, chunk=chunk, effort=EFFORT, tell=show
+    )
+    write_log(RAW / f"{log}.jsonl.gz", runs)
+    write_log(RAW / f"{log}.expected.jsonl.gz", [*expected(setting, runs)])
+
+
+def bundle_name(log: str) -> str:
+    """The job that a log is of."""
+    return log.split(".")[0]
+
+
+def expected(setting: Setting, runs: Sequence[StreamRun]) -> Iterator[Expected]:
+    """The estimate and the simulation of each contender's first run."""
+    for contender, count in {run.contender: len(run.requests) for run in runs if run.round == 0}.items():
+        candidate = setting.candidate(contender.plan)
+        found = setting.estimate(contender.plan)
+        period_s = contender.period_s or 0.0
+        alone_hz = found.throughput_hz if contender.window > 1 else 1 / found.latency_s
+        stream = Stream(
+            plan=candidate.plan,
+            courses=setting.courses(contender.plan),
+            arrivals_s=periodic(period_s, count),
+            conditions=setting.conditions,
+            window=contender.window,
+        )
+        outcomes = simulate([stream], spans=False).outcomes
+        latencies_s = [outcome.end_s - outcome.start_s for outcome in outcomes]
+        makespan_s = max(outcome.end_s for outcome in outcomes) - min(outcome.start_s for outcome in outcomes)
+        p50_s, p95_s = (float(x) for x in np.percentile(latencies_s, (50, 95)))
+        yield Expected(
+            name=contender.name,
+            rate_bps=setting.conditions.link.rate_bps,
+            slowdown=setting.conditions.device.fp32,
+            plan=contender.plan,
+            label=candidate.plan.label,
+            throughput_hz=min(alone_hz, 1 / period_s) if period_s else alone_hz,
+            latency_s=found.latency_s,
+            simulated_throughput_hz=count / makespan_s,
+            simulated_p50_s=p50_s,
+            simulated_p95_s=p95_s,
+        )
+
+
+def main(words: list[str]) -> None:
+    """Run one step."""
+    steps: dict[str, Callable[[str], object]] = {
+        "build": lambda name: build(job_of(name), OUT / name, progress=show),
+        "exits": measure_exits,
+        "streams": measure_streams,
+        "grid": measure_grid,
+    }
+    if len(words) != 2 or words[0] not in steps:
+        raise SystemExit(f"usage: python -m bench.pipeline {'|'.join(steps)} NAME")
+    steps[words[0]](words[1])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
