@@ -9,7 +9,7 @@ DATA ?= scene-digits
 RETRAIN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow docs bench-main bench-bottleneck bench-pruning bench-pruning-small results clean
+.PHONY: help install demo test test-slow docs bench-main bench-bottleneck bench-pruning bench-pruning-small bench-pipeline results clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -63,10 +63,19 @@ bench-pruning-small: $(STAMP) ## the same for ResNet-20 alone, in under an hour 
 	$(BIN)/python -m bench.pruning cuts resnet20-pruned
 	$(BIN)/python -m bench.pruning_results
 
+bench-pipeline: $(STAMP) ## measure everything in docs/results/pipeline.md with the exits of zoo/ (hours)
+	$(BIN)/python -m bench.exits resnet56 resnet20
+	for name in resnet56-exits resnet20-exits; do \
+	  $(BIN)/python -m bench.pipeline build $$name && $(BIN)/python -m bench.pipeline exits $$name || exit 1; done
+	for step in streams grid choices; do $(BIN)/python -m bench.pipeline $$step resnet56-exits || exit 1; done
+	$(BIN)/python -m bench.solvers resnet56-exits
+	$(BIN)/python -m bench.pipeline_results
+
 results: $(STAMP) ## recompute the tables and JSON of docs/results from the raw logs
 	$(BIN)/python -m bench.results
 	$(BIN)/python -m bench.bottleneck_results
 	$(BIN)/python -m bench.pruning_results
+	$(BIN)/python -m bench.pipeline_results
 
 clean: ## remove what can be made again, .venv excepted
 	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -7,6 +7,7 @@ measured holds many more plans than the menu.
 
 from __future__ import annotations
 
+import datetime
 import subprocess
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from coinfer.build.job import Job, load_job
 from coinfer.build.make import assemble, timed
 from coinfer.bundle import Bundle, Manifest
 from coinfer.data import Images, load_source
+from coinfer.engine.measure import describe_machine
 from coinfer.lab.bench import run_cells
 from coinfer.lab.cell import Cell, Effort
 from coinfer.lab.choose import pick_plans
@@ -169,6 +171,14 @@ def note_commit(raw: Path, name: str) -> None:
     known = msgspec.json.decode(path.read_bytes(), type=dict[str, str]) if path.is_file() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(known | {name: commit}), indent=1) + b"\n")
+
+
+def note_machine(raw: Path) -> None:
+    """Keep when and on what machine the latest of what is logged there was measured."""
+    machine = describe_machine()
+    today = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    what = f"{machine.processor}, {machine.cores} cores, {machine.system}"
+    write_raw(raw / "machine.jsonl.gz", [{"date": today, "machine": what}])
 
 
 def _evidence_line(candidate: Candidate) -> dict[str, Any]:

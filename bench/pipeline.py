@@ -4,6 +4,7 @@
     python -m bench.pipeline exits NAME     each way's best plan with exits beside the same without, a request at a time
     python -m bench.pipeline streams NAME   2,000 requests by each of the ways to run a stream, in turns
     python -m bench.pipeline grid NAME      rates x arrival rates x plans: estimated, simulated and measured
+    python -m bench.pipeline choices NAME   what published systems would choose, and the best rates (estimated)
 
 `python -m bench.solvers NAME` times the solvers; `python -m bench.exits` trains the exits.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import msgspec
@@ -28,14 +30,16 @@ from coinfer.lab.streams import Contender, Setting, StreamRun, run_streams
 from coinfer.plan import Candidate, Plan, Value
 from coinfer.profile import Conditions, Link, Slowdown
 from coinfer.report.results import write_raw
-from coinfer.search.estimate import as_table
+from coinfer.search.estimate import as_table, estimate
 from coinfer.search.goal import Goal
+from coinfer.search.published import choices
 from coinfer.search.solve import WAYS, best_of_ways, price_table, search
 from coinfer.simulate.arrivals import periodic
 from coinfer.simulate.events import Stream, simulate
 
-from .cells import DELAY_S, OUT, Workshop, job_of, note_commit, pictures_of, scored, show, workshop_of
+from .cells import DELAY_S, OUT, Workshop, job_of, note_commit, note_machine, pictures_of, scored, show, workshop_of
 from .solvers import RAW
+from .tables import MAP_RATES, MAP_SLOWDOWNS
 
 # Fixed beforehand: the cell of the streams, and those of exits.
 STREAM_CELL = (1e6, 10.0)
@@ -138,6 +142,7 @@ def measure_exits(name: str) -> None:
         return roles
 
     note_commit(RAW, f"{name}.exits")
+    note_machine(RAW)
     log, effort = RAW / f"{name}.exits.jsonl.gz", Effort(calibration_s=2.0, requests=200, finalists=False)
     run_cells(bundle, images.pixels, images.labels, cells, log, goal=goal, pick=pick, effort=effort, tell=show)
     report_exits(name, bundle, sorted(numbers))
@@ -185,6 +190,7 @@ def measure_streams(name: str) -> None:
         ]
 
     note_commit(RAW, f"{name}.streams")
+    note_machine(RAW)
     _run(f"{name}.streams", bundle, cell, choose, REQUESTS, CHUNK)
 
 
@@ -198,6 +204,7 @@ def measure_grid(name: str) -> None:
         return list(_grid_of(setting))
 
     note_commit(RAW, f"{name}.grid")
+    note_machine(RAW)
     for cell in cells:
         _run(f"{name}.grid.{cell.link.rate_bps:g}", bundle, cell, choose, GRID_REQUESTS, GRID_REQUESTS)
 
@@ -289,6 +296,33 @@ def expected(setting: Setting, runs: Sequence[StreamRun]) -> Iterator[Expected]:
         )
 
 
+def choices_of(name: str) -> None:
+    """What each system chooses, and the highest rate of each way, over the map; nothing is measured."""
+    workshop = measured_times(name)
+    main_name = next(c.plan.variant for c in workshop.candidates if c.plan.number == workshop.manifest.reference_plan)
+    alive = [candidate for candidate in workshop.candidates if candidate.dropped is None]
+    table, lines = as_table(alive), list[dict[str, object]]()
+    latency, rate = (
+        Goal(minimise=minimise, max_loss_points=workshop.manifest.max_loss_points)  # type: ignore[arg-type]
+        for minimise in ("latency", "throughput")
+    )
+    for slowdown, rate_bps in product(MAP_SLOWDOWNS, MAP_RATES):
+        conditions = conditions_at(cell_of(workshop, rate_bps, slowdown))
+        cell = {"rate_bps": rate_bps, "slowdown": slowdown}
+        for system, chosen in choices(workshop.candidates, main_name, conditions, latency).items():
+            found = estimate(chosen, conditions)
+            lines.append({
+                **cell, "system": system, "label": chosen.plan.label, "way": chosen.plan.way,
+                "latency_s": found.latency_s, "loss_points": chosen.evidence.loss_points,
+            })  # fmt: skip
+        priced = price_table(table, conditions, rate)
+        for way, index in best_of_ways(table, priced).items():
+            lines.append({**cell, "fastest": way, "throughput_hz": estimate(alive[index], conditions).throughput_hz})
+    note_commit(RAW, f"{name}.choices")
+    note_machine(RAW)
+    write_raw(RAW / f"{name}.choices.jsonl.gz", lines)
+
+
 def main(words: list[str]) -> None:
     """Run one step."""
     steps: dict[str, Callable[[str], object]] = {
@@ -296,6 +330,7 @@ def main(words: list[str]) -> None:
         "exits": measure_exits,
         "streams": measure_streams,
         "grid": measure_grid,
+        "choices": choices_of,
     }
     if len(words) != 2 or words[0] not in steps:
         raise SystemExit(f"usage: python -m bench.pipeline {'|'.join(steps)} NAME")

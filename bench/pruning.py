@@ -10,7 +10,6 @@ Raw logs go to docs/results/raw/pruning; `python -m bench.pruning_results` makes
 
 from __future__ import annotations
 
-import datetime
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -31,14 +30,14 @@ from coinfer.codec import available_coders, calibrate, make_codec
 from coinfer.compress.pruned_file import load_pruned
 from coinfer.compress.recipes import CIFAR, train_on_cifar10
 from coinfer.data import Images, Source, load_source
-from coinfer.engine.measure import allowed_cores, describe_machine, measure_interleaved, pinned
+from coinfer.engine.measure import allowed_cores, measure_interleaved, pinned
 from coinfer.engine.onnx import Session
 from coinfer.model.export import Whole, cut_onnx, load_whole
 from coinfer.model.zoo import build_model, weights_digest
 from coinfer.plan import CodecSpec
 from coinfer.report.results import write_raw
 
-from .cells import OUT, Study, job_of, measure, note_commit, show
+from .cells import OUT, Study, job_of, measure, note_commit, note_machine, show
 from .epochs import Epochs, say
 
 RAW = Path("docs/results/raw/pruning")
@@ -123,10 +122,7 @@ def measure_cuts(job: str) -> None:
     lines += _wholes([original, *(n for n in rest if n.step == "step 1")], source, wanted)
     note_commit(RAW, job)
     write_raw(RAW / f"{job}.cuts.jsonl.gz", lines)
-    machine = describe_machine()
-    today = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    what = f"{machine.processor}, {machine.cores} cores, {machine.system}"
-    write_raw(RAW / "machine.jsonl.gz", [{"date": today, "machine": what}])
+    note_machine(RAW)
 
 
 def _chosen(lines: Sequence[dict[str, Any]], networks: Sequence[Made], max_loss: float) -> Iterator[tuple[Made, str]]:

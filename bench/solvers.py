@@ -31,7 +31,7 @@ from coinfer.simulate.arrivals import periodic
 from coinfer.simulate.fleet import simulate_fleet
 from coinfer.stages import courses_of
 
-from .cells import Workshop, note_commit, workshop_of
+from .cells import Workshop, note_commit, note_machine, workshop_of
 
 RAW = Path("docs/results/raw/pipeline")
 SIZES = {200: 20, 2000: 5}
@@ -95,6 +95,7 @@ def main(words: list[str]) -> None:
     for line in lines:
         print(line, flush=True)
     note_commit(RAW, "solvers")
+    note_machine(RAW)
     write_raw(RAW / "solvers.jsonl.gz", lines)
 
 
