@@ -26,8 +26,8 @@ class ExitOrder(NamedTuple):
 
     trainee: Trainee
     cuts: tuple[str, ...]
-    spec: ExitSpec = ExitSpec(width=64)
-    recipe: ExitRecipe = ExitRecipe(epochs=8)
+    spec: ExitSpec = ExitSpec(width=128, depth=2)
+    recipe: ExitRecipe = ExitRecipe(epochs=20)
 
 
 # With labels, which mixed pictures have not; the same cuts as units have, where there are any.

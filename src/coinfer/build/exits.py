@@ -71,7 +71,7 @@ def train_exits_of(workshop: Workshop, teachers: Teachers, *, progress: Progress
         return
     cuts = _cuts(job, graph)
     check_cuts(graph, cuts)
-    spec, recipe = ExitSpec(width=job.width), _recipe(job, graph)
+    spec, recipe = ExitSpec(width=job.width, depth=job.depth), _recipe(job, graph)
     views = Views(is_mirrored=job.mirror, mixes=job.mixes)
     given = (VERSIONS, workshop.main_sha256, workshop.source.name, [cut.name for cut in cuts], spec, recipe, views)
     digest = hashlib.sha256(msgspec.json.encode((*given, job.images, workshop.preprocess))).hexdigest()

@@ -138,15 +138,16 @@ class BottleneckJob(Value, frozen=True, kw_only=True):
 class ExitsJob(Value, frozen=True, kw_only=True):
     """Early exits to train at `cuts` (shell patterns), and such that were trained before (`files`).
 
-    A classifier has a convolution of `width` channels (0: none), then a mean and a linear layer; it learns for `epochs`
-    with the network frozen and for `joint_epochs` with it, each exit's loss with its weight of `weights`, the end's
-    last (none: all 1).  `rule` says how sure an exit is; thresholds are chosen for each of `losses`, top-1 points
-    against the unmodified network.  `labels`, `images`, `mirror`, `mixes` and `seed` are as in BottleneckJob; at most
-    `most` exits.
+    A classifier has `depth` convolutions of `width` channels (0: none; several: each halves height and width), then
+    a mean and a linear layer; it learns for `epochs` with the network frozen and for `joint_epochs` with it, each
+    exit's loss with its weight of `weights`, the end's last (none: all 1). `rule` says how sure an exit is;
+    thresholds are chosen for each of `losses`, top-1 points against the unmodified network. `labels`, `images`,
+    `mirror`, `mixes` and `seed` are as in BottleneckJob; at most `most` exits.
     """
 
     cuts: tuple[str, ...] = ()
     width: int = 0
+    depth: int = 1
     epochs: int = 6
     joint_epochs: int = 0
     weights: tuple[float, ...] = ()
@@ -163,8 +164,9 @@ class ExitsJob(Value, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.losses or min(self.losses) < 0 or list(self.losses) != sorted(set(self.losses)):
             raise JobError(f"[exits] losses must be points of 0 or more that rise, got {list(self.losses)}")
-        if min(self.width, self.epochs, self.joint_epochs, self.mixes) < 0 or min(self.images, self.most) < 1:
-            raise JobError("[exits] images and most must be at least 1, width, epochs and mixes 0 or more")
+        counts = (self.width, self.epochs, self.joint_epochs, self.mixes)
+        if min(counts) < 0 or min(self.images, self.most, self.depth) < 1:
+            raise JobError("[exits] images, depth and most must be at least 1, width, epochs and mixes 0 or more")
         if not 0 <= self.labels <= 1 or any(weight <= 0 for weight in self.weights):
             raise JobError("[exits] labels must be a share of 0 to 1, weights above 0")
         if not 0 <= self.seed < 2**32:

@@ -6,7 +6,8 @@ NAME.safetensors    exits.K.*: the weights of exit K; network.*: those of the ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import ModelError, WeightsError
 from ..model.cut import Cut
@@ -26,7 +28,7 @@ from ..plan import TensorSpec
 from .exits import ExitHead, ExitRecipe, ExitSpec
 from .train import load_tensors, save_tensors
 
-FORMAT = "coinfer-exits-1"
+FORMAT = "coinfer-exits-2"
 _OPSET, _IR_VERSION = 17, 9
 _EXIT, _NETWORK = "exits.", "network."
 
@@ -119,12 +121,14 @@ def export_exit(
         weights["scale"] = np.asarray(scales[0], np.float32)
         weights["zero_point"] = np.asarray(zero_points[0], np.uint8)
         add("DequantizeLinear", ["scale", "zero_point"])
-    for layer in head.features:
+    for place, layer in enumerate(_folded(head)):
+        stem = f"features.{place}"
         if isinstance(layer, torch.nn.Conv2d):
-            add("Conv", [weight("features.weight", layer.weight), weight("features.bias", _bias(layer))], pads=[1] * 4)
+            given = [weight(f"{stem}.weight", layer.weight), weight(f"{stem}.bias", _bias(layer))]
+            add("Conv", given, pads=[1] * 4, strides=list(layer.stride))
         elif isinstance(layer, torch.nn.Linear):
-            add("MatMul", [weight("features.weight", layer.weight.T)])
-            add("Add", [weight("features.bias", _bias(layer))])
+            add("MatMul", [weight(f"{stem}.weight", layer.weight.T)])
+            add("Add", [weight(f"{stem}.bias", _bias(layer))])
         else:
             add("Relu", [])
     if rank == 3:
@@ -141,6 +145,17 @@ def export_exit(
     save_atomically(
         helper.make_model(graph, opset_imports=[opset], ir_version=_IR_VERSION, producer_name="coinfer"), path
     )
+
+
+def _folded(head: ExitHead) -> Iterator[torch.nn.Module]:
+    """The layers before the mean, each batch norm within its convolution."""
+    layers: list[torch.nn.Module | None] = [*head.features.eval(), None]
+    for layer, after in pairwise(layers):
+        assert layer is not None
+        if isinstance(layer, torch.nn.Conv2d) and isinstance(after, torch.nn.BatchNorm2d):
+            yield fuse_conv_bn_eval(layer, after)
+        elif not isinstance(layer, torch.nn.BatchNorm2d):
+            yield layer
 
 
 def _bias(layer: torch.nn.Conv2d | torch.nn.Linear) -> Tensor:

@@ -35,22 +35,26 @@ from .losses import Batch, Loss, distillation
 from .train import Schedule, Step, fit
 from .unit_training import Teacher
 
-VERSIONS = ("exits-1", f"torch {torch.__version__}")
+VERSIONS = ("exits-2", f"torch {torch.__version__}")
 Progress = Callable[[str, Step], None]
 
 
 class ExitSpec(Value, frozen=True, kw_only=True):
-    """The shape of an exit: `width` channels of a 3 x 3 convolution (or a linear map) before the mean; 0: none.
+    """The shape of an exit: `depth` 3 x 3 convolutions of `width` channels (or linear maps) before the mean; 0: none.
+
+    Each has a batch norm behind it, and where there are several each halves height and width.
 
     Raises:
-        ModelError: a width below 0.
+        ModelError: a width below 0 or a depth below 1.
     """
 
     width: int = 0
+    depth: int = 1
 
     def __post_init__(self) -> None:
-        if self.width < 0:
-            raise ModelError(f"an exit's width must be 0 or more, got {self.width}")
+        if self.width < 0 or self.depth < 1:
+            given = f"width {self.width}, depth {self.depth}"
+            raise ModelError(f"an exit's width must be 0 or more, its depth 1 or more, got {given}")
 
 
 class ExitRecipe(Value, frozen=True, kw_only=True):
@@ -98,11 +102,14 @@ class ExitHead(nn.Module):
         self._rank = len(crossing.shape)
         channels = crossing.shape[0] if self._rank == 3 else crossing.shape[-1]
         layers: list[nn.Module] = []
-        if spec.width:
-            first: nn.Module = (
-                nn.Conv2d(channels, spec.width, 3, padding=1) if self._rank == 3 else nn.Linear(channels, spec.width)
-            )
-            layers, channels = [first, nn.ReLU()], spec.width
+        for _ in range(spec.depth if spec.width else 0):
+            if self._rank == 3:
+                conv = nn.Conv2d(channels, spec.width, 3, stride=2 if spec.depth > 1 else 1, padding=1)
+                layers += [conv, nn.BatchNorm2d(spec.width)]
+            else:
+                layers.append(nn.Linear(channels, spec.width))
+            layers.append(nn.ReLU())
+            channels = spec.width
         self.features = nn.Sequential(*layers)
         self.classify = nn.Linear(channels, num_classes)
 

@@ -78,7 +78,7 @@ def test_exits_learn_and_the_network_stays(graph: Graph, teacher: Teacher) -> No
     before = {name: value.clone() for name, value in graph.module.state_dict().items()}
     recipe = ExitRecipe(epochs=60, batch_size=32, lr=3e-2, label_share=1.0)
     cuts = [graph.cut("/relu#0"), graph.cut("/relu#1")]
-    for spec in (ExitSpec(), ExitSpec(width=6)):
+    for spec in (ExitSpec(), ExitSpec(width=6), ExitSpec(width=6, depth=2)):
         heads = train_exits(graph, cuts, spec, teacher, recipe)
         assert all(right(head, graph, cut.name, teacher) > 0.7 for head, cut in zip(heads, cuts, strict=True))
     assert all(torch.equal(value, before[name]) for name, value in graph.module.state_dict().items())
@@ -157,8 +157,10 @@ def test_what_has_no_classes_or_crosses_in_several_tensors_is_refused(graph: Gra
         check_cuts(flat, flat.cuts()[:1])
     with pytest.raises(CutError, match='"x" is int64'):
         ExitHead(TensorSpec(name="x", shape=(4, 4), dtype="int64"), 3, ExitSpec())
-    with pytest.raises(ModelError, match="width must be 0 or more, got -1"):
+    with pytest.raises(ModelError, match="width must be 0 or more, its depth 1 or more, got width -1"):
         ExitSpec(width=-1)
+    with pytest.raises(ModelError, match="depth 1 or more, got width 4, depth 0"):
+        ExitSpec(width=4, depth=0)
     with pytest.raises(ModelError, match="weights of exits must be above 0"):
         ExitRecipe(weights=(0.0,))
 
@@ -193,7 +195,7 @@ def test_exits_are_one_file(graph: Graph, teacher: Teacher, tmp_path: Path) -> N
         assert all(torch.equal(tensor, state[name]) for name, tensor in mine.state_dict().items())
     with pytest.raises(WeightsError, match="trained for another network: weights abababababab, these are cdcdcdcdcdcd"):
         load_exits(path, graph, network="cd" * 32)
-    save_file({"exits.0.classify.bias": torch.full((4,), torch.nan)}, path, metadata={"format": "coinfer-exits-1"})
+    save_file({"exits.0.classify.bias": torch.full((4,), torch.nan)}, path, metadata={"format": "coinfer-exits-2"})
     with pytest.raises(WeightsError, match="another network: weights None"):
         load_exits(path, graph, network="ab" * 32)
     path.write_bytes(b"nothing")
@@ -202,11 +204,17 @@ def test_exits_are_one_file(graph: Graph, teacher: Teacher, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("shape", [(8, 5, 7), (6, 8), (8,)], ids=str)
-@pytest.mark.parametrize("width", [0, 4])
+@pytest.mark.parametrize("spec", [ExitSpec(), ExitSpec(width=4), ExitSpec(width=4, depth=2)], ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
-def test_an_exported_exit_gives_the_same_logits(shape: tuple[int, ...], width: int, dtype: str, tmp_path: Path) -> None:
+def test_an_exported_exit_gives_the_same_logits(
+    shape: tuple[int, ...], spec: ExitSpec, dtype: str, tmp_path: Path
+) -> None:
     torch.manual_seed(1)
-    head = ExitHead(TensorSpec(name="x", shape=shape), 5, ExitSpec(width=width)).eval()
+    head = ExitHead(TensorSpec(name="x", shape=shape), 5, spec).eval()
+    for layer in head.features:
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.running_mean.uniform_(-1, 1)
+            layer.running_var.uniform_(0.5, 2)
     value = TensorSpec(name="relu_3", shape=shape, dtype=dtype)
     given = np.random.default_rng(0).integers(0, 256, (3, *shape)).astype(dtype)
     scale, zero_point = (0.05, 17) if dtype == "uint8" else (1.0, 0)
