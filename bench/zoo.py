@@ -1,4 +1,4 @@
-"""The part of zoo/README.md about units: each file's cut, shape, bytes, accuracy and hash, measured anew.
+"""The parts of zoo/README.md about units and exits: each file's cuts, shape, accuracy and hash, measured anew.
 
 python -m bench.zoo
 """
@@ -8,15 +8,23 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from coinfer.compress.batches import Views, seen_by
+from coinfer.compress.exit_file import load_exits
 from coinfer.compress.recipes import top1
 from coinfer.compress.unit_file import load_unit
 from coinfer.compress.unit_training import rates_of
 from coinfer.data import load_source
 from coinfer.files import write_atomically
+from coinfer.model.cut import split
 from coinfer.model.zoo import weights_digest
 from coinfer.report.table import TextTable, markdown
 
+from . import exits
 from .bottleneck import UNITS, path_of
+from .exits import EXITS
 from .trainees import network
 
 README = Path("zoo/README.md")
@@ -28,6 +36,13 @@ Made by `python -m bench.bottleneck train NAME` with torch 2.13.0 (CPU build, bf
 pictures of the network's data: as they are, mirrored (not the digits), and mixed with another. Networks
 for CIFAR-10 have the given weights. A job uses a unit by `[bottleneck] units = ["zoo/units/FILE"]`; `make demo` has
 those of `scene-resnet`. This table: `python -m bench.zoo`.
+"""
+EXIT_HEADING = "# Exits"
+EXIT_COLUMNS = ("file", "network", "cuts", "classifier", "top-1 % there, 2,000 validation pictures (the network)")
+EXIT_COLUMNS += ("bytes", "sha256")
+EXIT_NOTE = """
+Made by `python -m bench.exits NETWORK` with torch 2.13.0 (CPU build), seed 0, the network frozen, on the training
+pictures as they are and mirrored. A job uses them by `[exits] files = ["zoo/exits/FILE"]`.
 """
 
 
@@ -54,12 +69,39 @@ def row(name: str) -> tuple[str, ...]:
     )
 
 
+def exit_row(name: str) -> tuple[str, ...]:
+    """One line of exits."""
+    order, path = EXITS[name], exits.path_of(name)
+    model, graph = network(order.trainee)
+    trained = load_exits(path, graph, network=weights_digest(model.module))
+    images = load_source(order.trainee.source).images("validation")
+    found = []
+    for cut, classifier in zip(trained.cuts, trained.heads, strict=True):
+        (features,) = seen_by(split(graph, cut)[0], images.pixels, model.preprocess, Views(is_mirrored=False))
+        with torch.no_grad():
+            answers = torch.cat([classifier(part.float()).argmax(1) for part in features.split(250)])
+        found.append(100 * float(np.mean(answers.numpy() == images.labels)))
+    own = 100 * top1(model.module, images.pixels, images.labels, model.preprocess)
+    return (
+        f"exits/{path.name}",
+        f"`{order.trainee.name}`",
+        ", ".join(f"`{cut.name}`" for cut in trained.cuts),
+        f"{trained.spec.width} channels, {trained.spec.depth} convolutions",
+        " / ".join(f"{accuracy:.2f}" for accuracy in found) + f" ({own:.2f})",
+        str(path.stat().st_size),
+        f"`{hashlib.sha256(path.read_bytes()).hexdigest()}`",
+    )
+
+
 def main() -> None:
-    """Write the part anew; what is before it stays."""
+    """Write the parts anew; what is before them stays."""
     rows = tuple(row(name) for name, order in UNITS.items() if order.is_kept and path_of(name).is_file())
     before = README.read_text().split(HEADING)[0]
     table = markdown(TextTable(title="", columns=COLUMNS, rows=rows))
-    write_atomically(README, f"{before}{HEADING}\n\n{table}\n{NOTE}".encode())
+    exit_rows = tuple(exit_row(name) for name in EXITS if exits.path_of(name).is_file())
+    exit_table = markdown(TextTable(title="", columns=EXIT_COLUMNS, rows=exit_rows))
+    text = f"{before}{HEADING}\n\n{table}\n{NOTE}\n{EXIT_HEADING}\n\n{exit_table}\n{EXIT_NOTE}"
+    write_atomically(README, text.encode())
 
 
 if __name__ == "__main__":
