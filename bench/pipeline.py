@@ -170,18 +170,23 @@ def report_exits(name: str, bundle: Bundle, numbers: Sequence[int]) -> None:
 
 
 def measure_streams(name: str) -> None:
-    """The ways to run one stream, in turns: partition a request at a time, partition, device, upload, all of them."""
+    """The ways to run one stream, in turns: partition a request at a time, partition, device, upload, all of them.
+
+    Partition is of the network as it is: without exits, which the last three may have.
+    """
     workshop = measured_times(name)
     cell = cell_of(workshop, *STREAM_CELL)
     bundle = _bundle(name, workshop, [cell])
 
     def choose(setting: Setting) -> list[Contender]:
-        partition = _best(setting, "latency", "split")
+        partition = _best(setting, "latency", "split", has_exits=False)
         lone = Contender(name="partition, one at a time", plan=partition, window=1)
-        streams = {"partition": "split", "device": "device", "upload": "upload", "all": None}
+        fastest = _best(setting, "throughput", "split", has_exits=False)
+        streams = {"device": "device", "upload": "upload", "all": None}
         return [
             lone,
             Contender(name="the same plan, pipelined", plan=partition, window=_window(setting, partition)),
+            Contender(name="partition, pipelined", plan=fastest, window=_window(setting, fastest)),
             *(
                 Contender(name=f"{what}, pipelined", plan=plan, window=_window(setting, plan))
                 for what, kind in streams.items()
@@ -226,7 +231,8 @@ def _bundle(name: str, workshop: Workshop, cells: Sequence[Cell]) -> Bundle:
     for cell in cells:
         for minimise in ("latency", "throughput"):
             goal = Goal(minimise=minimise, max_loss_points=workshop.manifest.max_loss_points)  # type: ignore[arg-type]
-            wanted |= set(pick_plans(each=2, random=0)(alive, conditions_at(cell), goal))
+            for these in (alive, [candidate for candidate in alive if not candidate.plan.exits]):
+                wanted |= set(pick_plans(each=2, random=0)(these, conditions_at(cell), goal))
     return assemble(workshop.folder, sorted(wanted), OUT / f"{name}.streams")
 
 
@@ -234,9 +240,10 @@ def _has(setting: Setting, way: str) -> bool:
     return any(candidate.plan.way == way for candidate in setting.candidates)
 
 
-def _best(setting: Setting, minimise: str, way: str | None) -> int:
-    """The best plan of a way, or of all; the limit of loss is the goal's own."""
+def _best(setting: Setting, minimise: str, way: str | None, *, has_exits: bool = True) -> int:
+    """The best plan of a way, or of all, with exits or without; the limit of loss is the goal's own."""
     mine = [c for c in setting.candidates if way is None or way in (c.plan.way, c.plan.kind)]
+    mine = [c for c in mine if has_exits or not c.plan.exits]
     goal = Goal(minimise=minimise)  # type: ignore[arg-type]
     return mine[search(mine, setting.conditions, goal).best].plan.number
 
