@@ -258,17 +258,12 @@ def _run(
     log: str, bundle: Bundle, cell: Cell, choose: Callable[[Setting], Sequence[Contender]], requests: int, chunk: int
 ) -> None:
     """Run the contenders; keep every request, and what was expected of each."""
-    images = pictures_of(bundle_name(log))
+    images = pictures_of(log.partition(".")[0])
     setting, runs = run_streams(
         bundle, images.pixels, cell, choose, requests=requests, chunk=chunk, effort=EFFORT, tell=show
     )
     write_log(RAW / f"{log}.jsonl.gz", runs)
     write_log(RAW / f"{log}.expected.jsonl.gz", [*expected(setting, runs)])
-
-
-def bundle_name(log: str) -> str:
-    """The job that a log is of."""
-    return log.split(".")[0]
 
 
 def expected(setting: Setting, runs: Sequence[StreamRun]) -> Iterator[Expected]:

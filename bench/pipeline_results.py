@@ -61,19 +61,15 @@ def solver_rows() -> Iterator[Row]:
             yield row("simulate_fleet_s", line, 1.0, "s", how)
 
 
-def stream_cell(rate_bps: float, slowdown: Slowdown) -> Cell:
-    """The conditions of a log of streams, as far as its figures need them."""
-    return Cell(link=Link(rate_bps=rate_bps, delay_s=DELAY_S), slowdown=slowdown)
-
-
 def streams_of(log: str, rate_bps: float) -> tuple[list[Measured], dict[str, Expected]]:
     """What came of each contender, and what was expected of it."""
     expected = {
         line.name: line
         for line in read_lines(RAW / f"{log}.expected.jsonl.gz", msgspec.json.Decoder(Expected))
     }
-    slowdown = Slowdown(fp32=next(iter(expected.values())).slowdown, int8=2.0)
-    return measured(read_runs(RAW / f"{log}.jsonl.gz"), stream_cell(rate_bps, slowdown)), expected
+    slowdown = next(iter(expected.values())).slowdown
+    cell = Cell(link=Link(rate_bps=rate_bps, delay_s=DELAY_S), slowdown=Slowdown(fp32=slowdown, int8=slowdown))
+    return measured(read_runs(RAW / f"{log}.jsonl.gz"), cell), expected
 
 
 def stream_rows(name: str) -> Iterator[Row]:

@@ -95,6 +95,16 @@ def exit_at(side: Side, cut: str, rest: str | None, threshold: float) -> Exit:
     )
 
 
+# For arithmetic alone: no files of it exist.
+EXIT_PLAN = Plan(
+    number=1, kind="split", variant="n", cut="late#0", codec=CodecSpec(transform="float32"), head="a", tail="t",
+    exits=(exit_at("device", "early#0", "b", 0.5), exit_at("edge", "sum#0", "u", 0.5)),
+)  # fmt: skip
+SECONDS = {
+    "a": 3.0, "segments/early.exit.onnx": 1.0, "segments/b.onnx": 4.0,
+    "t": 2.0, "segments/sum.exit.onnx": 0.5, "segments/u.onnx": 8.0,
+}  # fmt: skip
+
 DEVICE_EXIT, SPLIT_EXIT, SPLIT_AT_EXIT, UPLOAD_EXITS, SPLIT_EXITS, UPLOAD_EXIT_TOP, DEVICE_EXIT_TOP = range(7, 14)
 # Of noise, about half are at least so sure at the exit behind r, and at the one behind r + s.
 SURE_R, SURE_SUM = 0.859, 0.403

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from coinfer.errors import PlanError
-from coinfer.plan import Candidate, CodecSpec, Evidence, Plan
+from coinfer.plan import Candidate, Evidence
 from coinfer.profile import Arrivals, Conditions, Link, Radio, Slowdown
 from coinfer.stages import RESOURCES, Work, cost, courses_of, price, remote_share, segment_times, stages, work_of
-from tiny_bundle import exit_at
+from tiny_bundle import EXIT_PLAN, SECONDS
 
 LINK = Link(rate_bps=8e6, delay_s=0.01)
 SPLIT = Work(
@@ -114,15 +114,6 @@ def test_latency_waits_for_the_median_payload_and_a_stream_for_the_mean() -> Non
 
 
 # --- exits -----------------------------------------------------------------------------------------
-
-EXIT_PLAN = Plan(
-    number=1, kind="split", variant="n", cut="late#0", codec=CodecSpec(transform="float32"), head="a", tail="t",
-    exits=(exit_at("device", "early#0", "b", 0.5), exit_at("edge", "sum#0", "u", 0.5)),
-)  # fmt: skip
-SECONDS = {
-    "a": 3.0, "segments/early.exit.onnx": 1.0, "segments/b.onnx": 4.0,
-    "t": 2.0, "segments/sum.exit.onnx": 0.5, "segments/u.onnx": 8.0,
-}  # fmt: skip
 
 
 def test_segment_times_weight_what_is_behind_an_exit():

@@ -20,7 +20,7 @@ from ..profile import Conditions, Slowdown
 from ..search.estimate import as_table
 from ..search.goal import Goal
 from ..search.solve import KINDS, baselines, search
-from ..stages import courses_of
+from ..stages import Course, courses_of
 from .worker import Request
 
 # Plan numbers to the roles for which they are measured; the plan with the role "chosen" comes first.
@@ -148,9 +148,7 @@ def _by_courses(
 
     def scaled(name: str, took_s: float, those: Sequence[Request]) -> float:
         expected_s = sum(float(getattr(by_exit[request.exit], name)) for request in those)
-        arrive = [course for course in courses if name != "tail_s" or float(course.work.remote_share) > 0]
-        share = sum(course.share for course in arrive)
-        mean_s = sum(course.share * float(getattr(course.work, name)) for course in arrive) / share if share else 0.0
+        mean_s = mean_of(courses, name)
         return mean_s * took_s / expected_s if expected_s > 0 else mean_s
 
     times = {
@@ -162,3 +160,10 @@ def _by_courses(
         times["encode_s"] = float(np.median([r.encode_s + r.finish_s for r in crossed])) / fp32
         times["decode_s"] = float(np.median([r.decode_s for r in crossed])) / load
     return times
+
+
+def mean_of(courses: Sequence[Course], name: str) -> float:
+    """A time of the mean request, as `Evidence` has it: "tail_s" is of those that cross, the others of all."""
+    there = [course for course in courses if name != "tail_s" or float(course.work.remote_share) > 0]
+    share = sum(course.share for course in there)
+    return sum(course.share * float(getattr(course.work, name)) for course in there) / share if share else 0.0

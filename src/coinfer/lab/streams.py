@@ -27,7 +27,7 @@ from ..search.goal import Goal
 from ..stages import Course, courses_of
 from .bench import Bench, Progress, silent
 from .cell import Cell, Effort
-from .choose import pick_plans
+from .choose import mean_of, pick_plans
 from .record import read_lines
 from .spawn import WorkerProcess
 from .worker import Command, Request
@@ -122,10 +122,8 @@ class Setting(NamedTuple):
             return found
         factors = {}
         for name in ("head_s", "exit_s", "tail_s"):
-            there = [course for course in found if name != "tail_s" or float(course.work.remote_share) > 0]
-            share = sum(course.share for course in there)
-            expected_s = sum(course.share * float(getattr(course.work, name)) for course in there)
-            factors[name] = getattr(candidate.evidence, name) * share / expected_s if expected_s > 0 else 1.0
+            expected_s = mean_of(found, name)
+            factors[name] = getattr(candidate.evidence, name) / expected_s if expected_s > 0 else 1.0
         return tuple(
             course._replace(
                 work=course.work._replace(

@@ -8,16 +8,16 @@ from coinfer.bundle import Bundle
 from coinfer.errors import BundleError, Infeasible, PlanError
 from coinfer.lab.choose import calibrated, fixed_plans, menu_candidates, pick_images, pick_plans
 from coinfer.lab.worker import Request
-from coinfer.plan import Candidate, CodecSpec, Evidence, Plan
+from coinfer.plan import Candidate, Evidence
 from coinfer.profile import Conditions, Link, Slowdown
 from coinfer.search.goal import Goal
 from coinfer.search.solve import search
-from tiny_bundle import DEVICE, MENU, SPLIT16, SPLIT32, SPLIT_TWO, UPLOAD, exit_at
+from tiny_bundle import DEVICE, EXIT_PLAN, MENU, SECONDS, SPLIT16, SPLIT32, SPLIT_TWO, UPLOAD
 
 CONDITIONS = Conditions(link=Link(rate_bps=1e6, delay_s=0.005))
 
 
-def evidence(**changes: float) -> Evidence:
+def evidence(**changes: object) -> Evidence:
     base = Evidence(
         split="validation",
         num_images=100,
@@ -121,26 +121,18 @@ def test_calibrated_times_are_medians_without_the_factors() -> None:
 
 def test_a_few_requests_of_a_plan_with_exits_speak_for_all_courses() -> None:
     """Everything takes twice as long as expected, and three of four end at the exit that half end at: shares stay."""
-    plan = Plan(
-        number=1, kind="split", variant="n", cut="late#0", codec=CodecSpec(transform="float32"), head="a", tail="t",
-        exits=(exit_at("device", "early#0", "b", 0.5), exit_at("edge", "sum#0", "u", 0.5)),
-    )  # fmt: skip
-    seconds = {
-        "a": 3.0, "segments/early.exit.onnx": 1.0, "segments/b.onnx": 4.0,
-        "t": 2.0, "segments/sum.exit.onnx": 0.5, "segments/u.onnx": 8.0,
-    }  # fmt: skip
-    candidate = Candidate(plan=plan, evidence=evidence(exit_shares=(0.5, 0.25)))  # type: ignore[arg-type]
+    candidate = Candidate(plan=EXIT_PLAN, evidence=evidence(exit_shares=(0.5, 0.25)))
     at_exit = Request(plan=1, image=0, answered="exit", exit=0, head_s=2 * 3 * 10, exit_s=2 * 1 * 10)
     through = Request(
         plan=1, image=0, answered="edge", head_s=2 * 7 * 10, exit_s=2 * 1 * 10, encode_s=5.0, finish_s=5.0,
         decode_s=3.0, tail_s=2 * 10.5 * 3,
     )  # fmt: skip
-    new = calibrated(candidate, [at_exit] * 3 + [through], Slowdown(fp32=10, int8=20), 3.0, seconds).evidence
+    new = calibrated(candidate, [at_exit] * 3 + [through], Slowdown(fp32=10, int8=20), 3.0, SECONDS).evidence
     assert new.head_s == pytest.approx(2 * (3 + 4 / 2)) and new.exit_s == pytest.approx(2 * 1)
     assert new.tail_s == pytest.approx(2 * (2.5 + 8 / 2))
     assert (new.encode_s, new.decode_s) == (1.0, 1.0)
     # Where none came to the edge, its times are as expected.
-    none = calibrated(candidate, [at_exit], Slowdown(fp32=10, int8=20), 3.0, seconds).evidence
+    none = calibrated(candidate, [at_exit], Slowdown(fp32=10, int8=20), 3.0, SECONDS).evidence
     assert none.tail_s == pytest.approx(2.5 + 8 / 2) and none.encode_s == candidate.evidence.encode_s
 
 
