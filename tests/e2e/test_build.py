@@ -1,14 +1,22 @@
 """A whole build of a small own network on real digits: what the bundle says is what its files do."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
-from coinfer.build.evaluate import Deployed, evaluate_plan
+from coinfer.build.drafts import all_drafts
+from coinfer.build.evaluate import Deployed, evaluate_plan, loss_of
 from coinfer.build.job import Job
 from coinfer.build.make import assemble, build
+from coinfer.build.measured import calibrate_and_weigh
+from coinfer.build.progress import quiet
+from coinfer.build.rounds import classify_splits, classify_wholes
 from coinfer.build.sections import BuildJob, DataJob, ModelJob
+from coinfer.build.variants import add_variants
+from coinfer.build.workshop import prepare
 from coinfer.bundle import Bundle
 from coinfer.data import load_source
 from coinfer.engine.onnx import Session
@@ -50,17 +58,33 @@ def test_every_kind_is_on_the_menu_and_every_candidate_is_accounted_for(built: B
     assert not list(built.folder.parent.glob(".bundle*"))
 
 
-def test_what_was_dropped_untried_has_a_hopeless_neighbour_that_sends_more(built: Bundle) -> None:
-    by_label = {c.plan.label: c for c in built.candidates()}
-    untried = [c for c in by_label.values() if c.dropped is not None and "is hopeless" in c.dropped]
+def test_what_is_dropped_untried_has_a_hopeless_neighbour_that_sends_more(
+    built: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(built.folder.parent)
+    options = BuildJob(rounds=(200,), calibration_images=64, precisions=("fp32",), keep_all=True)
+    every = Job(model=OWN, data=DataJob(source="digits"), build=options)
+    workshop = prepare(every, tmp_path / "work")
+    add_variants(workshop, progress=quiet)
+    drafts = all_drafts(workshop)
+    tables = calibrate_and_weigh(workshop, drafts, progress=quiet)
+    for draft in drafts:
+        draft.is_rival = True
+    answers = classify_wholes(workshop, drafts, tables, workshop.validation, progress=quiet)
+    workshop = replace(workshop, job=msgspec.structs.replace(every, build=BuildJob(rounds=(200,))))
+    classify_splits(workshop, drafts, tables, workshop.validation, answers, progress=quiet)
+    by_label = {draft.plan.label: draft for draft in drafts}
+    untried = [draft for draft in drafts if draft.dropped is not None]
     assert untried
-    for candidate in untried:
-        neighbour = by_label[str(candidate.dropped).split(": ", 1)[1].split(" sends more")[0]]
-        assert candidate.evidence.num_images == 0 and candidate.plan.cut == neighbour.plan.cut
-        assert neighbour.dropped is not None and "loses more than" in neighbour.dropped
-        assert neighbour.evidence.payload_bytes >= candidate.evidence.payload_bytes
-        assert neighbour.plan.codec is not None and candidate.plan.codec is not None
-        assert neighbour.plan.codec.transform == candidate.plan.codec.transform
+    for draft in untried:
+        label = str(draft.dropped).removeprefix("after 200 images: ")
+        neighbour = by_label[label.removesuffix(" sends more of the same kind and is hopeless")]
+        assert len(draft.correct) == 0 and draft.plan.cut == neighbour.plan.cut
+        loss, margin = loss_of(answers.is_right, neighbour.correct)
+        assert loss - margin > workshop.job.goal.max_loss
+        assert neighbour.payload_bytes >= draft.payload_bytes
+        assert neighbour.plan.codec is not None and draft.plan.codec is not None
+        assert neighbour.plan.codec.transform == draft.plan.codec.transform
 
 
 def test_all_candidates_are_classified_where_all_are_to_be_kept(
