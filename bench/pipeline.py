@@ -47,8 +47,8 @@ EXIT_CELLS = ((1e6, 3.0), (1e6, 10.0), (1e6, 30.0))
 GRID_RATES_BPS = (300e3, 1e6, 3e6)
 # Of what a plan can sustain by its estimate; 0: as fast as it goes.
 GRID_SHARES = (0.5, 0.8, 0.0)
-REQUESTS, CHUNK, GRID_REQUESTS = 2000, 200, 200
-EFFORT = Effort(calibration_s=2.0)
+REQUESTS, GRID_REQUESTS, CHUNK = 2000, 400, 200
+EFFORT = Effort(calibration_s=2.0, timings=40)
 
 
 class Expected(Value, frozen=True, kw_only=True):
@@ -196,7 +196,7 @@ def measure_streams(name: str) -> None:
 
     note_commit(RAW, f"{name}.streams")
     note_machine(RAW)
-    _run(f"{name}.streams", bundle, cell, choose, REQUESTS, CHUNK)
+    _run(f"{name}.streams", bundle, cell, choose, REQUESTS)
 
 
 def measure_grid(name: str) -> None:
@@ -211,7 +211,7 @@ def measure_grid(name: str) -> None:
     note_commit(RAW, f"{name}.grid")
     note_machine(RAW)
     for cell in cells:
-        _run(f"{name}.grid.{cell.link.rate_bps:g}", bundle, cell, choose, GRID_REQUESTS, GRID_REQUESTS)
+        _run(f"{name}.grid.{cell.link.rate_bps:g}", bundle, cell, choose, GRID_REQUESTS)
 
 
 def _grid_of(setting: Setting) -> Iterator[Contender]:
@@ -255,27 +255,31 @@ def _window(setting: Setting, plan: int) -> int:
 
 
 def _run(
-    log: str, bundle: Bundle, cell: Cell, choose: Callable[[Setting], Sequence[Contender]], requests: int, chunk: int
+    log: str, bundle: Bundle, cell: Cell, choose: Callable[[Setting], Sequence[Contender]], requests: int
 ) -> None:
     """Run the contenders; keep every request, and what was expected of each."""
     images = pictures_of(log.partition(".")[0])
     setting, runs = run_streams(
-        bundle, images.pixels, cell, choose, requests=requests, chunk=chunk, effort=EFFORT, tell=show
+        bundle, images.pixels, cell, choose, requests=requests, chunk=CHUNK, effort=EFFORT, tell=show
     )
     write_log(RAW / f"{log}.jsonl.gz", runs)
-    write_log(RAW / f"{log}.expected.jsonl.gz", [*expected(setting, runs)])
+    write_log(RAW / f"{log}.expected.jsonl.gz", [*expected(setting, runs, cell)])
 
 
-def expected(setting: Setting, runs: Sequence[StreamRun]) -> Iterator[Expected]:
-    """The estimate and the simulation of each contender's first run."""
-    for contender, count in {run.contender: len(run.requests) for run in runs if run.round == 0}.items():
-        candidate = setting.candidate(contender.plan)
-        found = setting.estimate(contender.plan)
+def expected(setting: Setting, runs: Sequence[StreamRun], cell: Cell) -> Iterator[Expected]:
+    """The estimate and the simulation of each contender's first run, by its times right before its runs."""
+    by_name: dict[str, list[StreamRun]] = {}
+    for run in runs:
+        by_name.setdefault(run.contender.name, []).append(run)
+    for these in by_name.values():
+        contender, count = these[0].contender, len(these[0].requests)
+        now = setting.latest(contender.plan, these, cell)
+        candidate, found = now.candidate(contender.plan), now.estimate(contender.plan)
         period_s = contender.period_s or 0.0
         alone_hz = found.throughput_hz if contender.window > 1 else 1 / found.latency_s
         stream = Stream(
             plan=candidate.plan,
-            courses=setting.courses(contender.plan),
+            courses=now.courses(contender.plan),
             arrivals_s=periodic(period_s, count),
             conditions=setting.conditions,
             window=contender.window,

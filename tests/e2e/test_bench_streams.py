@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from test_bench import bundle as bundle
@@ -12,10 +13,11 @@ from coinfer.lab.cell import Cell, Effort
 from coinfer.lab.record import write_log
 from coinfer.lab.streams import Contender, Setting, measured, read_runs, run_streams
 from coinfer.profile import Link, Slowdown
+from coinfer.stages import price
 from tiny_bundle import DEVICE, SPLIT32, pictures
 
 CELL = Cell(link=Link(rate_bps=2e6, delay_s=0.002), slowdown=Slowdown(fp32=3, int8=3))
-EFFORT = Effort(calibration=5, warmup=1)
+EFFORT = Effort(calibration=5, warmup=1, timings=6)
 
 
 def test_contenders_take_turns_and_every_request_is_a_line(bundle: Bundle, tmp_path: Path) -> None:
@@ -53,6 +55,16 @@ def test_contenders_take_turns_and_every_request_is_a_line(bundle: Bundle, tmp_p
     wire = sum(request.wire_bytes for run in runs if run.contender.name == "alone" for request in run.requests)
     assert rows["alone"].busy_s["uplink"] == pytest.approx(8 * wire / 2e6)
     assert setting.estimate(SPLIT32).latency_s > 0.004
+    these = [run for run in runs if run.contender.name == "overlapped"]
+    assert [len(run.timed) for run in these] == [6, 6, 4]
+    assert all(run.timed_busy_s > 0 for run in runs)
+    latest = setting.latest(SPLIT32, these, CELL)
+    assert latest.candidate(DEVICE) == setting.candidate(DEVICE)
+    device_s = sum(run.timed_busy_s for run in these) / 16
+    assert price(latest.courses(SPLIT32)[0].work, latest.conditions).busy_s["device"] == pytest.approx(device_s)
+    tail_s = np.median([request.tail_s for run in these for request in run.timed])
+    assert latest.candidate(SPLIT32).evidence.tail_s == pytest.approx(float(tail_s))
+    assert setting.latest(SPLIT32, [msgspec.structs.replace(run, timed=()) for run in these], CELL) == setting
     assert [course.share for course in setting.courses(SPLIT32)] == [1.0]
 
 

@@ -34,9 +34,18 @@ class SideResult(NamedTuple):
     exit: int | None = None
 
 
+# Runs a segment of that precision; is told the stage that has just ended.
+Run = Callable[[Precision, Callable[[], Values]], Values]
+Mark = Callable[[str], None]
+
+
 def run_now(precision: Precision, call: Callable[[], Values]) -> Values:
     """As fast as it goes."""
     return call()
+
+
+def unmarked(stage: str) -> None:
+    """Nobody is told."""
 
 
 def run_side(
@@ -45,8 +54,8 @@ def run_side(
     segments: Segments,
     values: Values,
     *,
-    run: Callable[[Precision, Callable[[], Values]], Values] = run_now,
-    mark: Callable[[str], None] = lambda stage: None,
+    run: Run = run_now,
+    mark: Mark = unmarked,
 ) -> SideResult:
     """What one machine makes of one request, whose values are each (1, *shape).  The rest as `run_batch`."""
     (found,) = run_batch(plan, side, segments, values, run=run, mark=mark)
@@ -59,8 +68,8 @@ def run_batch(
     segments: Segments,
     values: Values,
     *,
-    run: Callable[[Precision, Callable[[], Values]], Values] = run_now,
-    mark: Callable[[str], None] = lambda stage: None,
+    run: Run = run_now,
+    mark: Mark = unmarked,
 ) -> list[SideResult]:
     """What one machine makes of N requests together; those that an exit answers go no further.
 

@@ -138,8 +138,8 @@ class SlowedDevice:
                 wait_awake(begun_s + (0.0 if is_awake else min(AWAKE_S, (self._factor(work) - 1) * LEAST_CALL_S)))
                 if rehearsal is not None and self._factor(work) >= LEAST_REHEARSED:
                     rehearsal()
-                before_s = now_s() - begun_s
                 self._inner.debts, self._inner.cpu, self._inner.wall = [], 0.0, 0.0
+                self._inner.before_s = now_s() - begun_s
                 result = self._computed(work, call)
                 end_s = now_s()
                 own_s: dict[Work, float] = {"fp32": 0.0, "int8": 0.0}
@@ -148,7 +148,7 @@ class SlowedDevice:
                 for kind, seconds in own_s.items():
                     if seconds:
                         self._look(kind, (self._factor(kind) - 1) * seconds)
-                wait_awake(end_s + self.lag_s - before_s)
+                wait_awake(end_s + self.lag_s)
                 return result
             finally:
                 self._inner.debts = None
@@ -158,7 +158,10 @@ class SlowedDevice:
     def lag_s(self) -> float:
         """Within a call: how much later than now the slow core would have come as far."""
         debts: list[tuple[Work, float]] | None = getattr(self._inner, "debts", None)
-        return sum((self._factor(work) * self._speeds[work] - 1) * seconds for work, seconds in debts or ())
+        if debts is None:
+            return 0.0
+        stretched_s = sum((self._factor(work) * self._speeds[work] - 1) * seconds for work, seconds in debts)
+        return stretched_s - float(self._inner.before_s)
 
     def wake(self, warm_up: Callable[[], object]) -> None:
         """Make the core as one that has never done other work: awake, its caches filled by `warm_up`.

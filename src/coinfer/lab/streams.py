@@ -2,6 +2,9 @@
 
     calibrate -> rounds: each round is `chunk` pictures through every contender, in a random order
 
+Right before each of these runs, a few of its pictures go the same way without a limit of the link's rate: what is
+expected of the run is made of their times, since the machine's speed has changed since the calibration.
+
 A contender is a plan, how many requests it may have under way (1: one at a time, nothing overlaps), and when they come.
 What its resources were busy for is taken from the same requests: the device's core by the worker, the link by bytes,
 the edge by its own durations.
@@ -21,13 +24,13 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..errors import PlanError
 from ..plan import Candidate, Value
-from ..profile import Arrivals, Conditions
+from ..profile import Arrivals, Conditions, Link
 from ..search.estimate import Estimate, estimate
 from ..search.goal import Goal
-from ..stages import Course, courses_of
-from .bench import Bench, Progress, silent
+from ..stages import Course, courses_of, price
+from .bench import NO_LIMIT, Bench, Progress, silent
 from .cell import Cell, Effort
-from .choose import mean_of, pick_plans
+from .choose import calibrated, mean_of, pick_plans
 from .record import read_lines
 from .spawn import WorkerProcess
 from .worker import Command, Request
@@ -54,12 +57,17 @@ class Contender(Value, frozen=True, kw_only=True):
 
 
 class StreamRun(Value, frozen=True, kw_only=True):
-    """One contender's requests of one round, and how long the slowed core computed for them."""
+    """One contender's requests of one round, and how long the slowed core computed for them.
+
+    `timed` are the requests right before them, without a limit of the link's rate, and `timed_busy_s` is of those.
+    """
 
     contender: Contender
     round: int
     busy_s: float
     requests: tuple[Request, ...]
+    timed_busy_s: float = 0.0
+    timed: tuple[Request, ...] = ()
 
 
 class Measured(NamedTuple):
@@ -114,6 +122,24 @@ class Setting(NamedTuple):
                 return candidate
         raise PlanError(f"plan {plan} is not on the menu")
 
+    def latest(self, plan: int, runs: Sequence[StreamRun], cell: Cell) -> Setting:
+        """The same with a plan's times as they were right before these runs of it; as it is where none were timed.
+
+        The edge's are medians.  The device's keep their proportions, and are together what the core was busy for.
+        """
+        timed = [request for run in runs for request in run.timed if request.error is None]
+        if not timed:
+            return self
+        before = self.candidate(plan)
+        after = calibrated(before, timed, cell.slowdown, cell.load, self.seconds)
+        alone = {course.exit: price(course.work, self.conditions).busy_s["device"] for course in self.courses(plan)}
+        expected_s = float(sum(alone[request.exit] for request in timed))
+        busy_s = sum(run.timed_busy_s for run in runs)
+        factor = busy_s / expected_s if busy_s and expected_s else 1.0
+        device = {name: factor * getattr(before.evidence, name) for name in ("head_s", "exit_s", "encode_s")}
+        now = msgspec.structs.replace(after, evidence=msgspec.structs.replace(after.evidence, **device))
+        return self._replace(candidates=[now if c.plan.number == plan else c for c in self.candidates])
+
     def courses(self, plan: int) -> tuple[Course, ...]:
         """The courses of a plan's requests with the times that were measured here."""
         candidate = self.candidate(plan)
@@ -156,7 +182,7 @@ def run_streams(
         cell: the link, the device, the edge's load.
         choose: names the contenders, given the times that were measured here.
         requests, chunk: of each contender in all, and in a round.
-        effort: of the calibration.
+        effort: of the calibration, and how many are timed before each run.
         tell: is told of the progress.
 
     Raises:
@@ -177,7 +203,8 @@ def run_streams(
             raise PlanError("streams need at least one contender, got none")
         for contender in contenders:
             setting.candidate(contender.plan)
-        link.set(cell.link)
+        if cell.link.trace is not None:
+            link.set(cell.link)
         rounds = math.ceil(requests / chunk)
         for number in range(rounds):
             size = min(chunk, requests - number * chunk)
@@ -185,21 +212,34 @@ def run_streams(
             for place in bench.chance.permutation(len(contenders)):
                 contender = contenders[place]
                 bench.tell("streams", number, rounds, contender.name)
-                runs.append(_run(worker, cell, contender, images, number))
+                timed, timed_busy_s = list[Request](), 0.0
+                # A trace that is playing is not interrupted.
+                if cell.link.trace is None:
+                    link.set(Link(rate_bps=NO_LIMIT.rate_bps, delay_s=cell.link.delay_s))
+                    at_once = msgspec.structs.replace(contender, period_s=0.0)
+                    timed, timed_busy_s = _run(worker, cell, at_once, images[: bench.effort.timings])
+                    link.set(cell.link)
+                found, busy_s = _run(worker, cell, contender, images)
+                runs.append(
+                    StreamRun(
+                        contender=contender, round=number, busy_s=busy_s, requests=tuple(found),
+                        timed_busy_s=timed_busy_s, timed=tuple(timed),
+                    )
+                )  # fmt: skip
     bench.tell("streams", rounds, rounds, "done")
     return setting, runs
 
 
 def _run(
-    worker: WorkerProcess, cell: Cell, contender: Contender, images: tuple[int, ...], number: int
-) -> StreamRun:
+    worker: WorkerProcess, cell: Cell, contender: Contender, images: tuple[int, ...]
+) -> tuple[list[Request], float]:
+    """What came of these pictures, and how long the slowed core was busy."""
     arrivals_s = tuple(contender.period_s * place for place in range(len(images))) if contender.period_s else ()
     command = Command(
         plan=contender.plan, images=images, slowdown=cell.slowdown, mode="stream", window=contender.window,
         arrivals_s=arrivals_s,
     )  # fmt: skip
-    found = worker.run(command)
-    return StreamRun(contender=contender, round=number, busy_s=worker.busy_s, requests=tuple(found))
+    return worker.run(command), worker.busy_s
 
 
 def measured(runs: Sequence[StreamRun], cell: Cell) -> list[Measured]:

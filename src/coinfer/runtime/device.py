@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..bundle import Bundle
 from ..engine.segments import Segments
-from ..engine.sides import SideResult, run_side
+from ..engine.sides import Mark, Run, SideResult, run_now, run_side, unmarked
 from ..errors import DataError, PlanError, RefusedError
 from ..plan import Plan
 from ..protocol import Failure, Pong, Reply, Result, Terms, decode_result, encode_result, message_wire_bytes
@@ -41,6 +41,7 @@ from .stamps import Stamps, link_spans
 from .stream import POLICIES, Policy, StreamTerms, overlapped
 
 Array = NDArray[Any]
+
 
 class Device:
     """Runs plans of `bundle`; connects to `edge` (ws://HOST:PORT) at once where one is given.
@@ -126,15 +127,7 @@ class Device:
         Raises:
             DataError: as `infer`.
         """
-        chosen = self._chosen(plan)
-        crossing: Any = (self._checked(x),)
-        for part in self._segments.parts(chosen, "device"):
-            given = part.segment.run(crossing)
-            crossing = given if part.exit is None else crossing
-        if chosen.codec is not None:
-            payload = self._segments.codec(chosen).encode(crossing)
-            if self._channel is not None:
-                self._channel.warm_up(payload)
+        self._rehearse(self._chosen(plan), self._checked(x))
 
     def infer(self, x: ArrayLike, *, plan: int | None = None) -> Answer:
         """The answer to one request, by `plan` or the device's own.
@@ -262,17 +255,13 @@ class Device:
         Raises:
             DataError: the request is of another size or dtype than the bundle's input.
         """
-        array = self._checked(handed.x)
-        codec, stamps = self._segments.codec(plan), Stamps(self._came_as_far_s, handed)
+        array, stamps = self._checked(handed.x), Stamps(self._came_as_far_s, handed)
 
         def compute() -> tuple[bytes, int, int] | Found:
-            found = run_side(plan, "device", self._segments, (array,), run=self.pace.run, mark=stamps.mark)
-            if found.exit is not None:
-                return self._found(plan, found)
-            payload = codec.encode(found.values)
-            return *channel.frame(handed.request, plan.number, payload), len(payload)
+            made = self._made(plan, array, run=self.pace.run, mark=stamps.mark)
+            return made if isinstance(made, Found) else (*channel.frame(handed.request, plan.number, made), len(made))
 
-        made = self.pace.run("fp32", compute)
+        made = self.pace.run("fp32", compute, partial(self._rehearse, plan, array))
         if isinstance(made, Found):
             return self._answered(handed, plan, made, stamps)
         frame, message_bytes, payload_bytes = made
@@ -320,12 +309,23 @@ class Device:
     def alone(self, handed: Handed, plan: Plan) -> Ended:
         """The answer by the device alone, of an exit or of the network's end.  Raises as `ask`."""
         array, stamps = self._checked(handed.x), Stamps(self._came_as_far_s, handed)
+        compute = partial(self._made, plan, array, run=self.pace.run, mark=stamps.mark)
+        found = self.pace.run("fp32", compute, partial(self._rehearse, plan, array))
+        assert isinstance(found, Found)
+        return self._answered(handed, plan, found, stamps)
 
-        def compute() -> Found:
-            side = run_side(plan, "device", self._segments, (array,), run=self.pace.run, mark=stamps.mark)
+    def _made(self, plan: Plan, array: Array, *, run: Run = run_now, mark: Mark = unmarked) -> bytes | Found:
+        """What the device makes of one request: the payload that it sends, or an answer."""
+        side = run_side(plan, "device", self._segments, (array,), run=run, mark=mark)
+        if plan.kind == "device" or side.exit is not None:
             return self._found(plan, side)
+        return self._segments.codec(plan).encode(side.values)
 
-        return self._answered(handed, plan, self.pace.run("fp32", compute), stamps)
+    def _rehearse(self, plan: Plan, array: Array) -> None:
+        """All that the device computes for a request, for nothing."""
+        made = self._made(plan, array)
+        if self._channel is not None and not isinstance(made, Found):
+            self._channel.warm_up(made)
 
     def _found(self, plan: Plan, side: SideResult) -> Found:
         """What the edge would have sent of outputs that the device computed itself."""
@@ -335,13 +335,14 @@ class Device:
         return Found(decode_result(plan, encode_result(plan, side.values, specs), specs), side.exit)
 
     def _answered(self, handed: Handed, plan: Plan, found: Found, stamps: Stamps) -> Ended:
-        """The answer that the device computed."""
+        """The answer that the device computed; making it of the last stage's output is part of that stage."""
+        stamps.extend()
         outcome = Outcome(
             request=handed.request,
             plan=plan.number,
             answered="device" if found.exit is None else "exit",
             start_s=handed.start_s,
-            end_s=max(self.now_s(), stamps.since_s),
+            end_s=stamps.since_s,
             exit=found.exit,
         )
         return Ended(Answer(handed.request, outcome, tuple(stamps.spans), *found.result))

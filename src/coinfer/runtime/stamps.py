@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
 from ..protocol import Failure, Reply
 from ..timeline import Span
 from .request import Asked, Handed
@@ -27,6 +29,11 @@ class Stamps:
         start_s = self.since_s
         self.since_s = max(start_s, self._clock())
         self.spans.append(Span(request=self._request, stage=stage, start_s=start_s, end_s=self.since_s))
+
+    def extend(self) -> None:
+        """What has passed since then was of the last stage, too."""
+        self.since_s = max(self.since_s, self._clock())
+        self.spans[-1] = msgspec.structs.replace(self.spans[-1], end_s=self.since_s)
 
 
 def link_spans(asked: Asked, event: Reply | Failure, received_s: float) -> list[Span]:
