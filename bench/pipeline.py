@@ -26,7 +26,7 @@ from coinfer.lab.bench import run_cells
 from coinfer.lab.cell import Cell, Effort
 from coinfer.lab.choose import CHOSEN, Picks, pick_plans
 from coinfer.lab.record import write_log
-from coinfer.lab.streams import Contender, Setting, StreamRun, run_streams
+from coinfer.lab.streams import Contender, Setting, StreamRun, Timing, run_streams
 from coinfer.plan import Candidate, Plan, Value
 from coinfer.profile import Conditions, Link, Slowdown
 from coinfer.report.results import write_raw
@@ -48,6 +48,7 @@ GRID_RATES_BPS = (300e3, 1e6, 3e6)
 # Of what a plan can sustain by its estimate; 0: as fast as it goes.
 GRID_SHARES = (0.5, 0.8, 0.0)
 REQUESTS, GRID_REQUESTS, CHUNK = 2000, 400, 200
+SIMULATIONS = 5
 EFFORT = Effort(calibration_s=2.0, timings=40)
 
 
@@ -267,27 +268,17 @@ def _run(
 
 
 def expected(setting: Setting, runs: Sequence[StreamRun], cell: Cell) -> Iterator[Expected]:
-    """The estimate and the simulation of each contender's first run, by its times right before its runs."""
+    """The estimate and the simulation of each contender's runs, by its times right before them."""
     by_name: dict[str, list[StreamRun]] = {}
     for run in runs:
         by_name.setdefault(run.contender.name, []).append(run)
     for these in by_name.values():
-        contender, count = these[0].contender, len(these[0].requests)
-        now = setting.latest(contender.plan, these, cell)
+        contender, timings = these[0].contender, [run.timing for run in these]
+        now = setting.latest(contender.plan, timings, cell)
         candidate, found = now.candidate(contender.plan), now.estimate(contender.plan)
-        period_s = contender.period_s or 0.0
+        period_s = contender.period_s
         alone_hz = found.throughput_hz if contender.window > 1 else 1 / found.latency_s
-        stream = Stream(
-            plan=candidate.plan,
-            courses=now.courses(contender.plan),
-            arrivals_s=periodic(period_s, count),
-            conditions=setting.conditions,
-            window=contender.window,
-        )
-        outcomes = simulate([stream], spans=False).outcomes
-        latencies_s = [outcome.end_s - outcome.start_s for outcome in outcomes]
-        makespan_s = max(outcome.end_s for outcome in outcomes) - min(outcome.start_s for outcome in outcomes)
-        p50_s, p95_s = (float(x) for x in np.percentile(latencies_s, (50, 95)))
+        throughput_hz, p50_s, p95_s = _simulated(now, contender, timings, len(these[0].requests))
         yield Expected(
             name=contender.name,
             rate_bps=setting.conditions.link.rate_bps,
@@ -296,10 +287,33 @@ def expected(setting: Setting, runs: Sequence[StreamRun], cell: Cell) -> Iterato
             label=candidate.plan.label,
             throughput_hz=min(alone_hz, 1 / period_s) if period_s else alone_hz,
             latency_s=found.latency_s,
-            simulated_throughput_hz=count / makespan_s,
+            simulated_throughput_hz=throughput_hz,
             simulated_p50_s=p50_s,
             simulated_p95_s=p95_s,
         )
+
+
+def _simulated(
+    setting: Setting, contender: Contender, timings: Sequence[Timing], count: int
+) -> tuple[float, float, float]:
+    """Requests a second, and the median and p95 of their latencies: means over several runs by chance."""
+    spread, found = setting.spread(contender.plan, timings), []
+    for seed in range(SIMULATIONS):
+        stream = Stream(
+            plan=setting.candidate(contender.plan).plan,
+            courses=setting.courses(contender.plan),
+            arrivals_s=periodic(contender.period_s, count),
+            conditions=setting.conditions,
+            window=contender.window,
+            seed=seed,
+            spread=spread,
+        )
+        outcomes = simulate([stream], spans=False).outcomes
+        latencies_s = [outcome.end_s - outcome.start_s for outcome in outcomes]
+        makespan_s = max(outcome.end_s for outcome in outcomes) - min(outcome.start_s for outcome in outcomes)
+        found.append((count / makespan_s, *(float(x) for x in np.percentile(latencies_s, (50, 95)))))
+    throughput_hz, p50_s, p95_s = (float(x) for x in np.mean(found, axis=0))
+    return throughput_hz, p50_s, p95_s
 
 
 def choices_of(name: str) -> None:

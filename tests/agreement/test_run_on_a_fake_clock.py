@@ -23,7 +23,7 @@ from coinfer.profile import Conditions, Link, Slowdown, Trace
 from coinfer.protocol import Reply, Request, Terms, message_wire_bytes
 from coinfer.runtime.batch import Job, Workers
 from coinfer.runtime.device import Device
-from coinfer.runtime.request import Ended
+from coinfer.runtime.request import Ended, Found
 from coinfer.simulate.arrivals import poisson
 from coinfer.simulate.events import Stream, simulate
 from coinfer.simulate.transfer import Transfer
@@ -45,7 +45,7 @@ class FakePace:
     def __init__(self, *, outer_s: float) -> None:
         self.lag_s, self._outer_s, self._depth = 0.0, outer_s, 0
 
-    def run(self, work: str, call: Callable[[], Any], rehearsal: Callable[[], object] | None = None) -> Any:
+    def run(self, work: str, call: Callable[[], Any], rehearsal: Any = None, *, is_urgent: bool = False) -> Any:
         self._depth += 1
         try:
             result = call()
@@ -54,7 +54,8 @@ class FakePace:
         owner = getattr(getattr(call, "func", None), "__self__", None)
         if isinstance(owner, Segment):
             self.lag_s += CLASSIFIER_S if ".exit." in owner.session.path.name else SEGMENT_S
-        elif self._depth == 0:
+        elif self._depth == 0 and not isinstance(result, Found):
+            # An answer of the device itself is neither encoded nor sent.
             self.lag_s += self._outer_s
         return result
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from test_bench import bundle as bundle
@@ -11,7 +10,7 @@ from coinfer.bundle import Bundle
 from coinfer.errors import DataError, PlanError
 from coinfer.lab.cell import Cell, Effort
 from coinfer.lab.record import write_log
-from coinfer.lab.streams import Contender, Setting, measured, read_runs, run_streams
+from coinfer.lab.streams import Contender, Setting, Timing, measured, read_runs, run_streams
 from coinfer.profile import Link, Slowdown
 from coinfer.stages import price
 from tiny_bundle import DEVICE, SPLIT32, pictures
@@ -56,16 +55,21 @@ def test_contenders_take_turns_and_every_request_is_a_line(bundle: Bundle, tmp_p
     assert rows["alone"].busy_s["uplink"] == pytest.approx(8 * wire / 2e6)
     assert setting.estimate(SPLIT32).latency_s > 0.004
     these = [run for run in runs if run.contender.name == "overlapped"]
-    assert [len(run.timed) for run in these] == [6, 6, 4]
-    assert all(run.timed_busy_s > 0 for run in runs)
-    latest = setting.latest(SPLIT32, these, CELL)
+    timings = [run.timing for run in these]
+    assert [len(timing.requests) for timing in timings] == [6, 6, 4]
+    assert all(run.timing.busy_s > 0 for run in runs)
+    latest = setting.latest(SPLIT32, timings, CELL)
     assert latest.candidate(DEVICE) == setting.candidate(DEVICE)
-    device_s = sum(run.timed_busy_s for run in these) / 16
+    device_s = sum(timing.busy_s for timing in timings) / 16
     assert price(latest.courses(SPLIT32)[0].work, latest.conditions).busy_s["device"] == pytest.approx(device_s)
-    tail_s = np.median([request.tail_s for run in these for request in run.timed])
-    assert latest.candidate(SPLIT32).evidence.tail_s == pytest.approx(float(tail_s))
-    assert setting.latest(SPLIT32, [msgspec.structs.replace(run, timed=()) for run in these], CELL) == setting
-    assert [course.share for course in setting.courses(SPLIT32)] == [1.0]
+    tails_s = [request.tail_s for timing in timings for request in timing.requests]
+    assert latest.candidate(SPLIT32).evidence.tail_s == pytest.approx(float(np.median(tails_s)))
+    assert setting.latest(SPLIT32, [Timing()], CELL) == setting
+    spread = latest.spread(SPLIT32, timings)
+    assert {name: len(factors) for name, factors in spread.items()} == {"device": 16, "uplink": 16, "edge": 16}
+    assert np.mean(spread["device"]) == pytest.approx(1.0) and np.median(spread["uplink"]) == pytest.approx(1.0)
+    assert set(latest.spread(DEVICE, [run.timing for run in runs if run.contender.name == "device"])) == {"device"}
+    assert latest.spread(SPLIT32, [Timing()]) == {}
 
 
 def test_what_is_no_stream_is_refused(bundle: Bundle, tmp_path: Path) -> None:

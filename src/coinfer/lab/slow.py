@@ -16,8 +16,8 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
@@ -74,10 +74,11 @@ class SlowedDevice:
     """A pace (`runtime.pace.Pace`) that makes every call take its factor times as long.
 
     It stands for one slow core: calls of several threads take turns, for a stream must not compute two things at once
-    on a device that has one core.  Calls within a call are slowed once, by their own factors, and run in one go: what
-    they lag behind is waited for at the end of the outermost.  (A pause between them would leave the core's caches to
-    others: after one an encoder takes four times as long, and all of it would be stretched.)  A factor of 1 leaves the
-    machine as it is.  `slowdown` may be changed between calls.
+    on a device that has one core.  An urgent call interrupts the one whose turn it is, which ends later by as much; an
+    operating system lets a thread that has slept go first, too.  Calls within a call are slowed once, by their own
+    factors, and run in one go: what they lag behind is waited for at the end of the outermost.  (A pause between them
+    would leave the core's caches to others: after one an encoder takes four times as long, and all of it would be
+    stretched.)  A factor of 1 leaves the machine as it is.  `slowdown` may be changed between calls.
 
     `busy_s` is how long the slow core has been computing; it stays 0 where nothing is slowed.
     `counts` says what of a call is stretched: "wall" its duration; "cpu" what the calling thread computed, so that
@@ -94,7 +95,9 @@ class SlowedDevice:
         self._counts_cpu = counts == "cpu"
         self._yardstick = yardstick
         self._speeds: dict[Work, float] = {"fp32": 1.0, "int8": 1.0}
-        self._turns = _Turns()
+        self._turns, self._urgent_turns = _Turns(), _Turns()
+        self._changed = threading.Condition()
+        self._num_urgent, self._interrupted_s = 0, 0.0
         self.busy_s = 0.0
         self._inner = threading.local()
         self.slowdown = slowdown
@@ -117,7 +120,14 @@ class SlowedDevice:
         """What to print beside figures of this device."""
         return label(self._slowdown)
 
-    def run(self, work: Work, call: Callable[[], T], rehearsal: Callable[[], object] | None = None) -> T:
+    def run(
+        self,
+        work: Work,
+        call: Callable[[], T],
+        rehearsal: Callable[[], object] | None = None,
+        *,
+        is_urgent: bool = False,
+    ) -> T:
         """The call's result, returned when `factor` times its own time has passed.
 
         A call that raises is not slowed.  There is a `rehearsal` before a call that is slowed much, within its time.
@@ -129,7 +139,7 @@ class SlowedDevice:
             sharpen_sleep()
         if self._inner.debts is not None:
             return self._computed(work, call)
-        with self._turns:
+        with self._urgent_turns if is_urgent else self._turns, self._occupied(is_urgent) as interrupted_before_s:
             begun_s = now_s()
             try:
                 # The core of a device that takes so long is computing all the while.  Ours is woken before the call,
@@ -148,11 +158,40 @@ class SlowedDevice:
                 for kind, seconds in own_s.items():
                     if seconds:
                         self._look(kind, (self._factor(kind) - 1) * seconds)
-                wait_awake(end_s + self.lag_s)
+                end_s += self.lag_s
+                wait_awake(end_s)
+                if not is_urgent:
+                    self._wait_out(end_s, interrupted_before_s)
                 return result
             finally:
                 self._inner.debts = None
-                self.busy_s += now_s() - begun_s
+
+    @contextmanager
+    def _occupied(self, is_urgent: bool) -> Iterator[float]:
+        """Count a call's time as the core's; gives for how long calls have been interrupted so far."""
+        begun_s, before_s = now_s(), self._interrupted_s
+        with self._changed:
+            self._num_urgent += is_urgent
+        try:
+            yield before_s
+        finally:
+            took_s = now_s() - begun_s
+            with self._changed:
+                # An interruption is counted once, as time of what interrupted.
+                self.busy_s += took_s - (0.0 if is_urgent else min(took_s, self._interrupted_s - before_s))
+                self._interrupted_s += took_s if is_urgent else 0.0
+                self._num_urgent -= is_urgent
+                self._changed.notify_all()
+
+    def _wait_out(self, end_s: float, interrupted_before_s: float) -> None:
+        """Wait until `end_s`, and for as long again as the call was interrupted."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._num_urgent)
+                left_s = end_s + self._interrupted_s - interrupted_before_s - now_s()
+            if left_s <= 0:
+                return
+            wait_awake(now_s() + left_s)
 
     @property
     def lag_s(self) -> float:

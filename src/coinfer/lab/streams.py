@@ -27,11 +27,12 @@ from ..plan import Candidate, Value
 from ..profile import Arrivals, Conditions, Link
 from ..search.estimate import Estimate, estimate
 from ..search.goal import Goal
-from ..stages import Course, courses_of, price
+from ..stages import Course, Resource, courses_of, price
 from .bench import NO_LIMIT, Bench, Progress, silent
 from .cell import Cell, Effort
 from .choose import calibrated, mean_of, pick_plans
 from .record import read_lines
+from .shape import ShapedLink
 from .spawn import WorkerProcess
 from .worker import Command, Request
 
@@ -56,18 +57,21 @@ class Contender(Value, frozen=True, kw_only=True):
             raise PlanError(f"a stream needs a window of 1 or more and a period of 0 s or more, got {given}")
 
 
-class StreamRun(Value, frozen=True, kw_only=True):
-    """One contender's requests of one round, and how long the slowed core computed for them.
+class Timing(Value, frozen=True, kw_only=True):
+    """Requests over a link that did not limit their rate, and how long the slowed core computed for them."""
 
-    `timed` are the requests right before them, without a limit of the link's rate, and `timed_busy_s` is of those.
-    """
+    busy_s: float = 0.0
+    requests: tuple[Request, ...] = ()
+
+
+class StreamRun(Value, frozen=True, kw_only=True):
+    """One contender's requests of one round, how long the slowed core computed for them, and the timing before."""
 
     contender: Contender
     round: int
     busy_s: float
     requests: tuple[Request, ...]
-    timed_busy_s: float = 0.0
-    timed: tuple[Request, ...] = ()
+    timing: Timing = Timing()
 
 
 class Measured(NamedTuple):
@@ -122,23 +126,47 @@ class Setting(NamedTuple):
                 return candidate
         raise PlanError(f"plan {plan} is not on the menu")
 
-    def latest(self, plan: int, runs: Sequence[StreamRun], cell: Cell) -> Setting:
-        """The same with a plan's times as they were right before these runs of it; as it is where none were timed.
+    def latest(self, plan: int, timings: Sequence[Timing], cell: Cell) -> Setting:
+        """The same with a plan's times as they are in these; as it is where there are none.
 
         The edge's are medians.  The device's keep their proportions, and are together what the core was busy for.
         """
-        timed = [request for run in runs for request in run.timed if request.error is None]
+        timed = _answered(timings)
         if not timed:
             return self
         before = self.candidate(plan)
         after = calibrated(before, timed, cell.slowdown, cell.load, self.seconds)
-        alone = {course.exit: price(course.work, self.conditions).busy_s["device"] for course in self.courses(plan)}
-        expected_s = float(sum(alone[request.exit] for request in timed))
-        busy_s = sum(run.timed_busy_s for run in runs)
+        device_s = self._device_s(plan)
+        expected_s = sum(device_s[request.exit] for request in timed)
+        busy_s = sum(timing.busy_s for timing in timings)
         factor = busy_s / expected_s if busy_s and expected_s else 1.0
         device = {name: factor * getattr(before.evidence, name) for name in ("head_s", "exit_s", "encode_s")}
         now = msgspec.structs.replace(after, evidence=msgspec.structs.replace(after.evidence, **device))
         return self._replace(candidates=[now if c.plan.number == plan else c for c in self.candidates])
+
+    def spread(self, plan: int, timings: Sequence[Timing]) -> dict[Resource, NDArray[np.float64]]:
+        """How much more or less than usual single requests took of each resource in these; for `simulate`.
+
+        Of the device by their mean, of uplink and edge by the median of those that crossed.
+        """
+        timed, device_s = _answered(timings), self._device_s(plan)
+        crossed = [request for request in timed if request.answered == "edge"]
+        own = [(r.head_s + r.exit_s + r.encode_s) / device_s[r.exit] for r in timed if device_s[r.exit] > 0]
+        factors: dict[Resource, NDArray[np.float64]] = {}
+        if own:
+            factors["device"] = np.array(own) / np.mean(own)
+        for resource, taken in (
+            ("uplink", [request.wire_bytes for request in crossed]),
+            ("edge", [request.decode_s + request.tail_s for request in crossed]),
+        ):
+            if taken:
+                factors[resource] = np.array(taken) / np.median(taken)  # type: ignore[index]
+        return factors
+
+    def _device_s(self, plan: int) -> dict[int | None, float]:
+        """What each course is expected to take of the device."""
+        courses = self.courses(plan)
+        return {course.exit: float(price(course.work, self.conditions).busy_s["device"]) for course in courses}
 
     def courses(self, plan: int) -> tuple[Course, ...]:
         """The courses of a plan's requests with the times that were measured here."""
@@ -198,13 +226,19 @@ def run_streams(
             device_power_w=manifest.device_power_w, radio=manifest.radio,
         )  # fmt: skip
         setting = Setting(candidates, conditions, bench.seconds)
+        # Requests alone do not take quite what those of a stream take.
+        images = tuple(int(row) for row in bench.chance.integers(len(pixels), size=bench.effort.timings))
+        for place, candidate in enumerate(candidates):
+            bench.tell("timing", place, len(candidates), candidate.plan.label)
+            contender = Contender(name="timing", plan=candidate.plan.number)
+            timing = _timing(link, worker, cell, contender, images)
+            setting = setting.latest(contender.plan, [timing], cell)
         contenders = list(choose(setting))
         if not contenders:
             raise PlanError("streams need at least one contender, got none")
         for contender in contenders:
             setting.candidate(contender.plan)
-        if cell.link.trace is not None:
-            link.set(cell.link)
+        link.set(cell.link)
         rounds = math.ceil(requests / chunk)
         for number in range(rounds):
             size = min(chunk, requests - number * chunk)
@@ -212,22 +246,32 @@ def run_streams(
             for place in bench.chance.permutation(len(contenders)):
                 contender = contenders[place]
                 bench.tell("streams", number, rounds, contender.name)
-                timed, timed_busy_s = list[Request](), 0.0
                 # A trace that is playing is not interrupted.
+                timing = Timing()
                 if cell.link.trace is None:
-                    link.set(Link(rate_bps=NO_LIMIT.rate_bps, delay_s=cell.link.delay_s))
-                    at_once = msgspec.structs.replace(contender, period_s=0.0)
-                    timed, timed_busy_s = _run(worker, cell, at_once, images[: bench.effort.timings])
+                    timing = _timing(link, worker, cell, contender, images[: bench.effort.timings])
                     link.set(cell.link)
                 found, busy_s = _run(worker, cell, contender, images)
                 runs.append(
-                    StreamRun(
-                        contender=contender, round=number, busy_s=busy_s, requests=tuple(found),
-                        timed_busy_s=timed_busy_s, timed=tuple(timed),
-                    )
-                )  # fmt: skip
+                    StreamRun(contender=contender, round=number, busy_s=busy_s, requests=tuple(found), timing=timing)
+                )
     bench.tell("streams", rounds, rounds, "done")
     return setting, runs
+
+
+def _timing(
+    link: ShapedLink, worker: WorkerProcess, cell: Cell, contender: Contender, images: tuple[int, ...]
+) -> Timing:
+    """A contender's pictures as fast as they are taken, over a link without a limit; it stays so."""
+    if not images:
+        return Timing()
+    link.set(Link(rate_bps=NO_LIMIT.rate_bps, delay_s=cell.link.delay_s))
+    found, busy_s = _run(worker, cell, msgspec.structs.replace(contender, period_s=0.0), images)
+    return Timing(busy_s=busy_s, requests=tuple(found))
+
+
+def _answered(timings: Sequence[Timing]) -> list[Request]:
+    return [request for timing in timings for request in timing.requests if request.error is None]
 
 
 def _run(

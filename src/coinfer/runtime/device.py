@@ -280,7 +280,7 @@ class Device:
             message = channel.read()
             received_s = self.now_s()
             parse, rehearse = partial(channel.parse, message), partial(channel.rehearse, message)
-            event = self.pace.run("fp32", parse, rehearse)
+            event = self.pace.run("fp32", parse, rehearse, is_urgent=True)
             if isinstance(event, Reply | Failure):
                 return event, received_s
 

@@ -29,10 +29,18 @@ class Pace(Protocol):
         """Within a call: how much later than now this machine would have come as far."""
         ...
 
-    def run(self, work: Work, call: Callable[[], T], rehearsal: Callable[[], object] | None = None) -> T:
+    def run(
+        self,
+        work: Work,
+        call: Callable[[], T],
+        rehearsal: Callable[[], object] | None = None,
+        *,
+        is_urgent: bool = False,
+    ) -> T:
         """The call's result, when this machine would have it; `work` is the kind of arithmetic.
 
-        `rehearsal` does the same for nothing and changes nothing: an emulation may fill its caches by it.
+        `rehearsal` does the same for nothing and changes nothing: an emulation may fill its caches by it.  What
+        `is_urgent` goes before whatever the machine computes, as a thread does that has slept.
         """
         ...
 
@@ -42,7 +50,14 @@ class AsFastAsItGoes:
 
     lag_s = 0.0
 
-    def run(self, work: Work, call: Callable[[], T], rehearsal: Callable[[], object] | None = None) -> T:
+    def run(
+        self,
+        work: Work,
+        call: Callable[[], T],
+        rehearsal: Callable[[], object] | None = None,
+        *,
+        is_urgent: bool = False,
+    ) -> T:
         """The call's result."""
         return call()
 
@@ -61,7 +76,14 @@ class Loaded:
             raise PlanError(f"an emulated load must be at least 1, got {load} (edge)")
         self.load = load
 
-    def run(self, work: Work, call: Callable[[], T], rehearsal: Callable[[], object] | None = None) -> T:
+    def run(
+        self,
+        work: Work,
+        call: Callable[[], T],
+        rehearsal: Callable[[], object] | None = None,
+        *,
+        is_urgent: bool = False,
+    ) -> T:
         """The call's result, `load` times as late."""
         start_s = time.perf_counter()
         result = call()

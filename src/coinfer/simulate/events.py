@@ -11,7 +11,8 @@ link with a trace carries bytes as the trace allows.  Delays and the exchange oc
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from ..errors import PlanError
 from ..plan import Plan
 from ..profile import Conditions
-from ..stages import Course, Stage, cost, stages
+from ..stages import Course, Resource, Stage, cost, stages
 from ..timeline import Answered, Outcome, Span, Timeline
 from .transfer import Transfer
 
@@ -35,7 +36,8 @@ class Stream(NamedTuple):
     `courses` are those of the plan (`stages.courses_of`), each request takes one by chance of `seed`; `arrivals_s` are
     times; `device` names the device whose core and link it shares.  `window`, `policy`, `queue` and `deadline_s` are as
     in `Device.stream`; under "block" a request waits for as long as it must and counts from its arrival.  `offset_s` is
-    how far into its trace the device's link begins.
+    how far into its trace the device's link begins.  `spread` has factors of a resource, one of which each request
+    draws: its time there, or the bytes that it sends, are so many times those of its course.
     """
 
     plan: Plan
@@ -49,6 +51,7 @@ class Stream(NamedTuple):
     deadline_s: float | None = None
     seed: int = 0
     offset_s: float = 0.0
+    spread: Mapping[Resource, NDArray[np.float64]] = MappingProxyType({})
 
 
 class _Machine:
@@ -80,6 +83,9 @@ def simulate(streams: Sequence[Stream], *, workers: int = 1, spans: bool = True)
         if stream.window < 1 or stream.queue < 1 or not (stream.deadline_s is None or stream.deadline_s > 0):
             given = f"{stream.window}, {stream.queue}, {stream.deadline_s}"
             raise PlanError(f"a stream's window and queue must be at least 1, its deadline above 0 s, got {given}")
+        for resource, factors in stream.spread.items():
+            if not len(factors) or not (np.isfinite(factors) & (np.asarray(factors) >= 0)).all():
+                raise PlanError(f"a stream's spread needs factors of 0 or more, got {factors!r:.60} ({resource})")
         machine = machines.setdefault(stream.device, _Machine(environment, stream))
         if (machine.link, machine.offset_s) != (stream.conditions.link, stream.offset_s):
             raise PlanError(f'streams of one device share one link, those of "{stream.device}" have different ones')
@@ -113,6 +119,8 @@ class _Run:
         shares = np.array([course.share for course in stream.courses])
         chance = np.random.default_rng(stream.seed)
         self.courses = chance.choice(len(shares), len(stream.arrivals_s), p=shares / shares.sum())
+        count = len(stream.arrivals_s)
+        self.factors = {name: chance.choice(factors, count) for name, factors in stream.spread.items()}
         # What one request of each course waits for and how long it occupies each resource.
         self.stages = [stages(course.work, is_typical=True) for course in stream.courses]
 
@@ -185,8 +193,13 @@ class _Run:
         self._end(request, "edge", course.exit, send, reply)
         self.slots.release(slot)
 
-    def _stages(self, request: int, resource: str) -> list[Stage]:
-        return [stage for stage in self.stages[self.courses[request]] if stage.resource == resource]
+    def _stages(self, request: int, resource: Resource) -> list[Stage]:
+        factor = float(self.factors[resource][request]) if resource in self.factors else 1.0
+        return [
+            stage._replace(work_s=stage.work_s * factor, num_bytes=stage.num_bytes * factor)
+            for stage in self.stages[self.courses[request]]
+            if stage.resource == resource
+        ]
 
     def _spend(self, request: int, stage: Stage) -> Steps:
         begin_s = self.environment.now

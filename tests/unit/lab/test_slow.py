@@ -89,6 +89,33 @@ def test_a_call_that_is_slowed_much_is_rehearsed_within_its_time(clock: Clock) -
     assert clock.wall_s == pytest.approx(102.1) and len(rehearsed) == 1
 
 
+def test_an_urgent_call_interrupts_the_one_whose_turn_it_is(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = SlowedDevice(Slowdown(fp32=100, int8=100))
+    ended: dict[str, float] = {}
+
+    def urgent() -> None:
+        device.run("fp32", lambda: clock.compute(0.002), is_urgent=True)
+        ended["urgent"] = clock.wall_s
+
+    def wait(deadline_s: float) -> None:
+        # In the middle of the long call's wait, once.
+        if deadline_s - clock.wall_s > 0.5 and not ended:
+            clock.wall_s += 0.25
+            ended["begun"] = clock.wall_s
+            thread = threading.Thread(target=urgent)
+            thread.start()
+            thread.join()
+        clock.wait_until(max(deadline_s, clock.wall_s))
+
+    monkeypatch.setattr(slow, "wait_awake", wait)
+    device.run("fp32", lambda: clock.compute(0.01))
+    assert ended["urgent"] - ended["begun"] == pytest.approx(0.2)
+    assert clock.wall_s - 100 == pytest.approx(0.01 * 100 + 0.2)
+    assert device.busy_s == pytest.approx(1.2)
+    device.run("fp32", lambda: clock.compute(0.01))
+    assert clock.wall_s - 100 == pytest.approx(2.2)
+
+
 def test_a_core_that_was_woken_is_not_woken_again(clock: Clock) -> None:
     device = SlowedDevice(Slowdown(fp32=100, int8=100))
     device.wake(lambda: clock.compute(0.001))

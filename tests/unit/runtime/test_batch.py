@@ -28,7 +28,7 @@ class Gate:
         self.open, self.at_gate = threading.Event(), threading.Semaphore(0)
         self.works: list[str] = []
 
-    def run(self, work: str, call: Callable[[], Any], rehearsal: Callable[[], object] | None = None) -> Any:
+    def run(self, work: str, call: Callable[[], Any], rehearsal: Any = None, *, is_urgent: bool = False) -> Any:
         self.at_gate.release()
         self.open.wait()
         self.works.append(work)

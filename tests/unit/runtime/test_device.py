@@ -39,7 +39,7 @@ class RecordingPace:
     def __init__(self) -> None:
         self.works: list[str] = []
 
-    def run(self, work: str, call: Callable[[], Any], rehearsal: Callable[[], object] | None = None) -> Any:
+    def run(self, work: str, call: Callable[[], Any], rehearsal: Any = None, *, is_urgent: bool = False) -> Any:
         self.works.append(work)
         if rehearsal is not None:
             rehearsal()

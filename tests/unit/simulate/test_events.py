@@ -91,6 +91,21 @@ def test_exits_take_their_share_and_their_own_way() -> None:
     assert all(o.wire_bytes == 0 for o in timeline.outcomes if o.answered == "exit")
 
 
+def test_what_requests_take_is_spread_as_told(split: Candidate) -> None:
+    spread = {"device": np.array([1.0, 3.0]), "uplink": np.array([2.0])}
+    timeline = simulate([stream_of(split, periodic(1.0, 2000), spread=spread)])
+    lone = estimate(split, CONDITIONS)
+    send_s = lone.stages_s["send"] - LINK.delay_s
+    slow = [took > lone.latency_s + send_s + 0.01 for took in latencies(timeline)]
+    assert np.mean(slow) == pytest.approx(0.5, abs=0.04)
+    assert latencies(timeline) == pytest.approx([lone.latency_s + send_s + 0.02 * is_slow for is_slow in slow])
+    once = simulate([stream_of(split, periodic(1.0, 3))]).outcomes[0].wire_bytes
+    assert {outcome.wire_bytes for outcome in timeline.outcomes} == {2 * once}
+    for factors in (np.array([]), np.array([1.0, -1.0]), np.array([np.nan])):
+        with pytest.raises(PlanError, match=r"spread needs factors of 0 or more.*uplink"):
+            simulate([stream_of(split, periodic(1.0, 3), spread={"uplink": factors})])
+
+
 # --- queues by hand ---------------------------------------------------------------------------------
 
 
