@@ -151,6 +151,12 @@ def test_the_yardstick_is_its_own_reference() -> None:
     assert twice.speed("fp32") > 10 > 0.1 > twice.speed("int8") > 0
 
 
+def test_int8_segments_feel_a_share_of_what_the_loop_feels(monkeypatch: pytest.MonkeyPatch) -> None:
+    yardstick = Yardstick(LoopTimes(fp32_s=1e-3, int8_s=1e-3))
+    monkeypatch.setattr(yardstick, "loop_s", lambda work: 2e-3)
+    assert yardstick.speed("fp32") == 0.5 and yardstick.speed("int8") == pytest.approx(0.5**0.7)
+
+
 def test_what_others_compute_is_not_the_devices_work(clock: Clock) -> None:
     def call() -> None:
         clock.compute(0.5)
