@@ -52,19 +52,25 @@ SIMULATIONS = 5
 EFFORT = Effort(calibration_s=2.0, timings=40)
 
 
+class Forecast(Value, frozen=True, kw_only=True):
+    """What some times of a plan's stages lead to: by the estimate, and by the simulation of as many requests."""
+
+    throughput_hz: float
+    latency_s: float
+    simulated_throughput_hz: float
+    simulated_p95_s: float
+
+
 class Expected(Value, frozen=True, kw_only=True):
-    """What was expected of a contender: by the estimate, and by the simulation of as many requests."""
+    """What was expected of a contender: by its times right before the runs, and by those of the runs themselves."""
 
     name: str
     rate_bps: float
     slowdown: float
     plan: int
     label: str
-    throughput_hz: float
-    latency_s: float
-    simulated_throughput_hz: float
-    simulated_p50_s: float
-    simulated_p95_s: float
+    before: Forecast
+    own: Forecast
 
 
 class Family(NamedTuple):
@@ -268,36 +274,32 @@ def _run(
 
 
 def expected(setting: Setting, runs: Sequence[StreamRun], cell: Cell) -> Iterator[Expected]:
-    """The estimate and the simulation of each contender's runs, by its times right before them."""
+    """What was expected of each contender."""
     by_name: dict[str, list[StreamRun]] = {}
     for run in runs:
         by_name.setdefault(run.contender.name, []).append(run)
     for these in by_name.values():
-        contender, timings = these[0].contender, [run.timing for run in these]
-        now = setting.latest(contender.plan, timings, cell)
-        candidate, found = now.candidate(contender.plan), now.estimate(contender.plan)
-        period_s = contender.period_s
-        alone_hz = found.throughput_hz if contender.window > 1 else 1 / found.latency_s
-        throughput_hz, p50_s, p95_s = _simulated(now, contender, timings, len(these[0].requests))
+        contender, count = these[0].contender, len(these[0].requests)
+        own = [Timing(busy_s=run.busy_s, requests=run.requests) for run in these]
         yield Expected(
             name=contender.name,
             rate_bps=setting.conditions.link.rate_bps,
             slowdown=setting.conditions.device.fp32,
             plan=contender.plan,
-            label=candidate.plan.label,
-            throughput_hz=min(alone_hz, 1 / period_s) if period_s else alone_hz,
-            latency_s=found.latency_s,
-            simulated_throughput_hz=throughput_hz,
-            simulated_p50_s=p50_s,
-            simulated_p95_s=p95_s,
+            label=setting.candidate(contender.plan).plan.label,
+            before=_forecast(setting, contender, [run.timing for run in these], cell, count),
+            own=_forecast(setting, contender, own, cell, count),
         )
 
 
-def _simulated(
-    setting: Setting, contender: Contender, timings: Sequence[Timing], count: int
-) -> tuple[float, float, float]:
-    """Requests a second, and the median and p95 of their latencies: means over several runs by chance."""
-    spread, found = setting.spread(contender.plan, timings), []
+def _forecast(
+    setting: Setting, contender: Contender, timings: Sequence[Timing], cell: Cell, count: int
+) -> Forecast:
+    """By these times; of the simulation the means over several runs by chance, each of `count` requests."""
+    setting = setting.latest(contender.plan, timings, cell)
+    found, spread = setting.estimate(contender.plan), setting.spread(contender.plan, timings)
+    alone_hz = found.throughput_hz if contender.window > 1 else 1 / found.latency_s
+    simulated = []
     for seed in range(SIMULATIONS):
         stream = Stream(
             plan=setting.candidate(contender.plan).plan,
@@ -309,11 +311,16 @@ def _simulated(
             spread=spread,
         )
         outcomes = simulate([stream], spans=False).outcomes
-        latencies_s = [outcome.end_s - outcome.start_s for outcome in outcomes]
         makespan_s = max(outcome.end_s for outcome in outcomes) - min(outcome.start_s for outcome in outcomes)
-        found.append((count / makespan_s, *(float(x) for x in np.percentile(latencies_s, (50, 95)))))
-    throughput_hz, p50_s, p95_s = (float(x) for x in np.mean(found, axis=0))
-    return throughput_hz, p50_s, p95_s
+        p95_s = float(np.percentile([outcome.end_s - outcome.start_s for outcome in outcomes], 95))
+        simulated.append((count / makespan_s, p95_s))
+    throughput_hz, p95_s = (float(x) for x in np.mean(simulated, axis=0))
+    return Forecast(
+        throughput_hz=min(alone_hz, 1 / contender.period_s) if contender.period_s else alone_hz,
+        latency_s=found.latency_s,
+        simulated_throughput_hz=throughput_hz,
+        simulated_p95_s=p95_s,
+    )
 
 
 def choices_of(name: str) -> None:

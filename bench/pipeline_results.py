@@ -26,7 +26,7 @@ from coinfer.search.published import SYSTEMS
 from coinfer.units import format_duration, format_rate
 
 from .cells import DELAY_S
-from .pipeline import GRID_RATES_BPS, STREAM_CELL, Expected
+from .pipeline import GRID_RATES_BPS, STREAM_CELL, Expected, Forecast
 from .solvers import RAW
 from .tables import DOCS, measured_commit, spread
 
@@ -119,7 +119,7 @@ def stream_table(name: str) -> TextTable:
                 row.contender.name,
                 expected[row.contender.name].label,
                 f"{row.throughput_hz:.2f}",
-                f"{expected[row.contender.name].throughput_hz:.2f}",
+                f"{expected[row.contender.name].before.throughput_hz:.2f}",
                 row.critical,
                 f"{100 * row.efficiency:.1f}",
                 *(format_duration(float(x)) for x in np.percentile(row.latencies_s, (50, 95))),
@@ -140,35 +140,43 @@ def grid_lines(name: str) -> list[tuple[Measured, Expected]]:
     return found
 
 
-def errors_of(lines: Sequence[tuple[Measured, Expected]]) -> dict[str, list[float]]:
-    """Relative errors by what is compared; latencies where requests come slower than they can be served."""
+def errors_of(lines: Sequence[tuple[Measured, Expected]], times: str) -> dict[str, list[float]]:
+    """Relative errors by what is compared; latencies where requests come slower than they can be served.
+
+    `times`: "before" or "own", see `Expected`.
+    """
     errors: dict[str, list[float]] = {"throughput": [], "latency": [], "simulated throughput": [], "simulated p95": []}
     for row, expected in lines:
-        errors["throughput"].append(abs(row.throughput_hz / expected.throughput_hz - 1))
-        errors["simulated throughput"].append(abs(row.throughput_hz / expected.simulated_throughput_hz - 1))
+        forecast: Forecast = getattr(expected, times)
+        errors["throughput"].append(abs(row.throughput_hz / forecast.throughput_hz - 1))
+        errors["simulated throughput"].append(abs(row.throughput_hz / forecast.simulated_throughput_hz - 1))
         if row.contender.period_s:
             p50_s, p95_s = (float(x) for x in np.percentile(row.latencies_s, (50, 95)))
             seen_s = float(np.mean(row.latencies_s)) if "exits" in expected.label else p50_s
-            errors["latency"].append(abs(seen_s / expected.latency_s - 1))
-            errors["simulated p95"].append(abs(p95_s / expected.simulated_p95_s - 1))
+            errors["latency"].append(abs(seen_s / forecast.latency_s - 1))
+            errors["simulated p95"].append(abs(p95_s / forecast.simulated_p95_s - 1))
     return errors
 
 
 def grid_rows(name: str) -> Iterator[Row]:
     """Errors of estimates and of simulations over the grid."""
-    lines = grid_lines(name)
-    raw, errors = f"{name}.grid.*.jsonl.gz", errors_of(lines)
-    for key, what, q in (
-        ("latency_error_median", "latency", 50), ("latency_error_p95", "latency", 95),
-        ("throughput_error_median", "throughput", 50), ("throughput_error_p95", "throughput", 95),
-        ("simulate_error_p95", "simulated p95", 95), ("simulate_error_median", "simulated p95", 50),
-        ("simulate_throughput_error_p95", "simulated throughput", 95),
+    lines, raw = grid_lines(name), f"{name}.grid.*.jsonl.gz"
+    for times, suffix, how in (
+        ("before", "", "times right before"), ("own", "_by_own_times", "the runs' own times"),
     ):  # fmt: skip
-        values = errors[what]
-        yield Row(
-            name=key, value=float(np.percentile(values, q)), unit="share", how="measured", n=len(values),
-            against=f"{what}, over {len(lines)} of (link rate, arrival rate, plan)", spread=spread(values), raw=raw,
-        )  # fmt: skip
+        errors = errors_of(lines, times)
+        for key, what, q in (
+            ("latency_error_median", "latency", 50), ("latency_error_p95", "latency", 95),
+            ("throughput_error_median", "throughput", 50), ("throughput_error_p95", "throughput", 95),
+            ("simulate_error_p95", "simulated p95", 95), ("simulate_error_median", "simulated p95", 50),
+            ("simulate_throughput_error_p95", "simulated throughput", 95),
+        ):  # fmt: skip
+            values = errors[what]
+            yield Row(
+                name=f"{key}{suffix}", value=float(np.percentile(values, q)), unit="share", how="measured",
+                n=len(values), against=f"{what} by {how}, over {len(lines)} of (link rate, arrival rate, plan)",
+                spread=spread(values), raw=raw,
+            )  # fmt: skip
 
 
 def grid_table(name: str) -> TextTable:
@@ -184,7 +192,7 @@ def grid_table(name: str) -> TextTable:
                 format_rate(expected.rate_bps),
                 expected.label,
                 row.contender.name.split(" at ")[1],
-                *(f"{x:.2f}" for x in (row.throughput_hz, expected.throughput_hz, expected.simulated_throughput_hz)),
+                *(f"{x:.2f}" for x in _rates_of(row, expected)),
                 *_latencies(row, expected),
             )
             for row, expected in grid_lines(name)
@@ -196,7 +204,11 @@ def _latencies(row: Measured, expected: Expected) -> tuple[str, ...]:
     if not row.contender.period_s:
         return ("", "", "", "")
     p50_s, p95_s = (float(x) for x in np.percentile(row.latencies_s, (50, 95)))
-    return tuple(map(format_duration, (p50_s, expected.latency_s, p95_s, expected.simulated_p95_s)))
+    return tuple(map(format_duration, (p50_s, expected.before.latency_s, p95_s, expected.before.simulated_p95_s)))
+
+
+def _rates_of(row: Measured, expected: Expected) -> tuple[float, ...]:
+    return (row.throughput_hz, expected.before.throughput_hz, expected.before.simulated_throughput_hz)
 
 
 def exits_of(name: str) -> tuple[Summary, dict[int, dict[str, Any]]]:

@@ -10,7 +10,8 @@ the time that its core takes at a reference speed.  Measured on a virtual machin
 
 Where the loop of integers takes twice as long, int8 segments take 1.5 to 1.65 times as long (ResNet-56, slopes of their
 logarithms over 1,000 calls each: 0.51 to 0.58): with `INT8_SHARE` of the loop's logarithm the largest over the smallest
-median of 40 calls fell from 1.18 and 1.27 to 1.13 and 1.15.
+median of 40 calls fell from 1.18 and 1.27 to 1.13 and 1.15.  No better: the same call right before (1.15 to 1.17), a
+small quantised convolution (1.20 to 1.23).
 """
 
 from __future__ import annotations
