@@ -162,7 +162,7 @@ def _best_families(known: Sequence[Family], conditions: Conditions, goal: Goal) 
 
 
 def report_exits(name: str, bundle: Bundle, numbers: Sequence[int]) -> None:
-    """Accuracy, shares of exits and bytes on the test part, a line for each plan."""
+    """Accuracy, bytes, and the share that each exit answers, on the test part; a line for each plan."""
     images, outputs = pictures_of(name), bundle.manifest.outputs
     assert images.labels is not None
     reference = Deployed(bundle.folder, bundle.plan(bundle.manifest.reference_plan), outputs)
@@ -171,8 +171,14 @@ def report_exits(name: str, bundle: Bundle, numbers: Sequence[int]) -> None:
     for done, number in enumerate(numbers):
         plan = bundle.plan(number)
         show("accuracy", done, len(numbers), plan.label)
-        classes, num_bytes, _ = Deployed(bundle.folder, plan, outputs).classify(images.pixels)
-        lines.append({"plan": number, "label": plan.label, **scored(right, classes == images.labels, num_bytes)})
+        found = Deployed(bundle.folder, plan, outputs).classify(images.pixels)
+        lines.append({
+            "plan": number,
+            "label": plan.label,
+            "exits": [exit.side for exit in plan.exits],
+            "shares": [float(np.mean(found.answered_by == place)) for place in range(len(plan.exits))],
+            **scored(right, found.classes == images.labels, found.num_bytes),
+        })  # fmt: skip
         write_raw(RAW / f"{name}.accuracy.jsonl.gz", lines)
 
 
