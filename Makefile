@@ -68,6 +68,7 @@ bench-pipeline: $(STAMP) ## measure everything in docs/results/pipeline.md with 
 	for name in resnet56-exits resnet20-exits; do \
 	  $(BIN)/python -m bench.pipeline build $$name && $(BIN)/python -m bench.pipeline exits $$name || exit 1; done
 	for step in streams grid choices; do $(BIN)/python -m bench.pipeline $$step resnet56-exits || exit 1; done
+	$(BIN)/python -m bench.queueing resnet56-exits
 	$(BIN)/python -m bench.solvers resnet56-exits
 	$(BIN)/python -m bench.pipeline_results
 

@@ -6,7 +6,8 @@
     python -m bench.pipeline grid NAME      rates x arrival rates x plans: estimated, simulated and measured
     python -m bench.pipeline choices NAME   what published systems would choose, and the best rates (estimated)
 
-`python -m bench.solvers NAME` times the solvers; `python -m bench.exits` trains the exits.
+`python -m bench.queueing NAME` has many devices at one edge; `python -m bench.solvers NAME` times the solvers;
+`python -m bench.exits` trains the exits.
 """
 
 from __future__ import annotations

@@ -14,19 +14,21 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from coinfer.build.job import conditions_of
 from coinfer.files import write_atomically
 from coinfer.lab.cell import Cell
-from coinfer.lab.record import read_lines, read_log
+from coinfer.lab.record import CellLine, read_lines, read_log
 from coinfer.lab.streams import Measured, measured, read_runs
 from coinfer.lab.summary import PlanRow, Summary, summarise
-from coinfer.profile import Link, Slowdown
+from coinfer.profile import Conditions, Link, Slowdown
 from coinfer.report.results import Results, Row, read_raw, results_markdown, write_results
 from coinfer.report.table import TextTable, markdown
 from coinfer.search.published import SYSTEMS
 from coinfer.units import format_duration, format_rate
 
-from .cells import DELAY_S
+from .cells import DELAY_S, job_of
 from .pipeline import GRID_RATES_BPS, STREAM_CELL, Expected, Forecast
+from .queueing import queueing_rows, queueing_table
 from .solvers import RAW
 from .tables import DOCS, measured_commit, spread
 
@@ -56,6 +58,8 @@ def solver_rows() -> Iterator[Row]:
             yield row(f"{kind}_{line['layers']}{suffix}_ms", line, 1e3, "ms", f"random graphs, {how}{gap}")
         elif line["what"] == "plan_map":
             yield row("map_s", line, 1.0, "s", f"{line['points']} points, {line['candidates']} candidates")
+        elif line["what"] == "look_up":
+            yield row("map_look_up_ms", line, 1e3, "ms", f"one of {line['points']} points, {line['n']} times")
         else:
             how = f"{line['devices']} devices, {line['requests']} requests, an hour of {line['trace']}"
             yield row("simulate_fleet_s", line, 1.0, "s", how)
@@ -255,32 +259,55 @@ def exit_rows(name: str) -> Iterator[Row]:
 
 
 def exit_table(name: str) -> TextTable:
-    """Every pair: bytes, latency, loss, with exits and without."""
+    """Every pair: who answers, bytes, latency, rate, energy, loss; with exits and without."""
     summary, accuracy = exits_of(name)
     cells = {cell.cell: cell for cell in summary.cells}
+    prices = {
+        (line.cell, found.plan): found.busy_s
+        for line in read_log(RAW / f"{name}.exits.jsonl.gz") if isinstance(line, CellLine)
+        for found in line.estimates
+    }  # fmt: skip
+    conditions = conditions_of(job_of(name), int8_ratio=1.0)
     rows, seen = [], set()
     for plain, plan in pairs_of(summary):
         both = [plan] if (plain.cell, plain.plan) in seen else [plain, plan]
         seen.add((plain.cell, plain.plan))
         for each in both:
-            known = accuracy[each.plan]
+            known, busy_s = accuracy[each.plan], prices[each.cell, each.plan]
+            energy_j = _energy_j(busy_s, known, each.kind, conditions)
             rows.append(
                 (
                     f"{cells[each.cell].slowdown:g}x",
                     each.label,
+                    " / ".join(f"{100 * share:.1f}" for share in known["shares"]) or "-",
                     f"{known['payload_bytes']:.1f}",
                     format_duration(each.typical_s),
                     format_duration(each.latency_s.p95),
                     f"{plain.typical_s / each.typical_s:.2f}",
+                    f"{1 / max(busy_s.values()):.1f}",
+                    f"{1e3 * energy_j:.1f}",
                     f"{known['accuracy']:.2f} ± {known['accuracy_ci']:.2f}",
                     f"{known['loss_points']:.2f} ± {known['loss_ci_points']:.2f}",
                 )
             )
     return TextTable(
-        title=f"{TITLES[name]}, 1 Mbit/s: plans without exits, and the same with them",
-        columns=("device", "plan", "mean payload B", "latency", "p95", "faster by", "top-1 %", "loss, points"),
+        title=f"{TITLES[name]}, 1 Mbit/s: plans without exits, and the same with them (rate and energy: estimated)",
+        columns=(
+            "device", "plan", "exits answer %", "mean payload B", "latency", "p95", "faster by", "a second", "mJ",
+            "top-1 %", "loss, points",
+        ),
         rows=tuple(rows),
-    )
+    )  # fmt: skip
+
+
+def _energy_j(busy_s: dict[str, float], known: dict[str, Any], kind: str, conditions: Conditions) -> float:
+    """The device's energy of the mean request, as `stages.price` has it."""
+    assert conditions.radio is not None and conditions.device_power_w is not None
+    sides = zip(known["exits"], known["shares"], strict=True)
+    crossing = 0.0 if kind == "device" else 1.0 - sum(share for side, share in sides if side == "device")
+    sending_w = conditions.radio.power_w(STREAM_CELL[0])
+    own_j = busy_s["device"] * conditions.device_power_w + busy_s["uplink"] * sending_w
+    return own_j + crossing * conditions.radio.tail_j
 
 
 def choice_rows(name: str) -> Iterator[Row]:
@@ -340,7 +367,8 @@ def main() -> None:
     for name in TITLES:
         for what, row_makers, table in (
             ("exits", exit_rows, exit_table), ("streams", stream_rows, stream_table),
-            ("grid", grid_rows, grid_table), ("choices", choice_rows, choice_table),
+            ("grid", grid_rows, grid_table), ("queueing", queueing_rows, queueing_table),
+            ("choices", choice_rows, choice_table),
         ):  # fmt: skip
             first = f"{name}.grid.{GRID_RATES_BPS[0]:g}" if what == "grid" else f"{name}.{what}"
             if not (RAW / f"{first}.jsonl.gz").is_file():

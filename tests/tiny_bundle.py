@@ -261,6 +261,7 @@ def make_tiny_bundle(folder: Path, *, seed: int = 0, menu: tuple[Plan, ...] = ME
                 reference_accuracy=1.0,
                 is_agreement=False,
                 int8_slowdown_ratio=1.0,
+                cuts=("early#0", "late#0"),
                 weights_sha256={},
                 menu=menu,
                 files={},

@@ -12,7 +12,7 @@ Light enough for the device: numpy alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +26,11 @@ from .errors import BundleError, Infeasible, PlanError
 from .files import write_atomically
 from .plan import RULES, ExitRule, Rule
 
-# Thresholds tried of one exit, by quantiles of its certainty, where several exits are chosen together.
+# A threshold that no certainty reaches.
+NEVER = 2.0
+# Thresholds tried of one exit, by quantiles of its certainty, where several exits are chosen together; and in all.
 _LEVELS = 48
+_TRIES = 2500
 _FINE = 1e-12
 
 
@@ -92,10 +95,12 @@ class ExitEvidence(NamedTuple):
         """(N,) which exit answers each image, `num_exits` where none does.
 
         Raises:
-            PlanError: not as many thresholds as exits.
+            PlanError: not as many thresholds as exits, or one that is not 0 to 1 (or `NEVER`).
         """
         if len(thresholds) != self.num_exits:
             raise PlanError(f"{self.num_exits} exits need as many thresholds, got {len(thresholds)}")
+        if not all(0 <= threshold <= NEVER for threshold in thresholds):
+            raise PlanError(f"thresholds must be 0 to 1, or {NEVER:g} for never, got {list(thresholds)}")
         found = np.full(len(self.is_right_at_end), self.num_exits)
         for place in reversed(range(self.num_exits)):
             found[self.certainty[place] >= thresholds[place]] = place
@@ -174,15 +179,21 @@ class Chosen(NamedTuple):
 
 
 def choose(
-    evidence: ExitEvidence, costs: Sequence[float], *, max_loss: float, reference: float | None = None
+    evidence: ExitEvidence,
+    costs: Sequence[float] | Sequence[Sequence[float]] | None,
+    *,
+    max_loss: float,
+    reference: float | None = None,
 ) -> Chosen:
     """The thresholds of least mean cost that lose at most so many points.
 
-    One exit is chosen exactly, several over quantiles of each one's certainty.
+    One exit is chosen exactly, two over 48 quantiles of each one's certainty; more over fewer, and then each in turn
+    over its 48 until nothing is gained.  A threshold lies in the middle between the images that it tells apart.
 
     Args:
         evidence: of images that no training has seen.
-        costs: of an image that exit k answers, last of one that none does: (E + 1,), of whatever is to be least.
+        costs: of an image that exit k answers, last of one that none does: (E + 1,), of whatever is to be least; rows
+            of several, (R, E + 1): the largest mean of a row is; None: the mean bytes are, of each image its own.
         max_loss: points of top-1 that may be lost.
         reference: against this accuracy in percent (None: the evidence's own without exits).
 
@@ -190,29 +201,46 @@ def choose(
         PlanError: not one cost more than there are exits.
         Infeasible: no thresholds keep it, not even without any exit; says what is lost then.
     """
-    if len(costs) != evidence.num_exits + 1:
-        raise PlanError(f"{evidence.num_exits} exits need {evidence.num_exits + 1} costs, got {len(costs)}")
+    rows = None if costs is None else np.atleast_2d(np.asarray(costs, np.float64))
+    if rows is not None and rows.shape[1] != evidence.num_exits + 1:
+        raise PlanError(f"{evidence.num_exits} exits need {evidence.num_exits + 1} costs, got {rows.shape[1]}")
     least = (evidence.accuracy_at_end if reference is None else reference) - max_loss
-    levels = [_levels(row, exact=evidence.num_exits == 1) for row in evidence.certainty]
-    best: Chosen | None = None
-    for thresholds in product(*levels):
-        outcome = evidence.at(thresholds)
-        if outcome.accuracy < least - _FINE:
-            continue
-        cost = float(np.dot(outcome.shares, costs))
-        if best is None or cost < best.cost - _FINE:
-            best = Chosen(tuple(float(t) for t in thresholds), outcome, cost)
+
+    def better(best: Chosen | None, tried: Iterable[tuple[float, ...]]) -> Chosen | None:
+        for thresholds in tried:
+            outcome = evidence.at(thresholds)
+            if outcome.accuracy < least - _FINE:
+                continue
+            cost = outcome.mean_bytes if rows is None else float((rows @ outcome.shares).max())
+            if best is None or cost < best.cost - _FINE:
+                best = Chosen(thresholds, outcome, cost)
+        return best
+
+    few = int(_TRIES ** (1 / evidence.num_exits) + _FINE) if evidence.num_exits > 1 else None
+    coarse = [_levels(row, few and min(few, _LEVELS)) for row in evidence.certainty]
+    best = better(None, product(*coarse))
     if best is None:
         lost = least + max_loss - evidence.accuracy_at_end
         raise Infeasible(
             f"no thresholds lose at most {max_loss:g} points: without any exit {lost:.2f} are lost; relax the loss"
         )
+    if evidence.num_exits > 2:
+        fine = [_levels(row, _LEVELS) for row in evidence.certainty]
+        before = None
+        while best is not before:
+            before = best
+            for place, levels in enumerate(fine):
+                known = best.thresholds
+                best = better(best, ((*known[:place], level, *known[place + 1 :]) for level in levels)) or best
     return best
 
 
-def _levels(values: NDArray[np.float64], *, exact: bool) -> list[float]:
-    """Thresholds worth trying: "never", then from the surest image to the least sure."""
+def _levels(values: NDArray[np.float64], count: int | None) -> list[float]:
+    """Thresholds worth trying: `NEVER`, then from the surest image to the least sure; `count` of them, or all."""
     known = np.unique(values)[::-1]
-    if not exact and len(known) > _LEVELS:
-        known = np.unique(np.quantile(values, np.linspace(0, 1, _LEVELS), method="lower"))[::-1]
-    return [2.0, *(float(value) for value in known)]
+    chosen = known
+    if count is not None and len(known) > count:
+        chosen = np.unique(np.quantile(values, np.linspace(0, 1, count), method="lower"))[::-1]
+    # In the middle between an image and the next one that is less sure.
+    lower = np.append(known[1:], 0.0)[np.searchsorted(-known, -chosen)]
+    return [NEVER, *(float(value) for value in (chosen + lower) / 2)]

@@ -273,7 +273,7 @@ def price(work: Work, conditions: Conditions) -> Price:
     latency_s = latency_s + waiting_s(work, busy_s, conditions)
     if conditions.max_batch > 1:
         busy_s["edge"] = _batched_s(work, busy_s["edge"], conditions)
-    period_s = np.maximum.reduce([busy_s[name] * _sharers(name, conditions) for name in RESOURCES])
+    period_s = np.maximum.reduce([busy_s[name] * sharers(name, conditions) for name in RESOURCES])
     energy_j = np.full(shape, np.nan)
     if conditions.device_power_w is not None and conditions.radio is not None:
         sending_w = conditions.radio.power_w(conditions.link.rate_bps)
@@ -282,7 +282,7 @@ def price(work: Work, conditions: Conditions) -> Price:
     return Price(latency_s, period_s, busy_s, energy_j)
 
 
-def _sharers(resource: Resource, conditions: Conditions) -> float:
+def sharers(resource: Resource, conditions: Conditions) -> float:
     """Devices for each server of a resource: the edge's workers serve all of them."""
     devices = 1 if conditions.arrivals is None else conditions.arrivals.devices
     return devices / conditions.edge_workers if resource == "edge" else 1.0
@@ -327,8 +327,10 @@ def waiting_s(
         wait_s = _mean_wait_s(rate_hz, service_s, servers)
         if is_shared and conditions.max_batch > 1:
             wait_s = _batch_wait_s(rate_hz / servers, service_s, work, conditions, wait_s)
-        # Even arrivals wait for nobody, as long as they are served; what does not come here waits for nothing.
-        is_served = np.isfinite(wait_s) | (visits == 0)
+        # Even arrivals wait for nobody, as long as they are served, if only just; what does not come here waits for
+        # nothing.
+        is_just_served = (uneven == 0) & (rate_hz * service_s <= servers * (1 + 1e-9))
+        is_served = np.isfinite(wait_s) | (visits == 0) | is_just_served
         mean_s = visits * uneven * np.where(np.isfinite(wait_s), wait_s, 0.0)
         total = total + np.where(is_served, mean_s, np.inf)
     return total
@@ -362,7 +364,8 @@ def _batch_wait_s(
         (a + t) / (2 (1 - r a)) (1 + 2 r t + (1 - r t) / (1 + r a))
         3 t / (2 (1 - r a)) + a (r a + 2) / (2 (1 - (r a)^2))
 
-    (Inoue, 2019, theorem 2), and near it; infinite where full batches cannot keep up.
+    (Inoue, 2019, theorem 2), and near it, for batches without a limit.  With one it is no less than the wait for single
+    requests that take the part of a full batch each, which is what is left of it near saturation; infinite beyond.
     """
     fixed_s, each_s = (np.asarray(x) * conditions.edge_load for x in (work.batch_fixed_s, work.batch_each_s))
     load = rate_hz * each_s
@@ -370,6 +373,8 @@ def _batch_wait_s(
         low = (each_s + fixed_s) / (2 * (1 - load)) * (1 + 2 * rate_hz * fixed_s + (1 - rate_hz * fixed_s) / (1 + load))
         high = 1.5 * fixed_s / (1 - load) + each_s * (load + 2) / (2 * (1 - load**2))
     mean_s = np.minimum(low, high)
-    is_served = rate_hz * (fixed_s / conditions.max_batch + each_s) < 1
-    waits = np.where(is_served, np.maximum(mean_s - service_s, 0.0), np.inf)
+    # Where batches are mostly full, no more than `max_batch` leave at a time: as of single requests that take so long.
+    full_s = fixed_s / conditions.max_batch + each_s
+    full_wait_s = _mean_wait_s(rate_hz, full_s, 1)
+    waits = np.where(np.isfinite(full_wait_s), np.maximum(mean_s - service_s, full_wait_s), np.inf)
     return np.where(np.isnan(fixed_s + each_s), single_s, waits)

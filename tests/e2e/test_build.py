@@ -9,7 +9,7 @@ import pytest
 
 from coinfer.build.drafts import all_drafts
 from coinfer.build.evaluate import Deployed, evaluate_plan, loss_of
-from coinfer.build.job import Job
+from coinfer.build.job import Job, conditions_of
 from coinfer.build.make import assemble, build
 from coinfer.build.measured import calibrate_and_weigh
 from coinfer.build.progress import quiet
@@ -25,6 +25,7 @@ from coinfer.errors import BundleError, DataError, PlanError
 from coinfer.profile import Conditions, Link, Slowdown
 from coinfer.runtime.device import Device
 from coinfer.search.goal import Goal
+from coinfer.search.planmap import built_goal, load_map, loaded
 from coinfer.search.solve import baselines, search
 from tiny_nets import OWN_DIGITS
 
@@ -98,6 +99,24 @@ def test_all_candidates_are_classified_where_all_are_to_be_kept(
     candidates = build(job, tmp_path / "all").candidates()
     assert len({c.plan.codec for c in candidates if c.plan.kind == "split"}) > 20
     assert all(c.dropped is None and c.evidence.num_images == 60 for c in candidates)
+
+
+def test_the_bundles_map_is_what_a_search_chooses_with_the_exchange(built: Bundle, tmp_path: Path) -> None:
+    job = Job(model=OWN, data=DataJob(source="digits"))
+    again = assemble(
+        built.folder.parent / "bundle.work", [plan.number for plan in built.manifest.menu], tmp_path / "again",
+        exchange=lambda bundle: 0.25,
+    )  # fmt: skip
+    found = load_map(again)
+    assert again.profile().exchange_s == found.base.exchange_s == 0.25
+    assert found.base.link.delay_s == conditions_of(job, int8_ratio=1.0).link.delay_s
+    on_menu = [c for c in again.candidates() if c.plan.number in {plan.number for plan in again.manifest.menu}]
+    for rate_bps, edge_load in ((found.rates_bps[3], 1.0), (found.rates_bps[-1], 4.0)):
+        best = search(on_menu, loaded(found.base, rate_bps, edge_load, 2.0), built_goal(again.manifest)).best
+        assert found.at(rate_bps, edge_load=edge_load, device_load=2.0) == on_menu[best].plan.number
+    (again.folder / "map.json").write_text("{}")
+    with pytest.raises(BundleError, match="map.json"):
+        load_map(Bundle(again.folder, again.manifest, again.digest))
 
 
 def test_the_reference_is_the_network_itself(built: Bundle) -> None:

@@ -357,6 +357,33 @@ def test_a_profile_of_another_bundle_is_refused(run: Run, bundle: Bundle, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.json"]
 
 
+def test_plan_pins_layers_and_draws_what_is_unbeaten(run: Run, bundle: Bundle, tmp_path: Path):
+    done = run("plan", bundle.folder, "--rate", "10Mbit/s", "--pin", "early=edge", "--max-loss", "5", "--json")
+    kept = {row["kind"] for row in done.json["candidates"] if row["rejected"] is None}
+    assert done.code == 0 and kept == {"upload"}
+    assert {row["rejected"] for row in done.json["candidates"]} == {None, "not early=edge"}
+    assert_fails(run("plan", bundle.folder, "--pin", "nothing.*=edge"), "nothing.*=edge", "early#0")
+    assert_fails(run("plan", bundle.folder, "--pin", "early"), "PATTERN=device")
+    plot = tmp_path / "front.png"
+    done = run("plan", bundle.folder, "--rate", "10Mbit/s", "--pareto", "--plot", plot)
+    assert done.code == 0 and plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_plan_is_told_how_requests_come(run: Run, bundle: Bundle):
+    words = ["plan", bundle.folder, "--rate", "1Mbit/s", "--json"]
+    lone, even, chance, crowd = (
+        run(*words, *options).json["chosen"]["latency_s"]
+        for options in (
+            [], ["--arrival-rate", "5"], ["--arrival-rate", "5", "--poisson"],
+            ["--arrival-rate", "5", "--poisson", "--devices", "20"],
+        )
+    )  # fmt: skip
+    assert lone == even < chance <= crowd
+    assert_fails(run(*words, "--arrival-rate", "1e9"), "min_throughput_hz", "relax")
+    assert_fails(run(*words, "--arrival-rate", "1e9", "--deadline", "10ms"), "relax min_throughput_hz from")
+    assert_fails(run(*words, "--deadline", "1us"), "latency", "relax max_latency_s from 1e-06 to")
+
+
 def test_plan_prices_energy_where_powers_are_given(run: Run, bundle: Bundle):
     done = run("plan", bundle.folder, "--goal", "energy", "--device-power", "2", "--radio", "wifi", "--json")
     by_plan = {row["plan"]: row for row in done.json["candidates"]}
@@ -446,6 +473,20 @@ def test_run_answers_line_by_line_with_a_summary(run: Run, bundle: Bundle, tmp_p
     whole = run("run", bundle.folder, "--data", tmp_path / "x.npy", "--plan", DEVICE, "--json", "--stream").json
     assert [a["label"] for a in whole["answers"]][:4] == [line["label"] for line in lines]
     assert whole["summary"]["requests"] == 5 and whole["summary"]["accuracy"] is None
+
+
+def test_run_counts_what_its_policy_drops_and_what_is_late(run: Run, bundle: Bundle, tmp_path: Path):
+    np.save(tmp_path / "x.npy", pictures(40))
+    words = ["run", bundle.folder, "--data", tmp_path / "x.npy", "--plan", DEVICE, "--json", "--stream"]
+    # Pictures of a file are all there at once: one waits, the others make way for the newest.
+    dropping = run(*words, "--policy", "drop-oldest", "--slowdown", "50", "--unordered").json
+    answered = [answer["answered"] for answer in dropping["answers"]]
+    assert len(answered) == 40 and set(answered) == {"device", "dropped"}
+    assert dropping["summary"]["unanswered"] == {"dropped": answered.count("dropped")}
+    assert dropping["summary"]["requests"] == answered.count("device") >= 1
+    late = run(*words, "--deadline", "1us").json
+    assert late["summary"]["unanswered"] == {"late": 40} and late["summary"]["requests"] == 0
+    assert_fails(run(*words, "--policy", "drop"), "drop-oldest")
 
 
 def test_run_without_an_edge_chooses_among_the_device_plans(run: Run, bundle: Bundle, tmp_path: Path):
@@ -602,6 +643,19 @@ def test_a_fleet_is_simulated_over_a_trace(busy_bundle: Bundle, run: Run, tmp_pa
     assert found["latency_p50_s"] < found["latency_p95_s"] < found["latency_p99_s"] < 2.0
     assert 0 < found["late_share"] < 1 and 0 < found["edge_busy_share"] < 1
     assert "later than the deadline" in run(*words).out
+
+
+def test_requests_come_as_recorded(busy_bundle: Bundle, run: Run, tmp_path: Path) -> None:
+    times = tmp_path / "times.txt"
+    times.write_text("# a camera that moves\n0.0\n0.1  # door\n\n0.1\n3.5\n")
+    words = ["simulate", busy_bundle.folder, "--plan", DEVICE, "--devices", "3", "--arrivals", times, "--json"]
+    found = run(*words).json
+    assert found["requests"] == 12 and found["latency_p99_s"] < 1.0
+    assert_fails(run(*words, "--poisson"), "--arrivals or --poisson", code=2)
+    times.write_text("0.0\nsoon\n")
+    assert_fails(run(*words), "seconds a line", "soon", "times.txt")
+    times.write_text("2.0\n1.0\n")
+    assert_fails(run(*words), "do not fall")
 
 
 def test_simulated_devices_that_share_an_edge_wait_for_it(busy_bundle: Bundle, run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import numpy as np
@@ -97,6 +98,55 @@ def test_chosen_thresholds_are_the_best_that_keep_the_loss(seed: int, exits: int
     assert chosen.outcome == evidence.at(chosen.thresholds)
     assert chosen.outcome.accuracy >= least - 1e-9
     assert chosen.cost == pytest.approx(best)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_more_exits_none_alone_can_be_set_better(seed: int) -> None:
+    evidence = evidence_of(seed, exits=4, count=200, on_device=(True, True, False, False))
+    costs = (1.0, 2.0, 6.0, 8.0, 10.0)
+    chosen = choose(evidence, costs, max_loss=5.0)
+    least = evidence.accuracy_at_end - 5.0
+    assert chosen.outcome == evidence.at(chosen.thresholds) and chosen.outcome.accuracy >= least - 1e-9
+    for place in range(4):
+        two = evidence.of([place])
+        alone = choose(two, (costs[place], 10.0), max_loss=5.0)
+        assert chosen.cost <= alone.cost + 1e-9 or place > 1
+        for level in np.linspace(0, 1, 21):
+            moved = (*chosen.thresholds[:place], float(np.quantile(evidence.certainty[place], level)),
+                     *chosen.thresholds[place + 1 :])  # fmt: skip
+            outcome = evidence.at(moved)
+            if outcome.accuracy >= least:
+                # Quantiles of 48 levels lie between: not a level better than by a few images.
+                assert float(np.dot(outcome.shares, costs)) >= chosen.cost - 0.5
+
+
+def test_a_threshold_lies_between_the_images_that_it_tells_apart() -> None:
+    evidence = evidence_of(5, exits=1, count=40)
+    (threshold,) = choose(evidence, (1.0, 10.0), max_loss=10.0).thresholds
+    assert threshold not in evidence.certainty[0]
+    above, below = evidence.certainty[0] >= threshold, evidence.certainty[0] < threshold
+    if above.any() and below.any():
+        lowest, highest = evidence.certainty[0][above].min(), evidence.certainty[0][below].max()
+        assert threshold == pytest.approx((lowest + highest) / 2)
+
+
+def test_costs_may_be_of_several_resources_or_the_bytes_of_each_image() -> None:
+    evidence = evidence_of(6, exits=2, count=60, on_device=(True, False))
+    every = [sorted({*row.tolist(), 2.0}) for row in evidence.certainty]
+    least = evidence.accuracy_at_end - 5.0
+    allowed = [o for o in (evidence.at(t) for t in product(*every)) if o.accuracy >= least - 1e-9]
+    rows = ((1.0, 1.0, 1.0), (0.0, 3.0, 3.0), (0.0, 1.0, 5.0))
+    best = min(max(float(np.dot(o.shares, row)) for row in rows) for o in allowed)
+    assert choose(evidence, rows, max_loss=5.0).cost == pytest.approx(best, abs=0.15)
+    fewest = min(o.mean_bytes for o in allowed)
+    found = choose(evidence, None, max_loss=5.0)
+    assert found.cost == found.outcome.mean_bytes == pytest.approx(fewest, rel=0.1)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 2.1, math.nan])
+def test_thresholds_out_of_range_are_refused(threshold: float) -> None:
+    with pytest.raises(PlanError, match="thresholds must be 0 to 1, or 2 for never, got"):
+        evidence_of(1, exits=1).at((threshold,))
 
 
 def test_no_loss_at_all_can_be_had_without_exits() -> None:

@@ -10,6 +10,7 @@ to send beside what the network costs to compute.  So they are looked for withou
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
 import numpy as np
@@ -23,8 +24,7 @@ from ..search.dag import Dag, DagValue, heavy_load, light_load
 # How many times faster the edge is; what sending all values of the input takes, in times of the whole network's.
 EDGE_FACTORS = (4.0, 20.0, 100.0)
 SEND_FACTORS = tuple(float(f"{factor:.3g}") for factor in np.geomspace(0.01, 10, 7))
-# A value that cannot cross; and what a layer without multiply-accumulates takes, for each value, beside one with one.
-_NEVER = 1e9
+# What a layer without multiply-accumulates takes, for each value, beside one with one.
 _WRITE = 2.0
 MOST = 12
 
@@ -53,7 +53,7 @@ def dag_of(graph: Graph, *, device_s: float, edge_s: float, value_s: float, remo
     values = tuple(
         DagValue(
             name=node.name,
-            send_s=value_s * _size(graph, node) if facts[node.name].has_batch else _NEVER,
+            send_s=value_s * _size(graph, node) if facts[node.name].has_batch else math.inf,
             producer=place.get(node),
             readers=tuple(sorted(found)),
         )

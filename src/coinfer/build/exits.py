@@ -38,7 +38,7 @@ from ..compress.exits import (
 from ..engine.measure import allowed_cores
 from ..engine.plans import time_plans
 from ..errors import Infeasible, JobError, ModelError
-from ..exits import ExitEvidence, certainty, choose, save_evidence
+from ..exits import NEVER, ExitEvidence, certainty, choose, save_evidence
 from ..model.cut import SEVERAL, Cut
 from ..model.graph import TOLERANCE, Graph, first_of
 from ..model.onnx_memory import memory_of_all
@@ -52,8 +52,6 @@ from .sections import ExitsJob, usual_shift
 from .teachers import Teachers
 from .workshop import Workshop
 
-# A threshold that no certainty reaches.
-NEVER = 2.0
 _TIMED = 10
 
 
@@ -269,17 +267,14 @@ def _timed(workshop: Workshop, candidate: Candidate, trial: Plan) -> list[Work]:
     return [course.work for course in courses_of(Candidate(plan=trial, evidence=evidence), seconds)]
 
 
-def _costs(courses: list[Work], conditions: Conditions, minimise: Objective) -> list[float]:
-    """What each course of a request costs, in whatever is to be least; for a rate, of the busiest resource."""
-    prices = [price(work, conditions) for work in courses]
+def _costs(courses: list[Work], conditions: Conditions, minimise: Objective) -> list[list[float]] | None:
+    """What each course of a request costs, for `choose`: for a rate, of each resource."""
     if minimise == "bytes":
-        return [float(np.asarray(work.remote_share) * np.asarray(work.payload_bytes)) for work in courses]
-    if minimise == "energy":
-        return [float(total.energy_j) for total in prices]
+        return None
+    prices = [price(work, conditions) for work in courses]
     if minimise == "throughput":
-        busiest = max(RESOURCES, key=lambda resource: float(prices[-1].busy_s[resource]))
-        return [float(total.busy_s[busiest]) for total in prices]
-    return [float(total.latency_s) for total in prices]
+        return [[float(total.busy_s[resource]) for total in prices] for resource in RESOURCES]
+    return [[float(total.energy_j if minimise == "energy" else total.latency_s) for total in prices]]
 
 
 def _made(

@@ -285,19 +285,22 @@ def assemble(
             shutil.copyfile(work / name, folder / name)
         _save(folder / "evidence.json", candidates)
         _save(folder / "networks.json", _ancestors(work, plans))
-        if manifest.conditions is not None:
-            on_menu = [by_number[plan.number] for plan in plans]
-            _save(folder / "map.json", plan_map(on_menu, built_goal(manifest), manifest.conditions))
         for name in ("profile.json", "samples.safetensors"):
             shutil.copyfile(work / name, folder / name)
         _add_batches(folder, plans, manifest.outputs)
         write_manifest(folder, msgspec.structs.replace(manifest, menu=plans))
+        bundle = load_bundle(folder)
+        exchange_s = manifest.conditions.exchange_s if manifest.conditions is not None else 0.0
         if exchange is not None:
             progress("exchange", 0, 1, "loopback")
-            bundle = load_bundle(folder)
-            _save(folder / "profile.json", msgspec.structs.replace(bundle.profile(), exchange_s=exchange(bundle)))
-            write_manifest(folder, bundle.manifest)
+            exchange_s = exchange(bundle)
+            _save(folder / "profile.json", msgspec.structs.replace(bundle.profile(), exchange_s=exchange_s))
             progress("exchange", 1, 1, "")
+        if manifest.conditions is not None:
+            on_menu = [by_number[plan.number] for plan in plans]
+            base = msgspec.structs.replace(manifest.conditions, exchange_s=exchange_s)
+            _save(folder / "map.json", plan_map(on_menu, built_goal(manifest), base))
+        write_manifest(folder, bundle.manifest)
     return load_bundle(out)
 
 

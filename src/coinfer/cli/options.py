@@ -53,7 +53,8 @@ GoalName = Annotated[
 ]
 MaxLatency = Annotated[
     str | None, typer.Option(
-        "--deadline", "--max-latency", help="The longest latency allowed, such as 50ms.", show_default=False
+        "--deadline", "--max-latency", help="The longest latency allowed, such as 50ms; with exits the mean one.",
+        show_default=False,
     ),
 ]
 MinRate = Annotated[

@@ -41,6 +41,15 @@ def simulate(
     poisson: Annotated[
         bool, typer.Option("--poisson", help="Requests come by chance, at that mean distance, not evenly.")
     ] = False,
+    arrivals: Annotated[
+        Path | None,
+        typer.Option(
+            "--arrivals",
+            metavar="FILE",
+            help="When requests come: recorded seconds, one a line; every device begins somewhere in them.",
+            show_default=False,
+        ),
+    ] = None,
     duration: Annotated[str, typer.Option("--duration", help="Time that requests come for.")] = "60s",
     plan: Annotated[
         str, typer.Option("--plan", metavar="N|auto", help="Number of a plan of the menu, or the best for the link.")
@@ -68,7 +77,7 @@ def simulate(
     import numpy as np
 
     from ..search.machines import with_profiles
-    from ..simulate.arrivals import periodic
+    from ..simulate.arrivals import anywhere, load_arrivals, periodic
     from ..simulate.arrivals import poisson as by_chance
     from ..simulate.fleet import simulate_fleet
     from ..stages import courses_of
@@ -76,6 +85,10 @@ def simulate(
     loaded = load_bundle(bundle)
     period_s, duration_s = parse_duration_s(period), parse_duration_s(duration)
     count = int(duration_s / period_s) if period_s > 0 else 0
+    if arrivals is not None and poisson:
+        raise UsageError("requests come as recorded or by chance: give --arrivals or --poisson")
+    recorded_s = None if arrivals is None else load_arrivals(arrivals)
+    count = count if recorded_s is None else len(recorded_s)
     if not 1 <= count * devices <= MOST_REQUESTS:
         raise UsageError(
             f"--duration over --period times --devices must be 1 to {MOST_REQUESTS} requests, got {count * devices}"
@@ -88,15 +101,17 @@ def simulate(
     if max_batch > 1:
         (candidate,) = with_profiles([candidate], edge=profile)
     chance = np.random.default_rng(seed)
-    if poisson:
-        arrivals = np.stack([by_chance(1 / period_s, count, seed=seed + k) for k in range(devices)])
+    if recorded_s is not None:
+        arrivals_s = anywhere(recorded_s, devices, chance)
+    elif poisson:
+        arrivals_s = np.stack([by_chance(1 / period_s, count, seed=seed + k) for k in range(devices)])
     else:
         # Cameras do not wait for each other: each begins somewhere within its period.
-        arrivals = chance.uniform(0, period_s, (devices, 1)) + periodic(period_s, count)
+        arrivals_s = chance.uniform(0, period_s, (devices, 1)) + periodic(period_s, count)
     length_s = 0.0 if conditions.link.trace is None else conditions.link.trace.duration_s
     offsets_s = chance.uniform(0, length_s, devices) if length_s else None
     result = simulate_fleet(
-        courses_of(candidate, seconds), arrivals, conditions,
+        courses_of(candidate, seconds), arrivals_s, conditions,
         workers=workers, max_batch=max_batch, offsets_s=offsets_s, seed=seed,
     )  # fmt: skip
     limit_s = None if deadline is None else parse_duration_s(deadline)

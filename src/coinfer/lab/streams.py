@@ -147,7 +147,7 @@ class Setting(NamedTuple):
     def spread(self, plan: int, timings: Sequence[Timing]) -> dict[Resource, NDArray[np.float64]]:
         """How much more or less than usual single requests took of each resource in these; for `simulate`.
 
-        Of the device by their mean, of uplink and edge by the median of those that crossed.
+        Of the device and the uplink by their mean, of the edge by the median of those that crossed.
         """
         timed, device_s = _answered(timings), self._device_s(plan)
         crossed = [request for request in timed if request.answered == "edge"]
@@ -155,12 +155,10 @@ class Setting(NamedTuple):
         factors: dict[Resource, NDArray[np.float64]] = {}
         if own:
             factors["device"] = np.array(own) / np.mean(own)
-        for resource, taken in (
-            ("uplink", [request.wire_bytes for request in crossed]),
-            ("edge", [request.decode_s + request.tail_s for request in crossed]),
-        ):
-            if taken:
-                factors[resource] = np.array(taken) / np.median(taken)  # type: ignore[index]
+        if crossed:
+            num_bytes = np.array([request.wire_bytes for request in crossed])
+            edge_s = np.array([request.decode_s + request.tail_s for request in crossed])
+            factors |= {"uplink": num_bytes / np.mean(num_bytes), "edge": edge_s / np.median(edge_s)}
         return factors
 
     def _device_s(self, plan: int) -> dict[int | None, float]:

@@ -301,7 +301,11 @@ class _Stream:
     def _give(self, done: _Done) -> Answer:
         if done.held_slot:
             self.intake.free_slot()
-        return self.device.record(done.ended or self.device.unanswered(done.handed, self.plan, done.why))
+        ended, limit_s = done.ended, self.terms.deadline_s
+        if ended is not None and limit_s is not None and ended.answer.outcome.latency_s > limit_s:
+            # Too late, although nobody was waiting when its deadline passed.
+            ended = None
+        return self.device.record(ended or self.device.unanswered(done.handed, self.plan, done.why))
 
     def _hand(self, x: ArrayLike) -> Handed:
         handed = self.device.hand(x)

@@ -14,6 +14,7 @@ limit from a reader to what it reads forbid the way back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -27,7 +28,10 @@ _DEVICE, _EDGE = "device", "edge"
 
 
 class DagValue(NamedTuple):
-    """One value: what it costs to send, the layer that makes it (None: an input, on the device), its readers."""
+    """One value: what it costs to send, the layer that makes it (None: an input, on the device), its readers.
+
+    A value that cannot be sent costs `math.inf`.
+    """
 
     name: str
     send_s: float
@@ -80,7 +84,8 @@ def divide(dag: Dag, on_device: frozenset[int]) -> Division:
     """What it costs to run just these layers on the device.
 
     Raises:
-        PlanError: a layer of the device reads what the edge makes, or there is no such layer.
+        PlanError: a layer of the device reads what the edge makes, there is no such layer, or a value that cannot cross
+            would have to.
     """
     check_dag(dag)
     count = len(dag.device_s)
@@ -93,6 +98,8 @@ def divide(dag: Dag, on_device: frozenset[int]) -> Division:
             raise PlanError(f'"{value.name}" is made on the edge and read on the device: nothing comes back')
         if is_here and any(reader not in on_device for reader in value.readers):
             crossing.append(value)
+            if value.send_s == math.inf:
+                raise PlanError(f'"{value.name}" cannot cross, and layers of the edge read it')
     rest = set(range(count)) - on_device
     return Division(
         on_device=on_device,
@@ -113,7 +120,8 @@ def light_load(dag: Dag, *, pinned: Mapping[int, Side] | None = None) -> Divisio
 
     Raises:
         PlanError: the graph is none: a cycle, a time below 0, a reader that is no layer.
-        Infeasible: the pins contradict each other: a layer of the edge before one of the device.
+        Infeasible: the pins contradict each other: a layer of the edge before one of the device, or a value that cannot
+            cross between them.
     """
     import networkx as nx
 
@@ -130,12 +138,17 @@ def light_load(dag: Dag, *, pinned: Mapping[int, Side] | None = None) -> Divisio
         if not value.readers:
             continue
         made, sent = value.producer, ("value", place)
-        graph.add_edge(_DEVICE if made is None else made, sent, capacity=value.send_s)
+        limit = {} if value.send_s == math.inf else {"capacity": value.send_s}
+        graph.add_edge(_DEVICE if made is None else made, sent, **limit)
         for reader in value.readers:
             graph.add_edge(sent, reader)
             if made is not None:
                 graph.add_edge(reader, made)
-    _, (here, _) = nx.minimum_cut(graph, _DEVICE, _EDGE, flow_func=nx.algorithms.flow.preflow_push)
+    try:
+        _, (here, _) = nx.minimum_cut(graph, _DEVICE, _EDGE, flow_func=nx.algorithms.flow.preflow_push)
+    except nx.NetworkXUnbounded:
+        names = ", ".join(f'"{value.name}"' for value in dag.values if value.send_s == math.inf)
+        raise Infeasible(f"layers pinned to the edge need what cannot cross: {names}") from None
     best = divide(dag, frozenset(k for k in here if isinstance(k, int)))
     # What anything on the edge costs at all is no arc: with it, all on the device may be better.
     if dag.remote_s and "edge" not in pinned.values():
@@ -153,7 +166,7 @@ def heavy_load(dag: Dag, *, pinned: Mapping[int, Side] | None = None, limit_s: f
     from scipy.sparse import lil_array
 
     pinned = dict(pinned or {})
-    _check_pins(dag, pinned)
+    candidates = [light_load(dag, pinned=pinned)]
     count, values = len(dag.device_s), [value for value in dag.values if value.readers]
     # x_k: layer k is on the device; y_v: value v crosses; then the period.
     size = count + len(values) + 1
@@ -163,7 +176,7 @@ def heavy_load(dag: Dag, *, pinned: Mapping[int, Side] | None = None, limit_s: f
         matrix[0, k] = dag.device_s[k]
         matrix[2, k] = -dag.edge_s[k]
     for place, value in enumerate(values):
-        matrix[1, count + place] = value.send_s
+        matrix[1, count + place] = 0.0 if value.send_s == math.inf else value.send_s
     for row in range(3):
         matrix[row, size - 1] = -1.0
     upper[2] = -sum(dag.edge_s)
@@ -182,6 +195,8 @@ def heavy_load(dag: Dag, *, pinned: Mapping[int, Side] | None = None, limit_s: f
             row += 1
     low, high = np.zeros(size), np.ones(size)
     high[-1] = np.inf
+    for place, value in enumerate(values):
+        high[count + place] = float(value.send_s < math.inf)
     for k, side in pinned.items():
         low[k] = high[k] = float(side == "device")
     is_whole: NDArray[np.int64] = np.ones(size, np.int64)
@@ -198,7 +213,6 @@ def heavy_load(dag: Dag, *, pinned: Mapping[int, Side] | None = None, limit_s: f
         constraints=LinearConstraint(matrix.tocsr(), -np.inf, upper),
         options={"time_limit": limit_s},
     )
-    candidates = [light_load(dag, pinned=pinned)]
     if found.x is not None:
         candidates.append(divide(dag, frozenset(int(k) for k in np.flatnonzero(found.x[:count] > 0.5))))
     best = min(candidates, key=lambda division: division.period_s)
@@ -216,10 +230,12 @@ def check_dag(dag: Dag) -> None:
     count = len(dag.device_s)
     if len(dag.edge_s) != count:
         raise PlanError(f"{count} layers need as many times on the edge, got {len(dag.edge_s)}")
-    times: Sequence[float] = (*dag.device_s, *dag.edge_s, dag.remote_s, *(value.send_s for value in dag.values))
-    if not all(0 <= time < np.inf for time in times):
-        raise PlanError("times of layers and values must be numbers of 0 or more")
+    times: Sequence[float] = (*dag.device_s, *dag.edge_s, dag.remote_s)
+    if not all(0 <= time < math.inf for time in times):
+        raise PlanError("times of layers must be numbers of 0 or more")
     for value in dag.values:
+        if not value.send_s >= 0:
+            raise PlanError(f'what "{value.name}" takes to send must be 0 s or more, got {value.send_s}')
         made = -1 if value.producer is None else value.producer
         if not all(made < reader < count for reader in value.readers) or made >= count:
             order = f"layers {made + 1} to {count - 1}" if value.producer is not None else f"layers 0 to {count - 1}"

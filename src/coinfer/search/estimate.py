@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import PlanError
 from ..plan import Candidate, Value
 from ..profile import Conditions
-from ..stages import RESOURCES, Resource, Work, cost, price, row_of, stages, work_of
+from ..stages import RESOURCES, Resource, Work, cost, price, row_of, sharers, stages, work_of
 
 
 class Table:
@@ -64,8 +64,8 @@ class Estimate(Value, frozen=True, kw_only=True):
 
     `stages_s` maps each stage's name to the seconds that it adds to one request's latency (delays
     included); stages that the plan does not have are left out, and "exchange" is the fixed cost of a
-    request over the link.  Their sum is `latency_s`.  `critical` is the resource that bounds a stream.
-    `energy_j` is None where the conditions name no powers.
+    request over the link, "wait" what it waits for others where requests arrive.  Their sum is `latency_s`.
+    `critical` is the resource that bounds a stream.  `energy_j` is None where the conditions name no powers.
     """
 
     latency_s: float
@@ -96,6 +96,9 @@ def estimate_row(work: Work, conditions: Conditions) -> Estimate:
     exchange_s = float(work.remote_share * conditions.exchange_s)
     if exchange_s > 0:
         stages_s["exchange"] = exchange_s
+    wait_s = float(total.latency_s) - sum(stages_s.values())
+    if conditions.arrivals is not None and wait_s > 1e-12:
+        stages_s["wait"] = wait_s
     period_s, energy_j = float(total.period_s), float(total.energy_j)
     return Estimate(
         latency_s=float(total.latency_s),
@@ -103,5 +106,5 @@ def estimate_row(work: Work, conditions: Conditions) -> Estimate:
         energy_j=None if np.isnan(energy_j) else energy_j,
         wire_bytes=wire_bytes,
         stages_s=stages_s,
-        critical=max(RESOURCES, key=lambda name: float(cast(float, total.busy_s[name]))),
+        critical=max(RESOURCES, key=lambda name: float(cast(float, total.busy_s[name])) * sharers(name, conditions)),
     )

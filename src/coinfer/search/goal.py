@@ -22,6 +22,8 @@ from .estimate import Table
 
 Objective = Literal["latency", "throughput", "bytes", "energy", "accuracy"]
 OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "bytes", "energy", "accuracy")
+# Between the values that cross a division.
+BESIDE = " + "
 # How the name of a pin's constraint begins.
 PIN = "pin "
 # Losses are differences of percentages; the last bits of a double must not reject "exactly 1 point".
@@ -52,16 +54,19 @@ class Pin(Value, frozen=True, kw_only=True):
 def pin_of(text: str, cuts: Sequence[str]) -> Pin:
     """The pin that a text such as `layer1.*=device` asks for, of a network whose cuts are these, in order.
 
+    Divisions that several values cross, whose names do not say which layers lie before them, are left out.
+
     Raises:
         PlanError: no such form, or no cut fits the pattern.
     """
     pattern, _, side = text.rpartition("=")
     if side not in ("device", "edge") or not pattern:
         raise PlanError(f'a pin must be PATTERN=device or PATTERN=edge, got "{text}"')
+    cuts = [name for name in cuts if BESIDE not in name]
     places = [place for place, name in enumerate(cuts) if fnmatch.fnmatchcase(name.partition("#")[0], pattern)]
     if not places:
         near = ", ".join(cuts[:: max(1, len(cuts) // 4)][:4]) or "none at all"
-        raise PlanError(f'no layer fits the pin "{text}"; cuts are such as {near}')
+        raise PlanError(f'no layer with a cut behind it fits the pin "{text}"; cuts are such as {near}')
     allowed = cuts[places[-1] :] if side == "device" else cuts[: places[0]]
     return Pin(pattern=pattern, side="device" if side == "device" else "edge", cuts=tuple(allowed))
 
@@ -95,6 +100,9 @@ class Goal(Value, frozen=True, kw_only=True):
             limit = getattr(self, name)
             if limit is not None and not limit >= 0:
                 raise PlanError(f"{name} must be at least 0, got {limit} (goal)")
+        if len({pin.side for pin in self.pins}) == 2 and not set.intersection(*(set(pin.cuts) for pin in self.pins)):
+            given = " and ".join(pin.name for pin in self.pins)
+            raise PlanError(f"the pins {given} contradict each other: no cut keeps them all (goal)")
 
 
 class Constraint(NamedTuple):
@@ -178,6 +186,9 @@ def nearest_miss(table: Table, constraints: Sequence[Constraint]) -> str:
     if not rows.size:
         return "no candidate's size is known: build the bundle again for limits of the device's files or memory"
     excess = np.array([constraint.excess[rows] for constraint in constraints])
+    # What never ends, since more comes than a resource can serve, is a matter of the rate alone.
+    is_overload = np.isinf(excess) & ((excess > 0) & np.isfinite(excess)).any(axis=0)
+    excess[is_overload] = 0.0
     place = int(np.lexsort((excess.sum(axis=0), (excess > 0).sum(axis=0)))[0])
     nearest = int(rows[place])
     broken = [c for c, e in zip(constraints, excess[:, place], strict=True) if e > 0]

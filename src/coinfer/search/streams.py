@@ -8,7 +8,7 @@ A wait is that of a queue of several classes with constant service each (Pollacz
     W = sum(rate x service^2) / (2 (1 - load))
 
 Streams that come evenly still meet each other at any phase, so the same wait is counted for all but the stream's own
-requests.  At run time streams take turns on the core: one of many requests waits longer than said and one of few less,
+requests.  Streams take turns on the core: one of many requests waits longer than said and one of few less,
 the waits weighted by load are as said (Kleinrock's conservation law).  The choice is exact: branch and bound over the
 plans of each stream that no other of its plans beats in latency and in every busy time.
 """
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from ..errors import Infeasible, PlanError
 from ..profile import Arrivals, Conditions
 from ..stages import RESOURCES, price
+from ..units import format_duration
 from .estimate import Table
 from .goal import Goal, nearest_miss
 from .solve import price_table
@@ -79,14 +80,20 @@ def choose_plans(streams: Sequence[StreamAsk], conditions: Conditions, *, minimi
     Raises:
         PlanError: no stream, or another goal.
         Infeasible: a stream's own limits cannot be met; or no plans can serve all of them together, which names the
-            resource that is short and by how much.
+            resource that is short and by how much, or the deadline that is missed.
     """
     if not streams or minimise not in ("latency", "throughput"):
         given = f'{len(streams)}, "{minimise}"'
         raise PlanError(f"streams need at least one and the goal latency or throughput, got {given}")
     alone = msgspec.structs.replace(conditions, arrivals=None)
     options = [_options(stream, alone) for stream in streams]
-    best = _Search(streams, options, alone.edge_workers, minimise).run()
+    searched = _Search(streams, options, alone.edge_workers, minimise)
+    best = searched.run()
+    if best is None and searched.nearest[1]:
+        raise Infeasible(
+            f"no plans keep the deadlines of all {len(streams)} streams, waits for each other included; at the nearest "
+            f"{searched.nearest[1]}: relax it, or lower the arrival rates"
+        )
     if best is None:
         least = np.sum([option.load.min(axis=0) for option in options], axis=0)
         worst = int(np.argmax(least))
@@ -140,6 +147,8 @@ class _Search:
         self.streams, self.options, self.minimise = streams, options, minimise
         self.best: StreamChoice | None = None
         self.cost = math.inf
+        # Of the choices that serve all, how little the worst stream missed its deadline by, and how.
+        self.nearest = (math.inf, "")
         # What the streams from k on take at least: latency, and load of every resource.
         self.least_s = [sum(float(o.latency_s.min()) for o in options[k:]) for k in range(len(options) + 1)]
         none = np.zeros(len(RESOURCES))
@@ -167,6 +176,14 @@ class _Search:
 
     def _weigh(self, chosen: tuple[int, ...], load: Floats) -> None:
         latencies = self._latencies(chosen, load)
+        misses = [
+            (latency_s / limit_s - 1, f"stream {k} takes {format_duration(latency_s)} > {format_duration(limit_s)}")
+            for k, (stream, latency_s) in enumerate(zip(self.streams, latencies, strict=True))
+            if (limit_s := stream.goal.max_latency_s) is not None and latency_s > limit_s
+        ]
+        if misses:
+            self.nearest = min(self.nearest, max(misses))
+            return
         cost = sum(latencies) if self.minimise == "latency" else float(load.max())
         if cost < self.cost:
             self.cost = cost

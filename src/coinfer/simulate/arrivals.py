@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import PlanError
+from ..errors import DataError, PlanError
 
 
 def periodic(period_s: float, count: int, *, start_s: float = 0.0) -> NDArray[np.float64]:
@@ -46,3 +47,25 @@ def recorded(times_s: Sequence[float]) -> NDArray[np.float64]:
     if times.ndim != 1 or not len(times) or not (times >= 0).all() or (np.diff(times) < 0).any():
         raise PlanError(f"recorded arrivals must be times of 0 s or more that do not fall, got {times_s!r:.60}")
     return times
+
+
+def load_arrivals(path: Path) -> NDArray[np.float64]:
+    """(N,) the times in a file: seconds, one a line; empty lines and what follows a # do not count.
+
+    Raises:
+        DataError: no such file, or a line that is no number.
+        PlanError: as `recorded`.
+    """
+    try:
+        lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
+        return recorded([float(line) for line in lines if line])
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read arrivals, seconds a line: {error} ({path})") from error
+
+
+def anywhere(times_s: NDArray[np.float64], devices: int, chance: np.random.Generator) -> NDArray[np.float64]:
+    """(devices, N) the same times over and over, each device beginning somewhere in them."""
+    length_s = times_s[-1] * len(times_s) / max(1, len(times_s) - 1)
+    if length_s <= 0:
+        return np.zeros((devices, len(times_s)))
+    return np.sort((times_s + chance.uniform(0, length_s, (devices, 1))) % length_s, axis=1)

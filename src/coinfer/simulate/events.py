@@ -3,8 +3,9 @@
     arrival -> [queue, slot] -> device's core -> uplink -> edge's workers -> downlink -> answer
 
 Each box is a resource that serves one request at a time, first come first served (the edge: as many as it has
-workers); streams of one device share its core and its link.  Service times are `stages.cost` of `stages.stages`; a
-link with a trace carries bytes as the trace allows.  Delays and the exchange occupy nothing.  What comes of it is a
+workers, each of which takes whatever waits of one plan together); streams of one device share its core and its link.
+Service times are `stages.cost` of `stages.stages`, of the mean payload; a link with a trace carries bytes as the trace
+allows.  Delays and the exchange occupy nothing.  What comes of it is a
 `Timeline`, as of a run.
 """
 
@@ -64,21 +65,68 @@ class _Machine:
         self.downlink = Transfer(self.link, is_uplink=False)
 
 
-def simulate(streams: Sequence[Stream], *, workers: int = 1, spans: bool = True) -> Timeline:
+class _Waiting(NamedTuple):
+    """A request at the edge: of which plan, its seconds alone, the part of them that a batch pays once, who waits."""
+
+    plan: int
+    own_s: float
+    fixed_s: float
+    served: simpy.Event
+
+
+class _Edge:
+    """Workers that take the first request that waits, and whatever else waits of its plan, up to `max_batch`."""
+
+    def __init__(self, environment: simpy.Environment, workers: int, max_batch: int) -> None:
+        self.environment, self.free, self.max_batch = environment, workers, max_batch
+        self.waiting: list[_Waiting] = []
+
+    def serve(self, plan: int, own_s: float, fixed_s: float) -> simpy.Event:
+        """Happens when a worker takes the request; its value is how long that takes, and of how many together."""
+        served = self.environment.event()
+        self.waiting.append(_Waiting(plan, own_s, fixed_s, served))
+        self._take()
+        return served
+
+    def _take(self) -> None:
+        while self.free and self.waiting:
+            batch, left = list[_Waiting](), list[_Waiting]()
+            for one in self.waiting:
+                joins = one.plan == self.waiting[0].plan and len(batch) < self.max_batch
+                (batch if joins else left).append(one)
+            self.waiting = left
+            self.free -= 1
+            took_s = max(one.fixed_s for one in batch) + sum(one.own_s - one.fixed_s for one in batch)
+            for one in batch:
+                one.served.succeed((took_s, len(batch)))
+            self.environment.process(self._compute(took_s))
+
+    def _compute(self, took_s: float) -> Steps:
+        yield self.environment.timeout(took_s)
+        self.free += 1
+        self._take()
+
+
+def simulate(
+    streams: Sequence[Stream], *, workers: int = 1, max_batch: int = 1, spans: bool = True
+) -> Timeline:
     """What becomes of all requests; they are numbered stream by stream.
 
     Args:
         streams: at least one; those of one device have the same link.
-        workers: requests that the edge computes at a time.
+        workers: batches that the edge computes at a time.
+        max_batch: requests in a batch at most; a batch takes `Work.batch_fixed_s` once, and the rest of each one's own
+            time.
         spans: whether to record each stage, or outcomes alone.
 
     Raises:
         PlanError: no stream, no worker, streams of one device with different links, or a number that is none.
     """
-    if not streams or workers < 1:
-        raise PlanError(f"a simulation needs a stream and a worker, got {len(streams)} and {workers}")
+    if not streams or workers < 1 or max_batch < 1:
+        given = f"{len(streams)}, {workers} and {max_batch}"
+        raise PlanError(f"a simulation needs a stream, a worker and batches of 1 or more, got {given}")
     environment, machines = simpy.Environment(), dict[str, _Machine]()
-    timeline, edge, first = Timeline(), simpy.Resource(environment, workers), 0
+    timeline, edge, first = Timeline(), _Edge(environment, workers, max_batch), 0
     for stream in streams:
         if stream.window < 1 or stream.queue < 1 or not (stream.deadline_s is None or stream.deadline_s > 0):
             given = f"{stream.window}, {stream.queue}, {stream.deadline_s}"
@@ -105,7 +153,7 @@ class _Run:
         environment: simpy.Environment,
         timeline: Timeline,
         machine: _Machine,
-        edge: simpy.Resource,
+        edge: _Edge,
         stream: Stream,
         first: int,
         spans: bool,
@@ -122,7 +170,7 @@ class _Run:
         count = len(stream.arrivals_s)
         self.factors = {name: chance.choice(factors, count) for name, factors in stream.spread.items()}
         # What one request of each course waits for and how long it occupies each resource.
-        self.stages = [stages(course.work, is_typical=True) for course in stream.courses]
+        self.stages = [stages(course.work) for course in stream.courses]
 
     def start(self) -> None:
         """Let requests come, and be taken one after the other."""
@@ -179,10 +227,7 @@ class _Run:
         (send,), (reply,) = self._stages(request, "uplink"), self._stages(request, "downlink")
         for stage, resource, transfer in ((send, machine.up, machine.uplink), (reply, machine.down, machine.downlink)):
             if stage is reply:
-                with self.edge.request() as worker:
-                    yield worker
-                    for part in self._stages(request, "edge"):
-                        yield from self._spend(request, part)
+                yield from self._at_the_edge(request)
             with resource.request() as turn:
                 yield turn
                 begin_s = environment.now
@@ -193,6 +238,21 @@ class _Run:
         self._end(request, "edge", course.exit, send, reply)
         self.slots.release(slot)
 
+    def _at_the_edge(self, request: int) -> Steps:
+        """A request alone is decoded, then computed; several at once are computed as one."""
+        parts = self._stages(request, "edge")
+        own_s = sum(self._busy_s(part) for part in parts)
+        fixed_s = float(np.asarray(self.stream.courses[self.courses[request]].work.batch_fixed_s))
+        fixed_s = 0.0 if np.isnan(fixed_s) else min(own_s, fixed_s * self.stream.conditions.edge_load)
+        took_s, together = yield self.edge.serve(self.stream.plan.number, own_s, fixed_s)
+        if together == 1:
+            for part in parts:
+                yield from self._spend(request, part)
+        else:
+            begin_s = self.environment.now
+            yield self.environment.timeout(took_s)
+            self._note(request, parts[-1], begin_s)
+
     def _stages(self, request: int, resource: Resource) -> list[Stage]:
         factor = float(self.factors[resource][request]) if resource in self.factors else 1.0
         return [
@@ -202,12 +262,14 @@ class _Run:
         ]
 
     def _spend(self, request: int, stage: Stage) -> Steps:
-        begin_s = self.environment.now
-        # A course ends at its exit: nothing gets to what lies behind it.
-        busy_s = float(np.asarray(stage.share * cost(stage, self.stream.conditions).busy_s))
+        begin_s, busy_s = self.environment.now, self._busy_s(stage)
         if busy_s > 0:
             yield self.environment.timeout(busy_s)
             self._note(request, stage, begin_s)
+
+    def _busy_s(self, stage: Stage) -> float:
+        # A course ends at its exit: nothing gets to what lies behind it.
+        return float(np.asarray(stage.share * cost(stage, self.stream.conditions).busy_s))
 
     def _note(self, request: int, stage: Stage, begin_s: float) -> None:
         if self.has_spans:

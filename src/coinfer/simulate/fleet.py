@@ -118,7 +118,7 @@ class _Amounts:
     """Of each course: seconds on either machine, bytes each way, whether it crosses."""
 
     def __init__(self, courses: Sequence[Course], conditions: Conditions) -> None:
-        rows = [stages(course.work, is_typical=True) for course in courses]
+        rows = [stages(course.work) for course in courses]
 
         def busy(resource: str) -> Floats:
             return np.array(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from coinfer.model.cut import split
 from coinfer.model.export import cut_onnx, export_onnx
 from coinfer.model.graph import Graph, capture
 from coinfer.model.zoo import build_model
-from coinfer.search.dag import divide, heavy_load, light_load
+from coinfer.search.dag import Dag, divide, heavy_load, light_load
 
 
 class Fork(nn.Module):
@@ -105,6 +106,41 @@ def test_the_solvers_are_as_good_as_any_division(fork: Graph, edge_s: float, val
     every.append(divide(dag, frozenset(range(end + 1))))
     assert light_load(dag).latency_s == pytest.approx(min(d.latency_s for d in every))
     assert heavy_load(dag).division.period_s == pytest.approx(min(d.period_s for d in every))
+
+
+def all_closed_sets(dag: Dag) -> list[frozenset[int]]:
+    """Every set of layers that needs nothing from outside it, grown layer by layer."""
+    needs: dict[int, set[int]] = {k: set() for k in range(len(dag.device_s))}
+    for value in dag.values:
+        for reader in value.readers:
+            needs[reader] |= set() if value.producer is None else {value.producer}
+    found, last = {frozenset[int]()}, {frozenset[int]()}
+    while last:
+        last = {
+            chosen | {k} for chosen in last for k, sources in needs.items() if k not in chosen and sources <= chosen
+        } - found
+        found |= last
+    return list(found)
+
+
+def test_the_solvers_are_as_good_as_any_division_of_googlenet() -> None:
+    graph = capture(build_model("googlenet").module, torch.zeros(2, 3, 32, 32))
+    for edge_s, value_s in ((0.05, 1e-6), (0.2, 2e-6), (0.3, 1e-7)):
+        dag = dag_of(graph, device_s=1.0, edge_s=edge_s, value_s=value_s, remote_s=0.01)
+        device_s, all_edge_s = np.array(dag.device_s), np.array(dag.edge_s)
+        best_s = period_s = np.inf
+        for chosen in all_closed_sets(dag):
+            here = np.zeros(len(device_s), bool)
+            here[list(chosen)] = True
+            link_s = sum(
+                value.send_s for value in dag.values
+                if (value.producer is None or here[value.producer]) and not here[list(value.readers)].all()
+            )  # fmt: skip
+            own_s, rest_s = float(device_s[here].sum()), float(all_edge_s[~here].sum())
+            best_s = min(best_s, own_s + link_s + rest_s + (0.0 if here.all() else dag.remote_s))
+            period_s = min(period_s, max(own_s, link_s, rest_s))
+        assert light_load(dag).latency_s == pytest.approx(best_s)
+        assert heavy_load(dag).division.period_s == pytest.approx(period_s, rel=1e-3)
 
 
 def test_a_chain_has_no_other_cuts_and_branches_have() -> None:

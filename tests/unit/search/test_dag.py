@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 import numpy as np
 import pytest
 
 from coinfer.errors import Infeasible, PlanError
+from coinfer.profile import Conditions, Link
+from coinfer.search import Goal, search
 from coinfer.search.dag import Dag, DagValue, Division, divide, heavy_load, light_load
+from coinfer.stages import cost, stages, work_of
 
 
 def random_dag(seed: int, *, most: int = 8) -> Dag:
@@ -93,11 +97,83 @@ def test_a_stream_takes_another_division_than_a_lone_request() -> None:
     assert heavy.division.period_s == 2.0 and heavy.bound_s == pytest.approx(2.0)
 
 
+def test_times_that_are_no_neat_fractions_equal_trying_everything() -> None:
+    for seed in range(150):
+        rng, dag = np.random.default_rng(seed), random_dag(seed)
+        dag = Dag(
+            tuple(map(float, rng.lognormal(-9, 3, len(dag.device_s)))),
+            tuple(map(float, rng.lognormal(-11, 3, len(dag.device_s)))),
+            tuple(value._replace(send_s=float(rng.lognormal(-9, 3))) for value in dag.values),
+            float(rng.choice((0.0, 1e-3))),
+        )  # fmt: skip
+        every = every_division(dag)
+        assert light_load(dag).latency_s == pytest.approx(min(d.latency_s for d in every), rel=1e-9), seed
+        assert heavy_load(dag).division.period_s == pytest.approx(min(d.period_s for d in every), rel=1e-4), seed
+
+
+def test_a_value_that_cannot_cross_never_does_and_is_named() -> None:
+    tried = 0
+    for seed in range(200):
+        dag = random_dag(seed)
+        made = next((k for k, value in enumerate(dag.values) if value.producer is not None and value.readers), None)
+        if made is None:
+            continue
+        stuck = dag.values[made]._replace(send_s=math.inf)
+        dag = dag._replace(values=(*dag.values[:made], stuck, *dag.values[made + 1 :]))
+        every = every_division(dag)
+        best, heavy = light_load(dag), heavy_load(dag)
+        assert stuck.name not in best.crossing and stuck.name not in heavy.division.crossing
+        assert best.latency_s == pytest.approx(min(d.latency_s for d in every), abs=1e-9), seed
+        assert heavy.division.period_s == pytest.approx(min(d.period_s for d in every), abs=1e-6), seed
+        assert stuck.producer is not None
+        pinned = {stuck.producer: "device", stuck.readers[0]: "edge"}
+        with pytest.raises(PlanError, match=f'"{stuck.name}" cannot cross'):
+            before = frozenset(range(stuck.producer + 1))
+            divide(dag, before)
+        with pytest.raises(Infeasible, match=f'need what cannot cross: "{stuck.name}"'):
+            light_load(dag, pinned=pinned)
+        with pytest.raises(Infeasible, match="cannot cross"):
+            heavy_load(dag, pinned=pinned)
+        tried += 1
+    assert tried > 100
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_search_over_a_chain_is_dads(make_candidate, seed: int) -> None:
+    """Light load is its least latency, heavy load its highest rate, where nothing is coded or pruned."""
+    rng = np.random.default_rng(seed)
+    count = 6
+    device_s, edge_s = rng.uniform(1e-3, 2e-2, count), rng.uniform(1e-4, 8e-3, count)
+    sizes = rng.integers(20, 6000, count)
+    conditions = Conditions(link=Link(rate_bps=float(rng.choice((3e5, 2e6, 2e7))), delay_s=0.003))
+    candidates = [
+        make_candidate(
+            cut, "device" if cut == count else "split" if cut else "upload",
+            payload_bytes=float(sizes[min(cut, count - 1)]),
+            head_s=float(device_s[:cut].sum()), tail_s=float(edge_s[cut:].sum()), encode_s=0.0, decode_s=0.0,
+        )
+        for cut in range(count + 1)
+    ]  # fmt: skip
+    work = work_of(candidates)
+    send, reply = (next(s for s in stages(work) if s.name == name) for name in ("send", "reply"))
+    reply_s = float(cost(reply, conditions).busy_s[0])
+    send_s = cost(send, conditions).busy_s
+    values = tuple(DagValue(f"v{k}", float(send_s[k]), None if k == 0 else k - 1, (k,)) for k in range(count))
+    dag = Dag(tuple(map(float, device_s)), tuple(map(float, edge_s)), values, 2 * 0.003 + reply_s)
+    fastest = search(candidates, conditions, Goal())
+    assert fastest.rows[0].latency_s == pytest.approx(light_load(dag).latency_s)
+    busiest = search(candidates, conditions, Goal(minimise="throughput"))
+    period_s = heavy_load(dag).division.period_s
+    assert 1 / busiest.rows[0].throughput_hz == pytest.approx(period_s, rel=1e-6)
+
+
 def test_what_is_no_graph_is_refused() -> None:
     with pytest.raises(PlanError, match='"v" must be read by layers 2 to 1, got'):
         light_load(Dag((1.0, 1.0), (1.0, 1.0), (DagValue("v", 1.0, 1, (0,)),)))
     with pytest.raises(PlanError, match="numbers of 0 or more"):
         light_load(Dag((-1.0,), (1.0,), ()))
+    with pytest.raises(PlanError, match='what "v" takes to send must be 0 s or more, got nan'):
+        light_load(Dag((1.0,), (1.0,), (DagValue("v", math.nan, None, (0,)),)))
     with pytest.raises(PlanError, match="need as many times on the edge, got 2"):
         heavy_load(Dag((1.0,), (1.0, 1.0), ()))
     with pytest.raises(PlanError, match="layers 0 to 0, pinned are"):

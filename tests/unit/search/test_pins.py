@@ -10,6 +10,8 @@ from coinfer.search import Goal, search
 from coinfer.search.goal import pin_of
 
 CUTS = ("conv1#0", "layer1.0.relu#0", "layer1.0.relu#1", "layer1.1#0", "layer2.0#0", "linear#0")
+# As in a bundle of a network with branches: divisions of several values come last.
+DIVISIONS = ("conv1#0 + layer1.0.relu#1", "layer2.0#0 + layer1.1#0")
 SLOW = Conditions(link=Link(rate_bps=1e5))
 
 
@@ -25,13 +27,22 @@ SLOW = Conditions(link=Link(rate_bps=1e5))
 )
 def test_a_pin_allows_the_cuts_behind_its_layers_or_before_them(text: str, allowed: tuple[str, ...]) -> None:
     assert pin_of(text, CUTS).cuts == allowed
+    assert pin_of(text, CUTS + DIVISIONS).cuts == allowed
+
+
+def test_pins_that_contradict_each_other_are_named() -> None:
+    pins = (pin_of("layer1.*=edge", CUTS), pin_of("layer2.*=device", CUTS))
+    with pytest.raises(PlanError, match=r"layer1\.\*=edge and layer2\.\*=device contradict each other"):
+        Goal(pins=pins)
+    Goal(pins=(pin_of("layer1.*=device", CUTS), pin_of("layer2.*=edge", CUTS)))
+    Goal(pins=(pin_of("layer1.*=edge", CUTS), pin_of("conv1=edge", CUTS)))
 
 
 @pytest.mark.parametrize("text", ["layer1.*", "layer1.*=cloud", "=device"])
 def test_a_pin_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(PlanError, match="a pin must be PATTERN=device or PATTERN=edge"):
         pin_of(text, CUTS)
-    with pytest.raises(PlanError, match='no layer fits the pin "layer9.*=edge"; cuts are such as conv1#0'):
+    with pytest.raises(PlanError, match='cut behind it fits the pin "layer9.*=edge"; cuts are such as conv1#0'):
         pin_of("layer9.*=edge", CUTS)
 
 

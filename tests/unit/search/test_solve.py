@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from coinfer.errors import Infeasible, PlanError
 from coinfer.profile import Arrivals, Conditions, Link, Radio, Slowdown
 from coinfer.protocol import wire_bytes
-from coinfer.search import Goal, Table, baselines, search
+from coinfer.search import Goal, Table, baselines, estimate, search
 
 RADIO = Radio(name="wifi", alpha_w_per_bps=1e-7, beta_w=0.1)
 CONDITIONS = Conditions(link=Link(rate_bps=1e6, delay_s=0.005), device=Slowdown(fp32=10, int8=20))
@@ -325,3 +325,30 @@ def test_arrivals_that_nobody_can_serve_name_the_highest_rate(trio: list) -> Non
         search(trio, overrun, Goal())
     named = float(re.search(r"to ([0-9.e+]+)", str(caught.value)).group(1))
     assert named == pytest.approx(fastest, rel=0.01) and named <= fastest
+    # A deadline beside it is not what is wrong: what never ends is a matter of the rate.
+    for is_random in (False, True):
+        crowd = msgspec.structs.replace(base, arrivals=Arrivals(rate_hz=2 * fastest, is_random=is_random))
+        with pytest.raises(Infeasible, match="relax min_throughput_hz from") as caught:
+            search(trio, crowd, Goal(max_latency_s=10.0))
+        assert "inf" not in str(caught.value).replace("infeasible", "") and "max_latency_s" not in str(caught.value)
+        named = float(re.search(r"to ([0-9.e+]+)", str(caught.value)).group(1))
+        assert named == pytest.approx(fastest, rel=0.01)
+
+
+def test_even_arrivals_at_just_the_highest_rate_are_served(make_candidate) -> None:
+    candidate = make_candidate(0, "device", head_s=0.004)
+    exactly = Conditions(link=Link(rate_bps=1e6), arrivals=Arrivals(rate_hz=250.0))
+    assert estimate(candidate, exactly).latency_s == pytest.approx(0.004)
+    assert search([candidate], exactly, Goal()).num_feasible == 1
+    crowd = msgspec.structs.replace(exactly, arrivals=Arrivals(rate_hz=250.0, is_random=True))
+    assert estimate(candidate, crowd).latency_s == math.inf
+
+
+def test_the_resource_that_binds_many_devices_is_the_one_they_share(make_candidate) -> None:
+    candidate = make_candidate(1, "upload", payload_bytes=1000, tail_s=0.002, encode_s=0.0, decode_s=0.0)
+    alone = Conditions(link=Link(rate_bps=1e6))
+    assert estimate(candidate, alone).critical == "uplink"
+    crowd = msgspec.structs.replace(alone, arrivals=Arrivals(rate_hz=2.0, is_random=True, devices=40))
+    found = estimate(candidate, crowd)
+    assert found.critical == "edge" and found.throughput_hz == pytest.approx(1 / (40 * 0.002))
+    assert found.stages_s["wait"] > 0 and sum(found.stages_s.values()) == pytest.approx(found.latency_s)

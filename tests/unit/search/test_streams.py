@@ -51,6 +51,8 @@ def latencies_by_hand(streams: list[StreamAsk], picked: tuple[int, ...]) -> list
             if name == "device" or candidate.plan.kind != "device":
                 others = [s[name] for j, s in enumerate(squares) if j != k or stream.arrivals.is_random]
                 took += sum(others) / (2 * (1 - loads[name]))
+        if stream.goal.max_latency_s is not None and took > stream.goal.max_latency_s:
+            return None
         found.append(took)
     return found
 
@@ -61,7 +63,8 @@ def test_the_choice_is_the_best_of_all_combinations(make_candidate, seed: int, m
     chance = np.random.default_rng(100 + seed)
     streams = [
         StreamAsk(
-            network(make_candidate, 10 * seed + k), Goal(max_loss_points=1.0),
+            network(make_candidate, 10 * seed + k),
+            Goal(max_loss_points=1.0, max_latency_s=0.05 if seed % 3 == 0 else None),
             Arrivals(rate_hz=float(chance.uniform(3, 25)), is_random=bool(chance.integers(2))),
         )
         for k in range(3)
@@ -72,7 +75,7 @@ def test_the_choice_is_the_best_of_all_combinations(make_candidate, seed: int, m
         if latencies is not None:
             known[picked] = latencies
     if not known:
-        with pytest.raises(Infeasible, match="streams together|relax"):
+        with pytest.raises(Infeasible, match="streams together|relax|deadlines of all"):
             choose_plans(streams, CONDITIONS, minimise=minimise)
         return
     choice = choose_plans(streams, CONDITIONS, minimise=minimise)
@@ -139,3 +142,11 @@ def test_what_cannot_be_served_together_names_the_resource(make_candidate) -> No
         choose_plans([], CONDITIONS)
     with pytest.raises(PlanError, match='"bytes"'):
         choose_plans(asks, CONDITIONS, minimise="bytes")
+
+
+def test_a_deadline_counts_the_wait_for_other_streams(make_candidate) -> None:
+    table = Table([make_candidate(0, "device", head_s=0.002)])
+    asks = [StreamAsk(table, Goal(max_latency_s=0.021), Arrivals(rate_hz=15)) for _ in range(2)]
+    assert choose_plans(asks[:1], CONDITIONS).latency_s == pytest.approx((0.02,))
+    with pytest.raises(Infeasible, match=r"keep the deadlines of all 2 streams.*stream \d takes .* ms > 21 ms"):
+        choose_plans(asks, CONDITIONS)

@@ -72,6 +72,9 @@ def test_lone_requests_take_what_is_estimated(make_candidate: Callable[..., Cand
 @pytest.mark.parametrize("kind", ["device", "upload", "split"])
 def test_a_saturated_stream_has_the_estimated_rate(make_candidate: Callable[..., Candidate], kind: str) -> None:
     candidate = make_candidate(3, kind, payload_bytes=900, head_s=0.001, tail_s=0.002, encode_s=0.0004)
+    # What a link carries is the mean payload, whatever the median one is.
+    skewed = msgspec.structs.replace(candidate.evidence, payload_bytes_p50=300.0)
+    candidate = msgspec.structs.replace(candidate, evidence=skewed)
     timeline = simulate([stream_of(candidate, periodic(0.0, 400), window=50)])
     ends = sorted(outcome.end_s for outcome in timeline.outcomes)
     rate_hz = 300 / (ends[-1] - ends[-301])
@@ -263,6 +266,50 @@ def test_batches_take_as_long_as_the_model_says(
     seen_s = fleet.latency_s.mean()
     # The model is a bound of the mean; with several workers each is taken for a queue of its own.
     assert 0.97 * seen_s < said_s < (1.1 if workers == 1 else 1.6) * seen_s
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
+def test_small_batches_near_saturation_wait_as_the_model_says(
+    make_candidate: Callable[..., Candidate], share: float
+) -> None:
+    candidate = batched(make_candidate, 0.008, 0.002)
+    devices, most = 40, 4
+    rate_hz = share * 250.0 / devices
+    conditions = Conditions(link=Link(rate_bps=1e12), max_batch=most)
+    crowd = msgspec.structs.replace(conditions, arrivals=Arrivals(rate_hz=rate_hz, is_random=True, devices=devices))
+    said_s = estimate(candidate, crowd).latency_s
+    arrivals = np.stack([poisson(rate_hz, 4000, seed=k) for k in range(devices)])
+    seen_s = simulate_fleet(courses_of(candidate, {}), arrivals, conditions, max_batch=most).latency_s.mean()
+    assert said_s == pytest.approx(seen_s, rel=0.25)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_of_events_are_those_of_the_fleet(make_candidate: Callable[..., Candidate], workers: int) -> None:
+    candidate = batched(make_candidate, 0.008, 0.002)
+    # Of each device at most one at a time, for a fleet's replies do not overtake.
+    arrivals = np.random.default_rng(1).uniform(0, 0.4, (60, 1)) + periodic(0.4, 12)
+    fleet = simulate_fleet(courses_of(candidate, {}), arrivals, CONDITIONS, workers=workers, max_batch=5)
+    streams = [stream_of(candidate, row, device=f"{d}", window=10**6) for d, row in enumerate(arrivals)]
+    timeline = simulate(streams, workers=workers, max_batch=5)
+    assert latencies(timeline) == pytest.approx(fleet.latency_s.ravel().tolist(), rel=1e-9)
+    assert fleet.edge_wait_s.max() > 0.02
+    # Those that are computed together are so at the same time.
+    spans = [(span.start_s, span.end_s) for span in timeline.spans if span.stage == "tail"]
+    assert 1 < max(map(spans.count, spans)) <= 5
+    with pytest.raises(PlanError, match="batches of 1 or more, got 1, 1 and 0"):
+        simulate(streams[:1], max_batch=0)
+
+
+def test_only_requests_of_one_plan_are_computed_together(make_candidate: Callable[..., Candidate]) -> None:
+    candidate = batched(make_candidate, 0.01, 0.002)
+    other = msgspec.structs.replace(candidate, plan=msgspec.structs.replace(candidate.plan, number=9))
+    fast = Conditions(link=Link(rate_bps=1e12))
+    streams = [
+        stream_of(which, np.array([at_s]), fast, device=f"{at_s}{which.plan.number}")
+        for which, at_s in ((candidate, 0.0), (candidate, 0.001), (other, 0.002), (candidate, 0.003))
+    ]
+    ends = [outcome.end_s for outcome in simulate(streams, max_batch=8).outcomes]
+    assert ends == pytest.approx([0.012, 0.026, 0.038, 0.026])
 
 
 def test_a_rate_that_full_batches_cannot_serve_is_infinite(make_candidate: Callable[..., Candidate]) -> None:
