@@ -65,6 +65,8 @@ def took(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def graphs() -> Iterator[dict[str, Any]]:
     """A line for each size and kind of graph."""
+    # The libraries are loaded with the first.
+    heavy_load(random_dag(10, 0, reach=NEAR))
     for layers, tries in SIZES.items():
         for kind, reach in (("near", NEAR), ("any", layers)):
             dags = [random_dag(layers, seed, reach=reach) for seed in range(tries)]
