@@ -3,7 +3,8 @@
 python -m bench.queueing NAME    an upload of the bundle out/NAME.streams, minutes; docs/results/raw/pipeline
 
 Devices are threads that send Poisson requests to a real edge over loopback; the edge's work takes `LOAD` times as long,
-so that the two cores of this machine are enough for both. Times of batches are taken first, over the same connection.
+so that the two cores of this machine are enough for both. What batches take is measured first, on an edge that is never
+idle.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from .cells import OUT, note_commit, note_machine, pictures_of, show
 from .solvers import RAW
 from .tables import spread
 
-LOAD, DEVICES, REQUESTS = 4.0, 8, 150
-BATCHES, SHARES = (1, 4, 16), (0.3, 0.6, 0.85)
+LOAD, DEVICES, REQUESTS = 4.0, 8, 300
+SIZES, BATCHES, SHARES = (1, 2, 4, 8, 16), (1, 4, 16), (0.3, 0.6, 0.8)
 LOCAL = Link(rate_bps=1e12)
 BEGIN_S = 0.3
 
@@ -58,31 +59,34 @@ def upload_of(bundle: Bundle) -> Candidate:
     return found[search(as_table(found), Conditions(link=LOCAL), goal).best]
 
 
-def timed(candidate: Candidate, bundle: Bundle, url: str, pictures: NDArray[Any], most: int) -> Candidate:
-    """The candidate with its edge times as they are now: alone, and of whole batches of up to `most`."""
-    plan = candidate.plan.number
-    with Device(bundle, edge=url, plan=plan) as device:
-        lone = [device.infer(picture) for picture in pictures[:40]][10:]
-        decode_s, tail_s = (
-            float(np.median([span.end_s - span.start_s for a in lone for span in a.spans if span.stage == stage]))
-            for stage in ("decode", "tail")
-        )
-        batches: dict[int, float] = {1: tail_s}
-        for size in (2, 4, 8, 16):
-            if size <= most:
-                batches[size] = float(np.median([_batch_s(device, pictures[:size]) for _ in range(12)]))
+def timed(candidate: Candidate, bundle: Bundle, pictures: NDArray[Any], core: int) -> Candidate:
+    """The candidate with the edge's times in use: what a batch of each size takes of it when it is never idle.
+
+    That is more than decoding and computing by what a process of Python does beside them.
+    """
+    plan, period_s = candidate.plan.number, dict[int, float]()
+    for size in SIZES:
+        with (
+            EdgeProcess(bundle.folder, core=core, max_batch=size, load=LOAD) as edge,
+            Device(bundle, edge=edge.url, plan=plan) as device,
+        ):
+            many = [pictures[k % len(pictures)] for k in range(max(80, 16 * size))]
+            # So many wait that every batch is full.
+            ends_s = sorted(answer.outcome.end_s for answer in device.stream(many, window=2 * size))
+            steady_s = ends_s[3 * size :]
+            period_s[size] = size * (steady_s[-1] - steady_s[0]) / (len(steady_s) - 1)
+            lone = [device.infer(picture) for picture in pictures[:20]]
+            spans = [span for answer in lone for span in answer.spans if span.stage == "decode"]
+            decode_s = float(np.median([span.end_s - span.start_s for span in spans]))
     evidence = msgspec.structs.replace(
-        candidate.evidence, head_s=0.0, encode_s=0.0, decode_s=decode_s / LOAD, tail_s=tail_s / LOAD,
-        tail_batch_s={size: seconds / LOAD for size, seconds in batches.items()} if most > 1 else {},
-    )  # fmt: skip
+        candidate.evidence,
+        head_s=0.0,
+        encode_s=0.0,
+        decode_s=decode_s / LOAD,
+        tail_s=(period_s[1] - decode_s) / LOAD,
+        tail_batch_s={size: (seconds - size * decode_s) / LOAD for size, seconds in period_s.items()},
+    )
     return msgspec.structs.replace(candidate, evidence=evidence)
-
-
-def _batch_s(device: Device, pictures: NDArray[Any]) -> float:
-    """The tail of a batch of these: behind one that keeps the edge busy until all of them are there."""
-    answers = list(device.stream([pictures[0], *pictures], window=len(pictures) + 1))
-    tails_s = [span.end_s - span.start_s for a in answers[1:] for span in a.spans if span.stage == "tail"]
-    return max(tails_s)
 
 
 def crowd(
@@ -119,11 +123,11 @@ def measure(name: str) -> None:
     note_machine(RAW)
     pin(cores[0])
     lines: list[dict[str, Any]] = []
+    known = timed(candidate, bundle, pictures, cores[-1])
     for most in BATCHES:
         with EdgeProcess(bundle.folder, core=cores[-1], max_batch=most, load=LOAD) as edge:
             for place, share in enumerate(SHARES):
                 show("queueing", len(lines), len(BATCHES) * len(SHARES), f"batches of {most}, {share:g} of the rate")
-                known = timed(candidate, bundle, edge.url, pictures, most)
                 base = Conditions(link=LOCAL, edge_load=LOAD, max_batch=most)
                 rate_hz = share * estimate(known, base).throughput_hz / DEVICES
                 arrivals_s = np.stack([poisson(rate_hz, REQUESTS, seed=100 * place + row) for row in range(DEVICES)])
