@@ -645,6 +645,12 @@ def test_a_fleet_is_simulated_over_a_trace(busy_bundle: Bundle, run: Run, tmp_pa
     assert "later than the deadline" in run(*words).out
 
 
+def test_the_best_plan_is_one_that_serves_all_devices(busy_bundle: Bundle, run: Run) -> None:
+    words = ["simulate", busy_bundle.folder, "--rate", "10Mbit/s", "--rtt", "2ms", "--period", "1s", "--duration", "3s"]
+    alone, crowd = (run(*words, "--devices", devices, "--json").json["plan"] for devices in (1, 2000))
+    assert alone != crowd == DEVICE
+
+
 def test_requests_come_as_recorded(busy_bundle: Bundle, run: Run, tmp_path: Path) -> None:
     times = tmp_path / "times.txt"
     times.write_text("# a camera that moves\n0.0\n0.1  # door\n\n0.1\n3.5\n")

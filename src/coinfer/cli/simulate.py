@@ -10,7 +10,8 @@ import typer
 
 from ..bundle import Bundle, load_bundle
 from ..errors import UsageError
-from ..profile import Conditions
+from ..plan import Candidate
+from ..profile import Arrivals, Conditions
 from ..units import format_duration, parse_duration_s
 from .conditions import Options, conditions_of
 from .options import BundleFolder, EdgeLoad, Int8Slowdown, Json, Rate, RoundTrip, Slowdown
@@ -52,7 +53,7 @@ def simulate(
     ] = None,
     duration: Annotated[str, typer.Option("--duration", help="Time that requests come for.")] = "60s",
     plan: Annotated[
-        str, typer.Option("--plan", metavar="N|auto", help="Number of a plan of the menu, or the best for the link.")
+        str, typer.Option("--plan", metavar="N|auto", help="Number of a plan, or the best that serves all devices.")
     ] = "auto",
     workers: Annotated[int, typer.Option("--workers", min=1, help="Requests that the edge computes at a time.")] = 1,
     max_batch: Annotated[
@@ -94,12 +95,16 @@ def simulate(
             f"--duration over --period times --devices must be 1 to {MOST_REQUESTS} requests, got {count * devices}"
         )
     conditions = _conditions(loaded, Options(rate, rtt, slowdown, int8_slowdown, edge_load), trace)
-    number = _plan_number(loaded, plan, conditions)
-    profile = loaded.profile()
-    candidate = next(c for c in loaded.candidates() if c.plan.number == number)
-    seconds = {name: timing.median_s for name, timing in profile.segments.items()}
+    profile, on_menu = loaded.profile(), {entry.number for entry in loaded.manifest.menu}
+    candidates = [candidate for candidate in loaded.candidates() if candidate.plan.number in on_menu]
     if max_batch > 1:
-        (candidate,) = with_profiles([candidate], edge=profile)
+        candidates = with_profiles(candidates, edge=profile)
+    mean_s = period_s if recorded_s is None else float(recorded_s[-1]) / max(1, count - 1)
+    asked = Arrivals(rate_hz=1 / mean_s, is_random=poisson, devices=devices) if mean_s > 0 else None
+    crowd = msgspec.structs.replace(conditions, arrivals=asked, edge_workers=workers, max_batch=max_batch)
+    number = _plan_number(loaded, plan, candidates, crowd)
+    candidate = next(c for c in candidates if c.plan.number == number)
+    seconds = {name: timing.median_s for name, timing in profile.segments.items()}
     chance = np.random.default_rng(seed)
     if recorded_s is not None:
         arrivals_s = anywhere(recorded_s, devices, chance)
@@ -133,7 +138,8 @@ def _conditions(bundle: Bundle, options: Options, trace: Path | None) -> Conditi
     return msgspec.structs.replace(conditions, link=link)
 
 
-def _plan_number(bundle: Bundle, plan: str, conditions: Conditions) -> int:
+def _plan_number(bundle: Bundle, plan: str, candidates: list[Candidate], conditions: Conditions) -> int:
+    """The plan that was named, or the best one that serves all these devices."""
     if plan != "auto":
         if not plan.isdigit():
             raise UsageError(f'--plan must be a number of the menu or auto, got "{plan}"')
@@ -141,8 +147,6 @@ def _plan_number(bundle: Bundle, plan: str, conditions: Conditions) -> int:
     from ..search.solve import search
     from .plan import goal_of
 
-    on_menu = {entry.number for entry in bundle.manifest.menu}
-    candidates = [candidate for candidate in bundle.candidates() if candidate.plan.number in on_menu]
     return candidates[search(candidates, conditions, goal_of(bundle, None, None)).best].plan.number
 
 
