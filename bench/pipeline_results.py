@@ -245,10 +245,12 @@ def exit_rows(name: str) -> Iterator[Row]:
     if not fine:
         return
     plain, plan = max(fine, key=lambda pair: pair[0].typical_s / pair[1].typical_s)
-    bytes_x = accuracy[plain.plan]["payload_bytes"] / accuracy[plan.plan]["payload_bytes"]
+    sent = accuracy[plan.plan]["payload_bytes"]
     loss = accuracy[plan.plan]["loss_points"] - accuracy[plain.plan]["loss_points"]
+    # Where every request is answered on the device there is no ratio of bytes.
+    ratio = [accuracy[plain.plan]["payload_bytes"] / sent] if sent else []
     for key, value, unit, log, n in (
-        ("exit_bytes_x", bytes_x, "x, mean payload", "accuracy", accuracy[plan.plan]["n"]),
+        *(("exit_bytes_x", bytes_x, "x, mean payload", "accuracy", accuracy[plan.plan]["n"]) for bytes_x in ratio),
         ("exit_latency_x", plain.typical_s / plan.typical_s, "x, mean latency", "exits", plan.latency_s.n),
         ("exit_loss", loss, "points of top-1 more", "accuracy", accuracy[plan.plan]["n"]),
     ):
