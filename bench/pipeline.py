@@ -47,8 +47,8 @@ STREAM_CELL = (1e6, 10.0)
 EXIT_CELLS = ((1e6, 3.0), (1e6, 10.0), (1e6, 30.0))
 GRID_RATES_BPS = (300e3, 1e6, 3e6)
 # Of what a plan can sustain by its estimate; 0: as fast as it goes.
-GRID_SHARES = (0.5, 0.8, 0.0)
-REQUESTS, GRID_REQUESTS, CHUNK = 2000, 600, 200
+GRID_SHARES = (0.3, 0.5, 0.8, 0.0)
+REQUESTS, GRID_REQUESTS, CHUNK = 2000, 400, 200
 SIMULATIONS = 5
 EFFORT = Effort(calibration_s=2.0, timings=40)
 

@@ -117,7 +117,10 @@ def stream_table(name: str) -> TextTable:
     found, expected = streams_of(f"{name}.streams", STREAM_CELL[0])
     return TextTable(
         title=f"{TITLES[name]}, {format_rate(STREAM_CELL[0])}, device {STREAM_CELL[1]:g}x: streams in turns",
-        columns=("stream", "plan", "a second", "expected", "busiest", "busy, % of the time", "latency p50", "p95", "n"),
+        columns=(
+            "stream", "plan", "a second", "expected", "busiest", "busy, % of the time", "latency alone (expected)",
+            "latency p50", "p95", "n",
+        ),
         rows=tuple(
             (
                 row.contender.name,
@@ -126,12 +129,13 @@ def stream_table(name: str) -> TextTable:
                 f"{expected[row.contender.name].before.throughput_hz:.2f}",
                 row.critical,
                 f"{100 * row.efficiency:.1f}",
+                format_duration(expected[row.contender.name].before.latency_s),
                 *(format_duration(float(x)) for x in np.percentile(row.latencies_s, (50, 95))),
                 str(row.n),
             )
             for row in found
         ),
-    )
+    )  # fmt: skip
 
 
 def grid_lines(name: str) -> list[tuple[Measured, Expected]]:

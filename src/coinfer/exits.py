@@ -12,6 +12,7 @@ Light enough for the device: numpy alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
@@ -99,7 +100,7 @@ class ExitEvidence(NamedTuple):
         """
         if len(thresholds) != self.num_exits:
             raise PlanError(f"{self.num_exits} exits need as many thresholds, got {len(thresholds)}")
-        if not all(0 <= threshold <= NEVER for threshold in thresholds):
+        if not all(0 <= threshold <= 1 or threshold == NEVER for threshold in thresholds):
             raise PlanError(f"thresholds must be 0 to 1, or {NEVER:g} for never, got {list(thresholds)}")
         found = np.full(len(self.is_right_at_end), self.num_exits)
         for place in reversed(range(self.num_exits)):
@@ -198,12 +199,14 @@ def choose(
         reference: against this accuracy in percent (None: the evidence's own without exits).
 
     Raises:
-        PlanError: not one cost more than there are exits.
+        PlanError: not one cost more than there are exits; a cost or loss that is no number.
         Infeasible: no thresholds keep it, not even without any exit; says what is lost then.
     """
     rows = None if costs is None else np.atleast_2d(np.asarray(costs, np.float64))
     if rows is not None and rows.shape[1] != evidence.num_exits + 1:
         raise PlanError(f"{evidence.num_exits} exits need {evidence.num_exits + 1} costs, got {rows.shape[1]}")
+    if not max_loss < math.inf or (rows is not None and np.isnan(rows).any()):
+        raise PlanError(f"thresholds need a number of points that may be lost, and costs, got {max_loss} and {costs}")
     least = (evidence.accuracy_at_end if reference is None else reference) - max_loss
 
     def better(best: Chosen | None, tried: Iterable[tuple[float, ...]]) -> Chosen | None:

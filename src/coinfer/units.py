@@ -22,8 +22,8 @@ _PREFIX = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}
 _NUMBER = r"\s*([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*"
 _RATE = re.compile(_NUMBER + r"([kKMG]?)(?:bit/s|bps|bit)\s*")
 _BYTE_RATE = re.compile(_NUMBER + r"([kKMG]?)B/s\s*")
-_DURATION = re.compile(_NUMBER + r"(us|ms|s|min)\s*")
-_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
+_DURATION = re.compile(_NUMBER + r"(us|ms|s|min|h)\s*")
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 def parse_rate_bps(text: str) -> float:
@@ -49,7 +49,7 @@ def parse_duration_s(text: str) -> float:
     """
     match = _DURATION.fullmatch(text)
     if match is None or math.isinf(float(match[1]) * _SECONDS[match[2]]):
-        raise UsageError(f'a duration must be a number with us, ms, s or min, got "{text}"')
+        raise UsageError(f'a duration must be a number with us, ms, s, min or h, got "{text}"')
     return float(match[1]) * _SECONDS[match[2]]
 
 

@@ -12,7 +12,7 @@ from coinfer.build.make import assemble, build
 from coinfer.build.sections import BuildJob, DataJob, ExitsJob, ModelJob
 from coinfer.bundle import Bundle
 from coinfer.data import load_source
-from coinfer.errors import CutError, JobError, PlanError
+from coinfer.errors import CoinferError, CutError, JobError, PlanError
 from coinfer.exits import load_evidence
 from coinfer.plan import Candidate
 from coinfer.runtime.device import Device
@@ -161,6 +161,20 @@ def test_exits_that_do_not_fit_are_refused(
 def test_sections_that_make_no_sense_are_refused(change: dict) -> None:
     with pytest.raises(JobError, match=r"\[exits\]"):
         msgspec.structs.replace(EXITS, **change)
+
+
+def test_exits_of_a_network_without_classes_are_refused_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "maps.py").write_text(
+        "from torch import nn\n\n\ndef factory():\n    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    wanted = msgspec.structs.replace(
+        job(ExitsJob(cuts=("/0#0",))), model=ModelJob(source="maps:factory", mean=(0.0,), std=(1.0,))
+    )
+    with pytest.raises(CoinferError, match="an exit learns classes from the network's first output, which is of shape"):
+        build(wanted, tmp_path / "bundle")
 
 
 def test_a_plan_of_another_menu_has_no_evidence(built: Bundle) -> None:

@@ -367,6 +367,7 @@ def test_plan_pins_layers_and_draws_what_is_unbeaten(run: Run, bundle: Bundle, t
     plot = tmp_path / "front.png"
     done = run("plan", bundle.folder, "--rate", "10Mbit/s", "--pareto", "--plot", plot)
     assert done.code == 0 and plot.read_bytes().startswith(b"\x89PNG")
+    assert "highest accuracy at" in run("plan", bundle.folder, "--goal", "accuracy").out
 
 
 def test_plan_is_told_how_requests_come(run: Run, bundle: Bundle):
@@ -380,7 +381,13 @@ def test_plan_is_told_how_requests_come(run: Run, bundle: Bundle):
     )  # fmt: skip
     assert lone == even < chance <= crowd
     assert_fails(run(*words, "--arrival-rate", "1e9"), "min_throughput_hz", "relax")
-    assert_fails(run(*words, "--arrival-rate", "1e9", "--deadline", "10ms"), "relax min_throughput_hz from")
+    # A rate that is named can be held, whatever else is asked.
+    for asked in (["--deadline", "10ms"], ["--deadline", "12ms", "--poisson"], ["--max-loss", "5", "--poisson"]):
+        refused = run(*words, "--arrival-rate", "1e9", *asked)
+        assert_fails(refused, "relax min_throughput_hz from 1e+09 to")
+        named = refused.err.split("from 1e+09 to ")[1].split(",")[0].split()[0]
+        assert run(*words, "--arrival-rate", named, *asked).code == 0
+        assert run(*words, "--arrival-rate", 1.02 * float(named), *asked).code == 1
     assert_fails(run(*words, "--deadline", "1us"), "latency", "relax max_latency_s from 1e-06 to")
 
 
@@ -487,6 +494,10 @@ def test_run_counts_what_its_policy_drops_and_what_is_late(run: Run, bundle: Bun
     late = run(*words, "--deadline", "1us").json
     assert late["summary"]["unanswered"] == {"late": 40} and late["summary"]["requests"] == 0
     assert_fails(run(*words, "--policy", "drop"), "drop-oldest")
+    paced = run(*words, "--policy", "drop-newest", "--period", "30ms", "--limit", 10).json
+    assert paced["summary"]["requests"] == 10 and paced["summary"]["unanswered"] == {}
+    assert paced["summary"]["throughput_hz"] < 40
+    assert_fails(run(*[word for word in words if word != "--stream"], "--period", "1s"), "--period", code=2)
 
 
 def test_run_without_an_edge_chooses_among_the_device_plans(run: Run, bundle: Bundle, tmp_path: Path):
@@ -649,6 +660,12 @@ def test_the_best_plan_is_one_that_serves_all_devices(busy_bundle: Bundle, run: 
     words = ["simulate", busy_bundle.folder, "--rate", "10Mbit/s", "--rtt", "2ms", "--period", "1s", "--duration", "3s"]
     alone, crowd = (run(*words, "--devices", devices, "--json").json["plan"] for devices in (1, 2000))
     assert alone != crowd == DEVICE
+
+
+def test_requests_by_chance_come_within_the_duration(busy_bundle: Bundle, run: Run) -> None:
+    words = ["simulate", busy_bundle.folder, "--plan", DEVICE, "--devices", 300, "--period", "1s", "--duration", "4s"]
+    found = run(*words, "--poisson", "--json").json
+    assert found["requests"] == 1200 and found["throughput_hz"] == pytest.approx(300, rel=0.05)
 
 
 def test_requests_come_as_recorded(busy_bundle: Bundle, run: Run, tmp_path: Path) -> None:

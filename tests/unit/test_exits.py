@@ -143,10 +143,17 @@ def test_costs_may_be_of_several_resources_or_the_bytes_of_each_image() -> None:
     assert found.cost == found.outcome.mean_bytes == pytest.approx(fewest, rel=0.1)
 
 
-@pytest.mark.parametrize("threshold", [-0.1, 2.1, math.nan])
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, 2.1, math.nan])
 def test_thresholds_out_of_range_are_refused(threshold: float) -> None:
     with pytest.raises(PlanError, match="thresholds must be 0 to 1, or 2 for never, got"):
         evidence_of(1, exits=1).at((threshold,))
+
+
+def test_what_is_no_number_is_refused() -> None:
+    evidence = evidence_of(1, exits=1)
+    for costs, loss in (((1.0, 2.0), math.nan), ((1.0, 2.0), math.inf), ((1.0, math.nan), 1.0)):
+        with pytest.raises(PlanError, match="a number of points that may be lost, and costs"):
+            choose(evidence, costs, max_loss=loss)
 
 
 def test_no_loss_at_all_can_be_had_without_exits() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from ..compress.budget import Budget
@@ -162,7 +163,8 @@ class ExitsJob(Value, frozen=True, kw_only=True):
     files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.losses or min(self.losses) < 0 or list(self.losses) != sorted(set(self.losses)):
+        is_number = all(0 <= loss < math.inf for loss in self.losses)
+        if not self.losses or not is_number or list(self.losses) != sorted(set(self.losses)):
             raise JobError(f"[exits] losses must be points of 0 or more that rise, got {list(self.losses)}")
         counts = (self.width, self.epochs, self.joint_epochs, self.mixes)
         if min(counts) < 0 or min(self.images, self.most, self.depth) < 1:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from ..compress.exits import check_cuts
 from ..compress.pruning import VERSIONS as PRUNING_VERSIONS
 from ..compress.unit_file import load_unit, network_of
 from ..compress.unit_training import VERSIONS as UNIT_VERSIONS
@@ -46,6 +47,9 @@ def add_variants(workshop: Workshop, *, progress: Progress) -> None:
     has_exits = bool(job.exits.cuts or job.exits.files)
     if not (units.cuts or units.units or prune.keep or prune.cuts or prune.networks or has_exits):
         return
+    if has_exits:
+        # What does not fit is refused before anything else is trained.
+        check_cuts(workshop.graph, ())
     known: list[Candidate] = []
     gains = None
     if job.build.minutes is not None or job.build.trainings is not None:

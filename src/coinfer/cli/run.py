@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,6 +57,13 @@ def run(
             show_default=False,
         ),
     ] = None,
+    period: Annotated[
+        str | None,
+        typer.Option(
+            "--period", help="A picture of a stream so often, as a camera gives them; else as fast as they are taken.",
+            show_default=False,
+        ),
+    ] = None,
     unordered: Annotated[
         bool, typer.Option("--unordered", help="A stream's answers as they are completed: exits overtake.")
     ] = False,
@@ -78,8 +85,9 @@ def run(
     """
     loaded = load_bundle(bundle)
     conditions = Options(rate or "1 Mbit/s", rtt, slowdown, int8_slowdown)
-    if not stream and (policy != "block" or deadline is not None or unordered):
-        raise UsageError("--policy, --deadline and --unordered are for a --stream")
+    if not stream and (policy != "block" or deadline is not None or period is not None or unordered):
+        raise UsageError("--policy, --deadline, --period and --unordered are for a --stream")
+    period_s = 0.0 if period is None else parse_duration_s(period)
     number = _plan_number(loaded, plan, has_edge=edge is not None, has_rate=rate is not None, options=conditions)
     from ..lab.slow import SlowedDevice
     from ..runtime.device import Device
@@ -97,7 +105,7 @@ def run(
         ) as device:
             start_s = perf_counter()
             if stream:
-                answered = _streamed(device, pending, policy, deadline, is_ordered=not unordered)
+                answered = _streamed(device, pending, policy, deadline, period_s, is_ordered=not unordered)
             else:
                 answered = ((request, device.infer(request.pixels)) for request in pending)
             for request, answer in answered:
@@ -137,13 +145,21 @@ def _plan_number(bundle: Bundle, plan: str, *, has_edge: bool, has_rate: bool, o
 
 
 def _streamed(
-    device: Device, pending: Iterator[Request], policy: str, deadline: str | None, *, is_ordered: bool
+    device: Device,
+    pending: Iterator[Request],
+    policy: str,
+    deadline: str | None,
+    period_s: float,
+    *,
+    is_ordered: bool,
 ) -> Iterator[tuple[Request, Answer]]:
     asked: dict[int, Request] = {}
 
     def pixels() -> Iterator[Any]:
+        begin_s = perf_counter()
         # The device numbers its requests from 0 on.
         for number, request in enumerate(pending):
+            sleep(max(0.0, begin_s + number * period_s - perf_counter()))
             asked[number] = request
             yield request.pixels
 

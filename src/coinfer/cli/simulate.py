@@ -78,8 +78,7 @@ def simulate(
     import numpy as np
 
     from ..search.machines import with_profiles
-    from ..simulate.arrivals import anywhere, load_arrivals, periodic
-    from ..simulate.arrivals import poisson as by_chance
+    from ..simulate.arrivals import anywhere, by_chance, load_arrivals, periodic
     from ..simulate.fleet import simulate_fleet
     from ..stages import courses_of
 
@@ -109,7 +108,7 @@ def simulate(
     if recorded_s is not None:
         arrivals_s = anywhere(recorded_s, devices, chance)
     elif poisson:
-        arrivals_s = np.stack([by_chance(1 / period_s, count, seed=seed + k) for k in range(devices)])
+        arrivals_s = np.stack([by_chance(count * period_s, count, seed=seed + k) for k in range(devices)])
     else:
         # Cameras do not wait for each other: each begins somewhere within its period.
         arrivals_s = chance.uniform(0, period_s, (devices, 1)) + periodic(period_s, count)

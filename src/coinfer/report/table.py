@@ -141,7 +141,8 @@ def front_table(ranking: Ranking, front: Sequence[int]) -> TextTable:
 
 def _ranking_title(ranking: Ranking) -> str:
     link, device = ranking.conditions.link, ranking.conditions.device
-    aim = "highest throughput" if ranking.goal.minimise == "throughput" else f"least {ranking.goal.minimise}"
+    wanted = ranking.goal.minimise
+    aim = f"{'highest' if wanted in ('throughput', 'accuracy') else 'least'} {wanted}"
     return (
         f"{aim} at {format_rate(link.rate_bps)}, {format_duration(link.delay_s)} one way, "
         f"device slowed {device.fp32:g}x (int8 {device.int8:g}x), edge load {ranking.conditions.edge_load:g}"

@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from math import inf
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -188,7 +189,7 @@ class Device:
         Raises:
             PlanError: as `infer`; or a number or policy is none that is allowed; the rest as `infer`, while iterating.
         """
-        if window < 1 or queue < 1 or not (deadline_s is None or deadline_s > 0):
+        if window < 1 or queue < 1 or not (deadline_s is None or 0 < deadline_s < inf):
             given = f"window {window}, queue {queue}, deadline {deadline_s}"
             raise PlanError(f"a stream's window and queue must be at least 1, its deadline above 0 s, got {given}")
         if policy not in POLICIES:

@@ -25,6 +25,9 @@ from ..errors import Infeasible, PlanError
 
 Side = Literal["device", "edge"]
 _DEVICE, _EDGE = "device", "edge"
+# Capacities are whole numbers, of which all together make so many: the cut is read from flows that equal capacities,
+# which those of floats do not.
+_WHOLE = 2**60
 
 
 class DagValue(NamedTuple):
@@ -127,19 +130,25 @@ def light_load(dag: Dag, *, pinned: Mapping[int, Side] | None = None) -> Divisio
 
     pinned = dict(pinned or {})
     _check_pins(dag, pinned)
+    sends_s = (value.send_s for value in dag.values if value.send_s < math.inf)
+    unit = _WHOLE / (sum(dag.device_s) + sum(dag.edge_s) + sum(sends_s) or 1.0)
+
+    def limit(seconds: float, *, is_none: bool) -> dict[str, int]:
+        # An arc without a capacity has no limit.
+        return {} if is_none else {"capacity": round(seconds * unit)}
+
     graph = nx.DiGraph()
     graph.add_nodes_from((_DEVICE, _EDGE))
     for k, (device_s, edge_s) in enumerate(zip(dag.device_s, dag.edge_s, strict=True)):
         side = pinned.get(k)
-        # Without a capacity an arc has no limit: the layer stays where it is pinned.
-        graph.add_edge(_DEVICE, k, **({} if side == "device" else {"capacity": edge_s}))
-        graph.add_edge(k, _EDGE, **({} if side == "edge" else {"capacity": device_s}))
+        graph.add_edge(_DEVICE, k, **limit(edge_s, is_none=side == "device"))
+        graph.add_edge(k, _EDGE, **limit(device_s, is_none=side == "edge"))
     for place, value in enumerate(dag.values):
         if not value.readers:
             continue
         made, sent = value.producer, ("value", place)
-        limit = {} if value.send_s == math.inf else {"capacity": value.send_s}
-        graph.add_edge(_DEVICE if made is None else made, sent, **limit)
+        is_none = value.send_s == math.inf
+        graph.add_edge(_DEVICE if made is None else made, sent, **limit(value.send_s, is_none=is_none))
         for reader in value.readers:
             graph.add_edge(sent, reader)
             if made is not None:
@@ -147,8 +156,7 @@ def light_load(dag: Dag, *, pinned: Mapping[int, Side] | None = None) -> Divisio
     try:
         _, (here, _) = nx.minimum_cut(graph, _DEVICE, _EDGE, flow_func=nx.algorithms.flow.preflow_push)
     except nx.NetworkXUnbounded:
-        names = ", ".join(f'"{value.name}"' for value in dag.values if value.send_s == math.inf)
-        raise Infeasible(f"layers pinned to the edge need what cannot cross: {names}") from None
+        raise Infeasible(f"layers pinned to the edge need what cannot cross: {_forced(dag, pinned)}") from None
     best = divide(dag, frozenset(k for k in here if isinstance(k, int)))
     # What anything on the edge costs at all is no arc: with it, all on the device may be better.
     if dag.remote_s and "edge" not in pinned.values():
@@ -220,6 +228,22 @@ def heavy_load(dag: Dag, *, pinned: Mapping[int, Side] | None = None, limit_s: f
     return Bounded(best, min(best.period_s, max(0.0, float(bound) * scale)))
 
 
+def _forced(dag: Dag, pinned: Mapping[int, Side]) -> str:
+    """The names of values that cannot cross and have to, by the pins."""
+    made_by = {value.producer: value for value in dag.values}
+    here, there = ({k for k, side in pinned.items() if side == wanted} for wanted in (_DEVICE, _EDGE))
+    for layer in range(len(dag.device_s)):
+        # In the order in which they run: what an edge's layer makes is read on the edge.
+        if layer in there and layer in made_by:
+            there |= set(made_by[layer].readers)
+    for value in reversed(dag.values):
+        if value.producer is not None and here & set(value.readers):
+            here.add(value.producer)
+    stuck = [value for value in dag.values if value.send_s == math.inf and value.readers]
+    forced = [v for v in stuck if (v.producer is None or v.producer in here) and there & set(v.readers)]
+    return ", ".join(f'"{value.name}"' for value in forced or stuck)
+
+
 def check_dag(dag: Dag) -> None:
     """Refuse what is no graph of layers.
 
@@ -244,6 +268,9 @@ def check_dag(dag: Dag) -> None:
 
 def _check_pins(dag: Dag, pinned: Mapping[int, Side]) -> None:
     check_dag(dag)
+    odd = [side for side in pinned.values() if side not in (_DEVICE, _EDGE)]
+    if odd:
+        raise PlanError(f"a layer is pinned to device or edge, got {odd}")
     unknown = [k for k in pinned if not 0 <= k < len(dag.device_s)]
     if unknown:
         raise PlanError(f"the graph has layers 0 to {len(dag.device_s) - 1}, pinned are {unknown}")

@@ -102,7 +102,10 @@ class Goal(Value, frozen=True, kw_only=True):
                 raise PlanError(f"{name} must be at least 0, got {limit} (goal)")
         if len({pin.side for pin in self.pins}) == 2 and not set.intersection(*(set(pin.cuts) for pin in self.pins)):
             given = " and ".join(pin.name for pin in self.pins)
-            raise PlanError(f"the pins {given} contradict each other: no cut keeps them all (goal)")
+            raise PlanError(
+                f"the pins {given} contradict each other: no cut keeps them all, divisions of several values aside; "
+                f"drop one (goal)"
+            )
 
 
 class Constraint(NamedTuple):
@@ -186,9 +189,6 @@ def nearest_miss(table: Table, constraints: Sequence[Constraint]) -> str:
     if not rows.size:
         return "no candidate's size is known: build the bundle again for limits of the device's files or memory"
     excess = np.array([constraint.excess[rows] for constraint in constraints])
-    # What never ends, since more comes than a resource can serve, is a matter of the rate alone.
-    is_overload = np.isinf(excess) & ((excess > 0) & np.isfinite(excess)).any(axis=0)
-    excess[is_overload] = 0.0
     place = int(np.lexsort((excess.sum(axis=0), (excess > 0).sum(axis=0)))[0])
     nearest = int(rows[place])
     broken = [c for c, e in zip(constraints, excess[:, place], strict=True) if e > 0]
@@ -198,6 +198,26 @@ def nearest_miss(table: Table, constraints: Sequence[Constraint]) -> str:
     return (
         f"no candidate meets the goal; the nearest miss is plan {plan.number} ({plan.label}) with {misses}: "
         f"relax {relax}{_relaxed_alone(constraints, rows, excess, broken)}"
+    )
+
+
+def rate_miss(table: Table, constraints: Sequence[Constraint], rate_hz: float, highest_hz: float, index: int) -> str:
+    """One line for `Infeasible` where requests come too fast: the highest rate with all else kept, and other ways out.
+
+    Args:
+        table, constraints: at the rate at which they come.
+        rate_hz, highest_hz: that rate, and the highest one that row `index` holds.
+    """
+    rows = np.flatnonzero(~table.is_dropped & ~np.isnan(table.loss_points))
+    excess = np.array([constraint.excess[rows] for constraint in constraints])
+    is_served = np.isfinite(excess).all(axis=0)
+    broken = [constraint for constraint in constraints if constraint.name == "min_throughput_hz"]
+    ways = _relaxed_alone(constraints, rows[is_served], excess[:, is_served], broken)
+    plan = table.candidates[index].plan
+    limit = float(Context(prec=3, rounding=ROUND_FLOOR).create_decimal(Decimal(highest_hz)))
+    return (
+        f"no candidate meets the goal at {rate_hz:g} requests a second; plan {plan.number} ({plan.label}) holds most "
+        f"with the other limits kept: relax min_throughput_hz from {rate_hz:g} to {limit:.15g}{ways}"
     )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,7 +26,7 @@ from ..profile import Conditions
 from ..stages import price, row_of
 from ..units import format_bytes, format_duration
 from .estimate import Estimate, Table, as_table, estimate_row
-from .goal import PIN, Constraint, Goal, Objective, nearest_miss
+from .goal import PIN, Constraint, Goal, Objective, nearest_miss, rate_miss
 
 __all__ = [
     "KINDS",
@@ -46,6 +47,8 @@ __all__ = [
 KINDS: tuple[Kind, ...] = ("device", "upload", "split")
 WAYS: tuple[Way, ...] = (*KINDS, "unit")
 Name = TypeVar("Name", bound=str)
+# Where no plan holds a rate, the highest is looked for from one in two weeks on, and this near.
+LEAST_HZ, RATE_TOLERANCE = 1e-6, 1e-4
 
 
 class RankingRow(Value, frozen=True, kw_only=True):
@@ -192,11 +195,40 @@ def search(candidates: Sequence[Candidate] | Table, conditions: Conditions, goal
     priced = price_table(table, conditions, goal)
     is_feasible = _feasible(table, priced.constraints)
     if not is_feasible.any():
-        raise Infeasible(nearest_miss(table, priced.constraints))
+        raise Infeasible(_why_none(table, priced, conditions, goal))
     feasible = _sorted(table, priced, np.flatnonzero(is_feasible))
     rejected = _sorted(table, priced, np.flatnonzero(~is_feasible))
     order = np.concatenate([feasible, rejected])
     return Ranking(table, conditions, goal, priced, order, len(feasible))
+
+
+def _why_none(table: Table, priced: Priced, conditions: Conditions, goal: Goal) -> str:
+    """What to relax: the rate, where all else could be kept at a lower one; else whatever is missed by least."""
+    if conditions.arrivals is None:
+        return nearest_miss(table, priced.constraints)
+    arrivals = conditions.arrivals
+
+    def priced_at(rate_hz: float) -> Priced:
+        slower = msgspec.structs.replace(arrivals, rate_hz=rate_hz)
+        return price_table(table, msgspec.structs.replace(conditions, arrivals=slower), goal)
+
+    def best_at(rate_hz: float) -> int | None:
+        at_rate = priced_at(rate_hz)
+        rows = np.flatnonzero(_feasible(table, at_rate.constraints))
+        return int(_sorted(table, at_rate, rows)[0]) if rows.size else None
+
+    low_hz, high_hz = min(LEAST_HZ, arrivals.rate_hz), arrivals.rate_hz
+    index = best_at(low_hz)
+    if index is None:
+        return nearest_miss(table, priced_at(low_hz).constraints)
+    while high_hz / low_hz > 1 + RATE_TOLERANCE:
+        middle_hz = math.sqrt(low_hz * high_hz)
+        found = best_at(middle_hz)
+        if found is None:
+            high_hz = middle_hz
+        else:
+            low_hz, index = middle_hz, found
+    return rate_miss(table, priced.constraints, arrivals.rate_hz, low_hz, index)
 
 
 def baselines(candidates: Sequence[Candidate] | Table, conditions: Conditions, goal: Goal) -> dict[Way, int]:

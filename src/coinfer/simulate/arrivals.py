@@ -37,6 +37,17 @@ def poisson(rate_hz: float, count: int, *, seed: int = 0) -> NDArray[np.float64]
     return np.cumsum(np.random.default_rng(seed).exponential(1 / rate_hz, count))
 
 
+def by_chance(duration_s: float, count: int, *, seed: int = 0) -> NDArray[np.float64]:
+    """(count,) so many requests at any time of `duration_s`: what `poisson` gives where that many came.
+
+    Raises:
+        PlanError: a duration of 0 or below, or no request at all.
+    """
+    if not duration_s > 0 or count < 1:
+        raise PlanError(f"arrivals need a duration above 0 and at least one request, got {duration_s} s, {count}")
+    return np.sort(np.random.default_rng(seed).uniform(0, duration_s, count))
+
+
 def recorded(times_s: Sequence[float]) -> NDArray[np.float64]:
     """(N,) the times that were recorded.
 

@@ -111,6 +111,39 @@ def test_times_that_are_no_neat_fractions_equal_trying_everything() -> None:
         assert heavy_load(dag).division.period_s == pytest.approx(min(d.period_s for d in every), rel=1e-4), seed
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_pins_hold_on_large_graphs_of_any_times(seed: int) -> None:
+    rng, layers = np.random.default_rng(seed), 60
+    readers: dict[int, set[int]] = {k: set() for k in range(-1, layers)}
+    for layer in range(layers):
+        for made in rng.integers(max(-1, layer - 8), layer, size=rng.integers(1, 4)):
+            readers[int(made)].add(layer)
+    values = tuple(
+        DagValue(
+            f"v{made}", math.inf if rng.random() < 0.2 else float(rng.lognormal(-6, 2)), None if made < 0 else made,
+            tuple(sorted(found)),
+        )
+        for made, found in readers.items()
+    )  # fmt: skip
+    device_s = tuple(map(float, rng.lognormal(-7, 2, layers)))
+    dag = Dag(device_s, tuple(second / 7 for second in device_s), values, 0.003)
+    late = {int(rng.integers(30, 60)): "device"}
+    for pinned in ({}, {seed: "device"}, late):
+        best = light_load(dag, pinned=pinned)
+        assert is_pinned(best, pinned)
+        # No layer alone is better on the other side, nor is everything here.
+        for k in range(layers):
+            try:
+                moved = divide(dag, best.on_device ^ {k})
+            except PlanError:
+                continue
+            assert not is_pinned(moved, pinned) or moved.latency_s >= best.latency_s * (1 - 1e-9)
+        assert divide(dag, frozenset(range(layers))).latency_s >= best.latency_s * (1 - 1e-9)
+        if seed % 10 == 0:
+            heavy = heavy_load(dag, pinned=pinned)
+            assert is_pinned(heavy.division, pinned) and heavy.bound_s <= heavy.division.period_s
+
+
 def test_a_value_that_cannot_cross_never_does_and_is_named() -> None:
     tried = 0
     for seed in range(200):
@@ -170,6 +203,8 @@ def test_the_search_over_a_chain_is_dads(make_candidate, seed: int) -> None:
 def test_what_is_no_graph_is_refused() -> None:
     with pytest.raises(PlanError, match='"v" must be read by layers 2 to 1, got'):
         light_load(Dag((1.0, 1.0), (1.0, 1.0), (DagValue("v", 1.0, 1, (0,)),)))
+    with pytest.raises(PlanError, match=r"pinned to device or edge, got \['nowhere'\]"):
+        light_load(Dag((1.0,), (1.0,), ()), pinned={0: "nowhere"})
     with pytest.raises(PlanError, match="numbers of 0 or more"):
         light_load(Dag((-1.0,), (1.0,), ()))
     with pytest.raises(PlanError, match='what "v" takes to send must be 0 s or more, got nan'):

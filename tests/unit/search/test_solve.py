@@ -325,14 +325,27 @@ def test_arrivals_that_nobody_can_serve_name_the_highest_rate(trio: list) -> Non
         search(trio, overrun, Goal())
     named = float(re.search(r"to ([0-9.e+]+)", str(caught.value)).group(1))
     assert named == pytest.approx(fastest, rel=0.01) and named <= fastest
-    # A deadline beside it is not what is wrong: what never ends is a matter of the rate.
-    for is_random in (False, True):
-        crowd = msgspec.structs.replace(base, arrivals=Arrivals(rate_hz=2 * fastest, is_random=is_random))
-        with pytest.raises(Infeasible, match="relax min_throughput_hz from") as caught:
-            search(trio, crowd, Goal(max_latency_s=10.0))
-        assert "inf" not in str(caught.value).replace("infeasible", "") and "max_latency_s" not in str(caught.value)
-        named = float(re.search(r"to ([0-9.e+]+)", str(caught.value)).group(1))
-        assert named == pytest.approx(fastest, rel=0.01)
+
+
+@pytest.mark.parametrize("is_random", [False, True])
+@pytest.mark.parametrize("limit_s", [None, 0.05, 0.2])
+def test_the_rate_that_is_named_can_be_held(trio: list, is_random: bool, limit_s: float | None) -> None:
+    def at(rate_hz: float) -> Conditions:
+        return Conditions(link=Link(rate_bps=1e6), arrivals=Arrivals(rate_hz=rate_hz, is_random=is_random))
+
+    goal = Goal(max_latency_s=limit_s)
+    with pytest.raises(Infeasible, match="goal at 1e[+]09 requests a second; plan .* holds most") as caught:
+        search(trio, at(1e9), goal)
+    named = float(re.search(r"min_throughput_hz from 1e[+]09 to ([0-9.e+]+)", str(caught.value)).group(1))
+    assert search(trio, at(named), goal).num_feasible >= 1
+    with pytest.raises(Infeasible):
+        search(trio, at(1.02 * named), goal)
+
+
+def test_where_no_rate_would_do_the_rest_is_named(trio: list) -> None:
+    busy = Conditions(link=Link(rate_bps=1e6), arrivals=Arrivals(rate_hz=1.0))
+    with pytest.raises(Infeasible, match="nearest miss .* relax max_latency_s from 1e-09 to"):
+        search(trio, busy, Goal(max_latency_s=1e-9))
 
 
 def test_even_arrivals_at_just_the_highest_rate_are_served(make_candidate) -> None:
