@@ -23,11 +23,11 @@ import numpy as np
 from coinfer.build.evaluate import Deployed
 from coinfer.build.make import assemble, build, timed
 from coinfer.bundle import Bundle
-from coinfer.lab.bench import run_cells
+from coinfer.lab.bench import full_window, run_cells
 from coinfer.lab.cell import Cell, Effort
 from coinfer.lab.choose import CHOSEN, Picks, pick_plans
 from coinfer.lab.record import write_log
-from coinfer.lab.streams import Contender, Setting, StreamRun, Timing, run_streams
+from coinfer.lab.streams import Contender, Setting, StreamRun, Timing, by_contender, run_streams
 from coinfer.plan import Candidate, Plan, Value
 from coinfer.profile import Conditions, Link, Slowdown
 from coinfer.report.results import write_raw
@@ -263,9 +263,8 @@ def _best(setting: Setting, minimise: str, way: str | None, *, has_exits: bool =
 
 
 def _window(setting: Setting, plan: int) -> int:
-    """Twice what keeps the slowest resource from ever waiting, since answers come in bursts; the edge takes 32."""
     expected = setting.estimate(plan)
-    return min(32, max(4, 2 * int(expected.latency_s * expected.throughput_hz) + 3))
+    return full_window(expected.latency_s * expected.throughput_hz)
 
 
 def _run(
@@ -282,10 +281,7 @@ def _run(
 
 def expected(setting: Setting, runs: Sequence[StreamRun], cell: Cell) -> Iterator[Expected]:
     """What was expected of each contender."""
-    by_name: dict[str, list[StreamRun]] = {}
-    for run in runs:
-        by_name.setdefault(run.contender.name, []).append(run)
-    for these in by_name.values():
+    for these in by_contender(runs).values():
         contender, count = these[0].contender, len(these[0].requests)
         own = [Timing(busy_s=run.busy_s, requests=run.requests) for run in these]
         yield Expected(

@@ -18,12 +18,13 @@ from coinfer.build.job import conditions_of
 from coinfer.files import write_atomically
 from coinfer.lab.cell import Cell
 from coinfer.lab.record import CellLine, read_lines, read_log
-from coinfer.lab.streams import Measured, measured, read_runs
-from coinfer.lab.summary import PlanRow, Summary, summarise
-from coinfer.profile import Conditions, Link, Slowdown
+from coinfer.lab.streams import Measured, by_contender, measured, read_runs
+from coinfer.lab.summary import PlanRow, Summary, summarise, typical
+from coinfer.profile import Link, Slowdown
 from coinfer.report.results import Results, Row, read_raw, results_markdown, write_results
 from coinfer.report.table import TextTable, markdown
 from coinfer.search.published import SYSTEMS
+from coinfer.stages import device_energy_j
 from coinfer.units import format_duration, format_rate
 
 from .cells import DELAY_S, job_of
@@ -83,7 +84,8 @@ def stream_rows(name: str) -> Iterator[Row]:
     found, expected = streams_of(log, STREAM_CELL[0])
     by_name = {row.contender.name: row for row in found}
     best = by_name[ALL]
-    rates = {key: _rates(log, key) for key in by_name}
+    runs = by_contender(read_runs(RAW / f"{log}.jsonl.gz"))
+    rates = {key: [len(run.requests) / run.makespan_s for run in these] for key, these in runs.items()}
 
     def row(key: str, value: float, unit: str, against: str, pairs: Sequence[float]) -> Row:
         return Row(
@@ -101,16 +103,6 @@ def stream_rows(name: str) -> Iterator[Row]:
         pairs = [a / b for a, b in zip(rates[ALL], rates[other], strict=True)]
         ratio = best.throughput_hz / by_name[other].throughput_hz
         yield row(key, ratio, "x", f"{other}: {expected[other].label}", pairs)
-
-
-def _rates(log: str, name: str) -> list[float]:
-    """Answers a second of each round of a contender."""
-    found = []
-    for run in read_runs(RAW / f"{log}.jsonl.gz"):
-        if run.contender.name == name:
-            start_s = min(request.start_s for request in run.requests)
-            found.append(len(run.requests) / (max(request.end_s for request in run.requests) - start_s))
-    return found
 
 
 def stream_table(name: str) -> TextTable:
@@ -160,9 +152,8 @@ def errors_of(lines: Sequence[tuple[Measured, Expected]], times: str) -> dict[st
         errors["throughput"].append(abs(row.throughput_hz / forecast.throughput_hz - 1))
         errors["simulated throughput"].append(abs(row.throughput_hz / forecast.simulated_throughput_hz - 1))
         if row.contender.period_s:
-            p50_s, p95_s = (float(x) for x in np.percentile(row.latencies_s, (50, 95)))
-            seen_s = float(np.mean(row.latencies_s)) if "exits" in expected.label else p50_s
-            errors["latency"].append(abs(seen_s / forecast.latency_s - 1))
+            typical_s, p95_s = _seen(row, expected)
+            errors["latency"].append(abs(typical_s / forecast.latency_s - 1))
             errors["simulated p95"].append(abs(p95_s / forecast.simulated_p95_s - 1))
     return errors
 
@@ -194,7 +185,7 @@ def grid_table(name: str) -> TextTable:
         title=f"{TITLES[name]}, device {STREAM_CELL[1]:g}x; arrivals: share of its highest rate (0: all at once)",
         columns=(
             "link", "plan", "arrivals", "a second", "expected", "simulated",
-            "latency p50", "expected", "p95", "simulated",
+            "latency", "expected", "p95", "simulated",
         ),
         rows=tuple(
             (
@@ -212,8 +203,13 @@ def grid_table(name: str) -> TextTable:
 def _latencies(row: Measured, expected: Expected) -> tuple[str, ...]:
     if not row.contender.period_s:
         return ("", "", "", "")
-    p50_s, p95_s = (float(x) for x in np.percentile(row.latencies_s, (50, 95)))
-    return tuple(map(format_duration, (p50_s, expected.before.latency_s, p95_s, expected.before.simulated_p95_s)))
+    typical_s, p95_s = _seen(row, expected)
+    return tuple(map(format_duration, (typical_s, expected.before.latency_s, p95_s, expected.before.simulated_p95_s)))
+
+
+def _seen(row: Measured, expected: Expected) -> tuple[float, float]:
+    """The latency that is compared with the estimate, and the p95."""
+    return typical(row.latencies_s.tolist(), " exits " in expected.label), float(np.percentile(row.latencies_s, 95))
 
 
 def _rates_of(row: Measured, expected: Expected) -> tuple[float, ...]:
@@ -284,7 +280,9 @@ def exit_table(name: str) -> TextTable:
         seen.add((plain.cell, plain.plan))
         for each in both:
             known, busy_s = accuracy[each.plan], prices[each.cell, each.plan]
-            energy_j = _energy_j(busy_s, known, each.kind, conditions)
+            sides = zip(known["exits"], known["shares"], strict=True)
+            crossing = 1.0 - sum(share for side, share in sides if side == "device") if each.kind != "device" else 0.0
+            energy_j = device_energy_j(busy_s, crossing, conditions)
             rows.append(
                 (
                     f"{cells[each.cell].slowdown:g}x",
@@ -295,7 +293,7 @@ def exit_table(name: str) -> TextTable:
                     format_duration(each.latency_s.p95),
                     f"{plain.typical_s / each.typical_s:.2f}",
                     f"{1 / max(busy_s.values()):.1f}",
-                    f"{1e3 * energy_j:.1f}",
+                    f"{1e3 * float(energy_j):.1f}",
                     f"{known['accuracy']:.2f} ± {known['accuracy_ci']:.2f}",
                     f"{known['loss_points']:.2f} ± {known['loss_ci_points']:.2f}",
                 )
@@ -308,16 +306,6 @@ def exit_table(name: str) -> TextTable:
         ),
         rows=tuple(rows),
     )  # fmt: skip
-
-
-def _energy_j(busy_s: dict[str, float], known: dict[str, Any], kind: str, conditions: Conditions) -> float:
-    """The device's energy of the mean request, as `stages.price` has it."""
-    assert conditions.radio is not None and conditions.device_power_w is not None
-    sides = zip(known["exits"], known["shares"], strict=True)
-    crossing = 0.0 if kind == "device" else 1.0 - sum(share for side, share in sides if side == "device")
-    sending_w = conditions.radio.power_w(STREAM_CELL[0])
-    own_j = busy_s["device"] * conditions.device_power_w + busy_s["uplink"] * sending_w
-    return own_j + crossing * conditions.radio.tail_j
 
 
 def choice_rows(name: str) -> Iterator[Row]:

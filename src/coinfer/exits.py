@@ -219,8 +219,8 @@ def choose(
                 best = Chosen(thresholds, outcome, cost)
         return best
 
-    few = int(_TRIES ** (1 / evidence.num_exits) + _FINE) if evidence.num_exits > 1 else None
-    coarse = [_levels(row, few and min(few, _LEVELS)) for row in evidence.certainty]
+    few = min(_LEVELS, int(_TRIES ** (1 / evidence.num_exits))) if evidence.num_exits > 1 else None
+    coarse = [_levels(row, few) for row in evidence.certainty]
     best = better(None, product(*coarse))
     if best is None:
         lost = least + max_loss - evidence.accuracy_at_end

@@ -26,6 +26,8 @@ from .errors import PlanError
 Kind = Literal["device", "upload", "split"]
 # What stands beside the chosen plan in a table: each kind, splits with a trained unit apart from plain ones.
 Way = Literal["device", "upload", "split", "unit"]
+# Between the values that name a cut which no prefix of the layers has.
+SEVERAL = " + "
 Precision = Literal["fp32", "int8"]
 Side = Literal["device", "edge"]
 SIDES: tuple[Side, ...] = ("device", "edge")

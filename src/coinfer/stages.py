@@ -245,13 +245,15 @@ def cost(stage: Stage, conditions: Conditions) -> Cost:
 class Price(NamedTuple):
     """Latency of a typical request (a mean over exits), period of a stream, busy seconds, device energy; per plan.
 
-    `period_s` is what one device must leave between its requests, so that all devices' are served.
+    `wait_s` is what of the latency is waiting for others; `period_s` is what one device must leave between its
+    requests, so that all devices' are served.
     """
 
     latency_s: NDArray[np.float64]
     period_s: NDArray[np.float64]
     busy_s: dict[Resource, NDArray[np.float64]]
     energy_j: NDArray[np.float64]
+    wait_s: NDArray[np.float64]
 
 
 def price(work: Work, conditions: Conditions) -> Price:
@@ -270,16 +272,22 @@ def price(work: Work, conditions: Conditions) -> Price:
     for stage in stages(work):
         busy_s[stage.resource] = busy_s[stage.resource] + stage.share * cost(stage, conditions).busy_s
     latency_s = latency_s + work.remote_share * np.asarray(conditions.exchange_s)
-    latency_s = latency_s + waiting_s(work, busy_s, conditions)
+    wait_s = waiting_s(work, busy_s, conditions)
+    latency_s = latency_s + wait_s
     if conditions.max_batch > 1:
         busy_s["edge"] = _batched_s(work, busy_s["edge"], conditions)
     period_s = np.maximum.reduce([busy_s[name] * sharers(name, conditions) for name in RESOURCES])
-    energy_j = np.full(shape, np.nan)
-    if conditions.device_power_w is not None and conditions.radio is not None:
-        sending_w = conditions.radio.power_w(conditions.link.rate_bps)
-        energy_j = busy_s["device"] * conditions.device_power_w + busy_s["uplink"] * sending_w
-        energy_j = energy_j + work.remote_share * np.asarray(conditions.radio.tail_j)
-    return Price(latency_s, period_s, busy_s, energy_j)
+    energy_j = np.zeros(shape) + device_energy_j(busy_s, work.remote_share, conditions)
+    return Price(latency_s, period_s, busy_s, energy_j, wait_s)
+
+
+def device_energy_j(busy_s: Mapping[Resource, Number], remote_share: Number, conditions: Conditions) -> Number:
+    """The device's energy of a request that keeps resources busy for so long; NaN where a power is not known."""
+    if conditions.device_power_w is None or conditions.radio is None:
+        return math.nan
+    sending_w = conditions.radio.power_w(conditions.link.rate_bps)
+    own_j = busy_s["device"] * conditions.device_power_w + busy_s["uplink"] * sending_w
+    return own_j + np.asarray(remote_share) * conditions.radio.tail_j
 
 
 def sharers(resource: Resource, conditions: Conditions) -> float:

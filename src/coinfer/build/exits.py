@@ -39,10 +39,10 @@ from ..engine.measure import allowed_cores
 from ..engine.plans import time_plans
 from ..errors import Infeasible, JobError, ModelError
 from ..exits import NEVER, ExitEvidence, certainty, choose, save_evidence
-from ..model.cut import SEVERAL, Cut
+from ..model.cut import Cut
 from ..model.graph import TOLERANCE, Graph, first_of
 from ..model.onnx_memory import memory_of_all
-from ..plan import Candidate, Evidence, Exit, ExitRule, Plan, Side
+from ..plan import SEVERAL, Candidate, Evidence, Exit, ExitRule, Plan, Side
 from ..profile import Conditions
 from ..search.goal import Objective
 from ..stages import RESOURCES, Work, courses_of, price

@@ -288,19 +288,19 @@ def assemble(
         for name in ("profile.json", "samples.safetensors"):
             shutil.copyfile(work / name, folder / name)
         _add_batches(folder, plans, manifest.outputs)
-        write_manifest(folder, msgspec.structs.replace(manifest, menu=plans))
-        bundle = load_bundle(folder)
-        exchange_s = manifest.conditions.exchange_s if manifest.conditions is not None else 0.0
+        manifest, base = msgspec.structs.replace(manifest, menu=plans), manifest.conditions
         if exchange is not None:
             progress("exchange", 0, 1, "loopback")
+            write_manifest(folder, manifest)
+            bundle = load_bundle(folder)
             exchange_s = exchange(bundle)
             _save(folder / "profile.json", msgspec.structs.replace(bundle.profile(), exchange_s=exchange_s))
+            base = None if base is None else msgspec.structs.replace(base, exchange_s=exchange_s)
             progress("exchange", 1, 1, "")
-        if manifest.conditions is not None:
+        if base is not None:
             on_menu = [by_number[plan.number] for plan in plans]
-            base = msgspec.structs.replace(manifest.conditions, exchange_s=exchange_s)
             _save(folder / "map.json", plan_map(on_menu, built_goal(manifest), base))
-        write_manifest(folder, bundle.manifest)
+        write_manifest(folder, manifest)
     return load_bundle(out)
 
 

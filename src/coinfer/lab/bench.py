@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -61,7 +61,6 @@ from .yardstick import measure_loops
 
 # Stage of work, how much of it is done, of how much, and what is at hand: as in build.
 Progress = Callable[[str, int, int, str], None]
-NO_LIMIT = Link(rate_bps=float("inf"))
 SLOW_BPS = 100e3
 LEAST_CALIBRATION = 5
 
@@ -134,7 +133,7 @@ def measure_overhead(
     """
     bench = Bench(bundle, pixels, None, Goal(), pick_plans(), effort or Effort(), silent)
     name, warmup = "direct", bench.effort.warmup
-    with bench.machines(Cell(link=NO_LIMIT), is_direct=True) as (_, worker):
+    with bench.machines(Cell(link=unlimited()), is_direct=True) as (_, worker):
         bench.lines.append(CalibrationLine(cell=name, slowdown=Slowdown(), load=1.0, delay_s=0.0, is_direct=True))
         for plan in (c.plan for c in bench.candidates if c.plan.kind != "device"):
             images = bench.images[:warmup] + bench.images[: bench.effort.requests]
@@ -147,6 +146,11 @@ def measure_overhead(
 
 def _group(cell: Cell) -> tuple[float, float, float, float]:
     return (cell.slowdown.fp32, cell.slowdown.int8, cell.load, cell.link.delay_s)
+
+
+def unlimited(delay_s: float = 0.0) -> Link:
+    """A link that does not limit the rate."""
+    return Link(rate_bps=inf, delay_s=delay_s)
 
 
 def silent(stage: str, done: int, total: int, text: str) -> None:
@@ -189,7 +193,7 @@ class Bench:
             np.save(pictures, self.pixels, allow_pickle=False)
             with EdgeProcess(self.bundle.folder, core=edge_core, load=cell.load) as edge:
                 at = urlsplit(edge.url)
-                with ShapedLink((at.hostname or "", at.port or 0), link=NO_LIMIT) as link:
+                with ShapedLink((at.hostname or "", at.port or 0), link=unlimited()) as link:
                     url = edge.url if is_direct else f"ws://{link.host}:{link.port}"
                     with WorkerProcess(
                         self.bundle.folder,
@@ -225,7 +229,7 @@ class Bench:
         self, link: ShapedLink, worker: WorkerProcess, cell: Cell, name: str, delay_s: float
     ) -> tuple[list[Candidate], float]:
         """The menu with the times measured here, and the seconds of an exchange beyond its stages."""
-        link.set(Link(rate_bps=NO_LIMIT.rate_bps, delay_s=delay_s))
+        link.set(unlimited(delay_s))
         self.lines.append(CalibrationLine(cell=name, slowdown=cell.slowdown, load=cell.load, delay_s=delay_s))
         seen: dict[int, list[Request]] = {c.plan.number: [] for c in self.candidates}
         self._round(worker, cell, name, "warmup", 0, list(seen))
@@ -236,6 +240,18 @@ class Bench:
                 seen[request.plan].append(request)
         candidates = [self._calibrated(c, seen[c.plan.number], cell) for c in self.candidates]
         return candidates, _exchange_s(seen, delay_s)
+
+    def conditions(self, cell: Cell, exchange_s: float) -> Conditions:
+        """What is estimated for a cell, at the powers of the bundle."""
+        manifest = self.bundle.manifest
+        return Conditions(
+            link=cell.link,
+            device=cell.slowdown,
+            edge_load=cell.load,
+            exchange_s=exchange_s,
+            device_power_w=manifest.device_power_w,
+            radio=manifest.radio,
+        )
 
     def _calibrated(self, candidate: Candidate, requests: Sequence[Request], cell: Cell) -> Candidate:
         return calibrated(candidate, requests, cell.slowdown, cell.load, self.seconds)
@@ -254,16 +270,7 @@ class Bench:
         exchange_s: float,
     ) -> None:
         """All of one cell: who is measured, their requests with their timing in between, the finalists, a stream."""
-        manifest = self.bundle.manifest
-        conditions = Conditions(
-            link=cell.link,
-            device=cell.slowdown,
-            edge_load=cell.load,
-            exchange_s=exchange_s,
-            device_power_w=manifest.device_power_w,
-            radio=manifest.radio,
-        )
-        effort = self.effort
+        conditions, effort = self.conditions(cell, exchange_s), self.effort
         picks = self.pick(candidates, conditions, self.goal)
         plans = list(picks)
         rounds = effort.requests if cell.link.rate_bps >= SLOW_BPS else effort.slow_requests
@@ -276,7 +283,7 @@ class Bench:
         num_timings = 0 if cell.link.trace is not None else effort.timings
         for number in range(rounds):
             if number * num_timings // rounds < (number + 1) * num_timings // rounds:
-                link.set(Link(rate_bps=NO_LIMIT.rate_bps, delay_s=cell.link.delay_s))
+                link.set(unlimited(cell.link.delay_s))
                 for request in self._round(worker, cell, name, "calibrate", number, plans):
                     timings[request.plan].append(request)
                 link.set(cell.link)
@@ -312,8 +319,7 @@ class Bench:
         """Many pictures through the chosen plan, overlapping."""
         expected = next(e for e in line.estimates if e.plan == line.chosen)
         period_s = max(expected.busy_s.values())
-        # Twice what keeps the slowest resource from ever waiting, since answers come in bursts; the edge takes 32.
-        window = min(32, max(4, 2 * int(expected.latency_s / period_s) + 3)) if period_s > 0 else 8
+        window = full_window(expected.latency_s / period_s) if period_s > 0 else 8
         images = tuple(int(row) for row in self.chance.integers(len(self.pixels), size=self.effort.stream))
         command = Command(plan=line.chosen, images=images, slowdown=cell.slowdown, mode="stream", window=window)
         for number, request in enumerate(worker.run(command)):
@@ -323,6 +329,14 @@ class Bench:
         """Keep one request's line."""
         truth = None if self.labels is None else int(self.labels[request.image])
         self.lines.append(RequestLine(cell=name, phase=phase, round=number, request=request, label=truth))
+
+
+def full_window(under_way: float) -> int:
+    """Of a stream that keeps its slowest resource busy, with so many requests under way in the mean.
+
+    Twice what keeps that resource from ever waiting, since answers come in bursts; the edge takes 32.
+    """
+    return min(32, max(4, 2 * int(under_way) + 3))
 
 
 def _exchange_s(seen: Mapping[int, Sequence[Request]], delay_s: float) -> float:

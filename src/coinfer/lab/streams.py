@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..errors import PlanError
 from ..plan import Candidate, Value
-from ..profile import Arrivals, Conditions, Link
+from ..profile import Conditions
 from ..search.estimate import Estimate, estimate
 from ..search.goal import Goal
 from ..stages import Course, Resource, courses_of, price
-from .bench import NO_LIMIT, Bench, Progress, silent
+from .bench import Bench, Progress, silent, unlimited
 from .cell import Cell, Effort
 from .choose import calibrated, mean_of, pick_plans
 from .record import read_lines
@@ -58,7 +58,7 @@ class Contender(Value, frozen=True, kw_only=True):
 
 
 class Timing(Value, frozen=True, kw_only=True):
-    """Requests over a link that did not limit their rate, and how long the slowed core computed for them."""
+    """Requests of a stream that its times are taken from, and how long the slowed core computed for them."""
 
     busy_s: float = 0.0
     requests: tuple[Request, ...] = ()
@@ -72,6 +72,14 @@ class StreamRun(Value, frozen=True, kw_only=True):
     busy_s: float
     requests: tuple[Request, ...]
     timing: Timing = Timing()
+
+    @property
+    def makespan_s(self) -> float:
+        """From the first request to the last answer; 0 where nothing was answered."""
+        done = [request for request in self.requests if request.error is None]
+        if not done:
+            return 0.0
+        return max(request.end_s for request in done) - min(request.start_s for request in done)
 
 
 class Measured(NamedTuple):
@@ -110,10 +118,9 @@ class Setting(NamedTuple):
     conditions: Conditions
     seconds: Mapping[str, float]
 
-    def estimate(self, plan: int, *, period_s: float = 0.0) -> Estimate:
-        """What is expected of a plan; with a period, of requests that come so often."""
-        arrivals = Arrivals(rate_hz=1 / period_s) if period_s else None
-        return estimate(self.candidate(plan), msgspec.structs.replace(self.conditions, arrivals=arrivals))
+    def estimate(self, plan: int) -> Estimate:
+        """What is expected of a plan."""
+        return estimate(self.candidate(plan), self.conditions)
 
     def candidate(self, plan: int) -> Candidate:
         """The candidate of that plan.
@@ -216,14 +223,10 @@ def run_streams(
         LinkError: a process did not start, or ended.
     """
     bench = Bench(bundle, pixels, None, Goal(), pick_plans(), effort or Effort(), tell or silent)
-    manifest, runs = bundle.manifest, list[StreamRun]()
+    runs = list[StreamRun]()
     with bench.machines(cell) as (link, worker):
         candidates, exchange_s = bench.calibrate(link, worker, cell, "calibration", cell.link.delay_s)
-        conditions = Conditions(
-            link=cell.link, device=cell.slowdown, edge_load=cell.load, exchange_s=exchange_s,
-            device_power_w=manifest.device_power_w, radio=manifest.radio,
-        )  # fmt: skip
-        setting = Setting(candidates, conditions, bench.seconds)
+        setting = Setting(candidates, bench.conditions(cell, exchange_s), bench.seconds)
         # Requests alone do not take quite what those of a stream take.
         images = tuple(int(row) for row in bench.chance.integers(len(pixels), size=bench.effort.timings))
         for place, candidate in enumerate(candidates):
@@ -263,7 +266,7 @@ def _timing(
     """A contender's pictures as fast as they are taken, over a link without a limit; it stays so."""
     if not images:
         return Timing()
-    link.set(Link(rate_bps=NO_LIMIT.rate_bps, delay_s=cell.link.delay_s))
+    link.set(unlimited(cell.link.delay_s))
     found, busy_s = _run(worker, cell, msgspec.structs.replace(contender, period_s=0.0), images)
     return Timing(busy_s=busy_s, requests=tuple(found))
 
@@ -286,20 +289,20 @@ def _run(
 
 def measured(runs: Sequence[StreamRun], cell: Cell) -> list[Measured]:
     """Each contender's runs together, in the order in which they first appear; a link with a trace is never busy."""
-    by_name: dict[str, list[StreamRun]] = {}
+    return [_together(found, cell) for found in by_contender(runs).values()]
+
+
+def by_contender(runs: Sequence[StreamRun]) -> dict[str, list[StreamRun]]:
+    """The runs of each contender, by name, in the order in which they first appear."""
+    found: dict[str, list[StreamRun]] = {}
     for run in runs:
-        by_name.setdefault(run.contender.name, []).append(run)
-    return [_together(found, cell) for found in by_name.values()]
+        found.setdefault(run.contender.name, []).append(run)
+    return found
 
 
 def _together(runs: Sequence[StreamRun], cell: Cell) -> Measured:
     all_of = [request for run in runs for request in run.requests]
     done = [request for request in all_of if request.error is None]
-    ends = [
-        max(request.end_s for request in good) - min(request.start_s for request in good)
-        for run in runs
-        if (good := [request for request in run.requests if request.error is None])
-    ]
     busy_s = {"device": sum(run.busy_s for run in runs)}
     if cell.slowdown.fp32 == cell.slowdown.int8 == 1:
         # A device that is not slowed is not watched: what it says of its stages.
@@ -313,7 +316,7 @@ def _together(runs: Sequence[StreamRun], cell: Cell) -> Measured:
         contender=runs[0].contender,
         n=len(done),
         failed=len(all_of) - len(done),
-        makespan_s=sum(ends),
+        makespan_s=sum(run.makespan_s for run in runs),
         busy_s=busy_s,
         latencies_s=np.array([request.latency_s for request in done]),
     )

@@ -44,7 +44,7 @@ class Command(Value, frozen=True, kw_only=True):
     """What the worker is to do: these images (rows of the file) by this plan, one by one or as a stream.
 
     `arrivals_s`: when each request of a stream comes, from the stream's start; latencies then count from there, however
-    long it waits to be taken.  None: as fast as they are taken.
+    long it waits to be taken.  Empty: as fast as they are taken.
     """
 
     plan: int

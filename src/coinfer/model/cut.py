@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from .graph import Graph
 
 
-# Between the values that name a cut which no prefix of the layers has.
-SEVERAL = " + "
-
-
 @dataclass(frozen=True)
 class Cut:
     """A set of values that cross from head to tail.

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CaptureError, CutError
-from ..plan import TensorSpec
-from .cut import SEVERAL, Cut, is_batch_size
+from ..plan import SEVERAL, TensorSpec
+from .cut import Cut, is_batch_size
 from .facts import Fact, facts_of, macs_of, record, settle_numbers
 from .naming import name_values, op_of
 from .trace import TRACE_ERRORS, How, first_line, trace

@@ -133,22 +133,21 @@ def light_load(dag: Dag, *, pinned: Mapping[int, Side] | None = None) -> Divisio
     sends_s = (value.send_s for value in dag.values if value.send_s < math.inf)
     unit = _WHOLE / (sum(dag.device_s) + sum(dag.edge_s) + sum(sends_s) or 1.0)
 
-    def limit(seconds: float, *, is_none: bool) -> dict[str, int]:
-        # An arc without a capacity has no limit.
-        return {} if is_none else {"capacity": round(seconds * unit)}
+    def limit(seconds: float) -> dict[str, int]:
+        # What must not be cut is an arc without a capacity.
+        return {"capacity": round(seconds * unit)} if seconds < math.inf else {}
 
     graph = nx.DiGraph()
     graph.add_nodes_from((_DEVICE, _EDGE))
     for k, (device_s, edge_s) in enumerate(zip(dag.device_s, dag.edge_s, strict=True)):
         side = pinned.get(k)
-        graph.add_edge(_DEVICE, k, **limit(edge_s, is_none=side == "device"))
-        graph.add_edge(k, _EDGE, **limit(device_s, is_none=side == "edge"))
+        graph.add_edge(_DEVICE, k, **limit(math.inf if side == "device" else edge_s))
+        graph.add_edge(k, _EDGE, **limit(math.inf if side == "edge" else device_s))
     for place, value in enumerate(dag.values):
         if not value.readers:
             continue
         made, sent = value.producer, ("value", place)
-        is_none = value.send_s == math.inf
-        graph.add_edge(_DEVICE if made is None else made, sent, **limit(value.send_s, is_none=is_none))
+        graph.add_edge(_DEVICE if made is None else made, sent, **limit(value.send_s))
         for reader in value.readers:
             graph.add_edge(sent, reader)
             if made is not None:
@@ -230,18 +229,29 @@ def heavy_load(dag: Dag, *, pinned: Mapping[int, Side] | None = None, limit_s: f
 
 def _forced(dag: Dag, pinned: Mapping[int, Side]) -> str:
     """The names of values that cannot cross and have to, by the pins."""
-    made_by = {value.producer: value for value in dag.values}
-    here, there = ({k for k, side in pinned.items() if side == wanted} for wanted in (_DEVICE, _EDGE))
-    for layer in range(len(dag.device_s)):
-        # In the order in which they run: what an edge's layer makes is read on the edge.
-        if layer in there and layer in made_by:
-            there |= set(made_by[layer].readers)
-    for value in reversed(dag.values):
+    there = set(_behind(dag, pinned))
+    here = {k for k, side in pinned.items() if side == "device"}
+    for value in reversed(_in_order(dag)):
         if value.producer is not None and here & set(value.readers):
             here.add(value.producer)
     stuck = [value for value in dag.values if value.send_s == math.inf and value.readers]
     forced = [v for v in stuck if (v.producer is None or v.producer in here) and there & set(v.readers)]
     return ", ".join(f'"{value.name}"' for value in forced or stuck)
+
+
+def _behind(dag: Dag, pinned: Mapping[int, Side]) -> dict[int, int]:
+    """The layers that run on the edge because of the pins, each with one that is pinned there."""
+    behind: dict[int, int] = {k: k for k, side in pinned.items() if side == "edge"}
+    for value in _in_order(dag):
+        if value.producer in behind:
+            for reader in value.readers:
+                behind.setdefault(reader, behind[value.producer])
+    return behind
+
+
+def _in_order(dag: Dag) -> list[DagValue]:
+    """The values, inputs first, then in the order in which they are made."""
+    return sorted(dag.values, key=lambda value: -1 if value.producer is None else value.producer)
 
 
 def check_dag(dag: Dag) -> None:
@@ -274,11 +284,7 @@ def _check_pins(dag: Dag, pinned: Mapping[int, Side]) -> None:
     unknown = [k for k in pinned if not 0 <= k < len(dag.device_s)]
     if unknown:
         raise PlanError(f"the graph has layers 0 to {len(dag.device_s) - 1}, pinned are {unknown}")
-    behind: dict[int, int] = {k: k for k, side in pinned.items() if side == "edge"}
-    for value in sorted(dag.values, key=lambda value: -1 if value.producer is None else value.producer):
-        if value.producer in behind:
-            for reader in value.readers:
-                behind.setdefault(reader, behind[value.producer])
+    behind = _behind(dag, pinned)
     for k, side in pinned.items():
         if side == "device" and k in behind:
             raise Infeasible(

@@ -96,9 +96,8 @@ def estimate_row(work: Work, conditions: Conditions) -> Estimate:
     exchange_s = float(work.remote_share * conditions.exchange_s)
     if exchange_s > 0:
         stages_s["exchange"] = exchange_s
-    wait_s = float(total.latency_s) - sum(stages_s.values())
-    if conditions.arrivals is not None and wait_s > 1e-12:
-        stages_s["wait"] = wait_s
+    if total.wait_s > 0:
+        stages_s["wait"] = float(total.wait_s)
     period_s, energy_j = float(total.period_s), float(total.energy_j)
     return Estimate(
         latency_s=float(total.latency_s),

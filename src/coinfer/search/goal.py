@@ -16,14 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import PlanError
-from ..plan import Plan, Side, Value
+from ..plan import SEVERAL, Plan, Side, Value
 from ..units import format_bytes, format_duration
 from .estimate import Table
 
 Objective = Literal["latency", "throughput", "bytes", "energy", "accuracy"]
 OBJECTIVES: tuple[Objective, ...] = ("latency", "throughput", "bytes", "energy", "accuracy")
-# Between the values that cross a division.
-BESIDE = " + "
 # How the name of a pin's constraint begins.
 PIN = "pin "
 # Losses are differences of percentages; the last bits of a double must not reject "exactly 1 point".
@@ -62,7 +60,7 @@ def pin_of(text: str, cuts: Sequence[str]) -> Pin:
     pattern, _, side = text.rpartition("=")
     if side not in ("device", "edge") or not pattern:
         raise PlanError(f'a pin must be PATTERN=device or PATTERN=edge, got "{text}"')
-    cuts = [name for name in cuts if BESIDE not in name]
+    cuts = [name for name in cuts if SEVERAL not in name]
     places = [place for place, name in enumerate(cuts) if fnmatch.fnmatchcase(name.partition("#")[0], pattern)]
     if not places:
         near = ", ".join(cuts[:: max(1, len(cuts) // 4)][:4]) or "none at all"
