@@ -45,7 +45,7 @@ WEIGHTS = Path("out/pruning")
 GIVEN = Path("../shared/data/weights")
 # Where each network begins, and how it is trained on.
 TRAININGS = {
-    "vgg16": (GIVEN / "cifar10_vgg16_warm_fp16.safetensors", CIFAR._replace(epochs=18)),
+    "vgg16": (GIVEN / "cifar10_vgg16_warm_fp16.safetensors", CIFAR._replace(epochs=20)),
     "resnet18-half": (GIVEN / "cifar10_resnet18_half_warm_fp16.safetensors", CIFAR._replace(epochs=16)),
 }
 JOBS = ("vgg16-pruned", "resnet18-slim", "resnet20-pruned")
