@@ -16,7 +16,8 @@
     │   └── Infeasible      no candidate meets the constraints (carries the nearest miss)
     └── LinkError           the other machine cannot be reached, or the link broke
         ├── ProtocolError   the other side does not speak this protocol
-        └── RefusedError    the other side refused (another bundle, version, too many connections)
+        └── RefusedError    the other side refused (another bundle, version, token, too many connections)
+            └── BusyError   the edge has no time for this request now (carries when to ask again)
 
 Every message says what was given, what is allowed, and which object, in one line:
 `bits must be 1 to 8, got 12 (codec "uniform" at cut "layer2.1#0")`.
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 __all__ = [
     "BundleError",
+    "BusyError",
     "CaptureError",
     "CodecError",
     "CoinferError",
@@ -116,3 +118,11 @@ class ProtocolError(LinkError):
 
 class RefusedError(LinkError):
     """The other side refused: another bundle, another version, or too many connections."""
+
+
+class BusyError(RefusedError):
+    """The edge has no time for this request now, and has not begun it; ask again after `retry_after_s`."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

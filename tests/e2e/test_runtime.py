@@ -209,7 +209,7 @@ def test_a_message_over_the_limit_closes_the_link(tiny_bundle: Bundle, edge: Edg
 @pytest.mark.parametrize(
     ("greeting", "line"),
     [
-        ('{"type": "hello", "protocol": 2}', "this side speaks protocol 1, the device speaks 2"),
+        ('{"type": "hello", "protocol": 1}', "this side speaks protocol 2, the device speaks 1"),
         ("GET / HTTP/1.1", "does not begin with a greeting"),
         (b"\x01" + bytes(7), "a binary message before the greeting"),
     ],

@@ -1,4 +1,4 @@
-"""One session of the link, byte by byte: what these bytes mean must never change under protocol 1."""
+"""One session of the link, byte by byte: what these bytes mean must never change under protocol 2."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ TERMS = Terms("c0ffee" * 10 + "abcd", {3: WHOLE, 258: TOP}, OUTPUTS)
 LOGITS = np.array([[1.0, -2.0, 0.5]], dtype=np.float32)
 
 HELLO = (
-    '{"type":"hello","protocol":1,"bundle":"c0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeeabcd",'
+    '{"type":"hello","protocol":2,"bundle":"c0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeeabcd",'
     '"crossings":{"3":"ad4d38638a25b168","258":"2c80f3420edf14d3"}}'
 )
 WELCOME = (
-    '{"type":"welcome","protocol":1,"bundle":"c0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeeabcd",'
+    '{"type":"welcome","protocol":2,"bundle":"c0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeeabcd",'
     '"limits":{"max_message_bytes":4096,"in_flight":8}}'
 )
-REFUSAL = '{"type":"refusal","protocol":1,"reason":"no room"}'
+REFUSAL = '{"type":"refusal","protocol":2,"reason":"no room"}'
 REQUEST = "0100 0300 07000000 cafe"
 REPLY = "0200 0300 07000000 0a000000 14000000 01000100 0000803f 000000c0 0000003f"
 REQUEST_TOP = "0100 0201 08000000 ff"
@@ -48,6 +48,7 @@ REPLY_TOP = "0200 0201 08000000 00000000 00000000 00000000 0000 0200 d438 dc35"
 FAILURE = "0300 0300 09000000 6e6f"
 PING = "0400 0000 2a000000"
 PONG = "0500 0000 2a000000"
+BUSY = "0600 0300 0a000000 fa000000"
 
 
 def test_a_session_has_these_bytes() -> None:
@@ -65,6 +66,9 @@ def test_a_session_has_these_bytes() -> None:
     assert edge.reply(7, Durations(10, 20, 65537), [LOGITS]) == bytes.fromhex(REPLY)
     assert edge.reply(8, Durations(0, 0, 0), [LOGITS]) == bytes.fromhex(REPLY_TOP)
     assert edge.failure(9, "no") == bytes.fromhex(FAILURE)
+    device.request(10, 3, b"")
+    edge.receive(bytes.fromhex("0100 0300 0a000000"))
+    assert edge.busy(10, 0.25) == bytes.fromhex(BUSY)
     assert device.ping(42) == edge.ping(42) == bytes.fromhex(PING)
     assert device.pong(42) == edge.pong(42) == bytes.fromhex(PONG)
 

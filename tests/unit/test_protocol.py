@@ -19,6 +19,9 @@ from coinfer.protocol import (
     FAILURE_BYTES,
     GREETING_BYTES,
     HEADER_BYTES,
+    PADDING_BYTES,
+    PROTOCOL_VERSION,
+    Busy,
     DeviceConnection,
     Durations,
     EdgeConnection,
@@ -145,9 +148,36 @@ def test_a_failure_names_its_request_in_one_line_and_the_link_lives_on() -> None
 def test_heartbeats_go_both_ways() -> None:
     device, edge = joined()
     assert edge.receive(device.ping(9)) == Ping(9)
+    assert edge.receive(device.ping(7, padding=500)) == Ping(7, HEADER_BYTES + 500)
+    assert device.receive(edge.pong(7)) == Pong(7)
     assert device.receive(edge.pong(9)) == Pong(9)
     assert device.receive(edge.ping(8)) == Ping(8)
     assert edge.receive(device.pong(8)) == Pong(8)
+
+
+def test_a_heartbeat_has_a_longest_padding() -> None:
+    roomy = Limits(max_message_bytes=10**6, in_flight=4)
+    device, edge = DeviceConnection(terms()), EdgeConnection(terms(), roomy)
+    edge.receive(device.hello())
+    device.receive(edge.welcome())
+    assert edge.receive(device.ping(1, padding=10**9)) == Ping(1, HEADER_BYTES + PADDING_BYTES)
+    with pytest.raises(ProtocolError, match="a heartbeat has at most 16392 B and no plan, got 16393 B"):
+        edge.receive(header(4) + bytes(PADDING_BYTES + 1))
+
+
+def test_a_busy_edge_says_when_to_ask_again() -> None:
+    device, edge = joined()
+    edge.receive(device.request(3, UPLOAD, b"x"))
+    message = edge.busy(3, 0.25)
+    assert device.receive(message) == Busy(3, PLANS[UPLOAD], 0.25, len(message))
+    # It is over for both ends.
+    with pytest.raises(ProtocolError, match="not in flight"):
+        edge.busy(3, 0.25)
+    with pytest.raises(ProtocolError, match="not in flight"):
+        device.receive(message)
+    edge.receive(device.request(4, UPLOAD, b"x"))
+    with pytest.raises(ProtocolError, match="a busy edge's message has 12 B, got 13 B"):
+        device.receive(edge.busy(4, 1e12) + b"x")
 
 
 def test_durations_beyond_32_bits_are_clipped() -> None:
@@ -174,7 +204,7 @@ def objection_of(hello: Hello) -> str | None:
 
 
 def test_another_bundle_is_refused_with_both_names() -> None:
-    hello = Hello(protocol=1, bundle="def" * 10, crossings=terms().crossings())
+    hello = Hello(protocol=PROTOCOL_VERSION, bundle="def" * 10, crossings=terms().crossings())
     reason = objection_of(hello)
     assert reason == "this edge holds bundle abababababab, the device has defdefdefdef"
     device = DeviceConnection(terms())
@@ -184,15 +214,16 @@ def test_another_bundle_is_refused_with_both_names() -> None:
 
 def test_plans_read_differently_are_refused() -> None:
     changed = msgspec.structs.replace(PLANS[SPLIT32], crossing=(TensorSpec(name="r", shape=(4, 8, 9)),))
-    hello = Hello(protocol=1, bundle="ab" * 32, crossings=terms(plans={**PLANS, SPLIT32: changed}).crossings())
+    crossings = terms(plans={**PLANS, SPLIT32: changed}).crossings()
+    hello = Hello(protocol=PROTOCOL_VERSION, bundle="ab" * 32, crossings=crossings)
     assert "differently" in (objection_of(hello) or "")
 
 
 @pytest.mark.parametrize("side", ["edge", "device"])
 def test_another_version_is_told_before_anything_else_is_read(side: str) -> None:
-    greeting = '{"type": "hello", "protocol": 2, "colour": "blue"}'
+    greeting = '{"type": "hello", "protocol": 1, "colour": "blue"}'
     end = EdgeConnection(terms(), LIMITS) if side == "edge" else DeviceConnection(terms())
-    with pytest.raises(ProtocolError, match="this side speaks protocol 1, the .* speaks 2"):
+    with pytest.raises(ProtocolError, match="this side speaks protocol 2, the .* speaks 1"):
         end.receive(greeting)
 
 
@@ -208,8 +239,8 @@ GREETINGS = [
     ('{"protocol": ' + "9" * 400 + "}", "does not begin with a greeting"),
     ('{"a": ' + "[" * 60000, "does not begin with a greeting"),
     ("\ud800", "does not begin with a greeting"),
-    ('{"protocol": 1}', "no hello|neither welcome nor refusal"),
-    ('{"protocol": 1, "type": "hello", "bundle": "x", "crossings": {}, "more": 1}', "no hello|neither"),
+    ('{"protocol": 2}', "no hello|neither welcome nor refusal"),
+    ('{"protocol": 2, "type": "hello", "bundle": "x", "crossings": {}, "more": 1}', "no hello|neither"),
     (" " * (GREETING_BYTES + 1), f"at most {GREETING_BYTES} characters, got {GREETING_BYTES + 1}"),
     (b"\x01", "a binary message before the greeting"),
 ]
@@ -228,10 +259,10 @@ TO_BOTH = [
     (b"", "8 to .* B, got 0 B"),
     (b"1234567", "8 to .* B, got 7 B"),
     (header(0), "unknown message type 0"),
-    (header(6), "unknown message type 6"),
+    (header(7), "unknown message type 7"),
     (header(4, flags=1), "only a reply comes from an exit, got 1 with message type 4"),
-    (header(4) + b"x", "a heartbeat is a bare header, got 9 B"),
-    (header(5, plan=3), "a heartbeat is a bare header, got 8 B for plan 3"),
+    (header(5) + b"x", "a heartbeat has at most 8 B and no plan, got 9 B"),
+    (header(5, plan=3), "a heartbeat has at most 8 B and no plan, got 8 B for plan 3"),
     ("text", "a text message after the greeting"),
 ]
 

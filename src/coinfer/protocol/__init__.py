@@ -2,13 +2,15 @@
 
 A connection begins with one JSON text message each way, then carries binary messages only:
 
-    device -> edge   hello    {"type": "hello", "protocol": 1, "bundle": sha256, "crossings": {plan: digest}}
-    edge -> device   welcome  {"type": "welcome", "protocol": 1, "bundle": sha256, "limits": {...}}
-                     or       {"type": "refusal", "protocol": 1, "reason": "..."}
+    device -> edge   hello    {"type": "hello", "protocol": 2, "bundle": sha256, "crossings": {plan: digest}}
+    edge -> device   welcome  {"type": "welcome", "protocol": 2, "bundle": sha256, "limits": {...}}
+                     or       {"type": "refusal", "protocol": 2, "reason": "..."}
     device -> edge   REQUEST  8-byte header + a codec's payload
     edge -> device   REPLY    8-byte header + the edge's durations + the answer
                      FAILURE  8-byte header + one line of UTF-8 text
-    either           PING / PONG   8-byte header alone (the protocol's own heartbeat)
+                     BUSY     8-byte header + milliseconds (u32) after which to ask again: not begun, never will be
+    either           PING     8-byte header + up to 16 KiB of padding (a heartbeat; padded, a probe of the link)
+                     PONG     8-byte header alone
 
 Header, little endian: type u8, exit u8, plan u16, request u32; a PING's request is a token that the
 PONG repeats; `exit` of a REPLY is 1 + the place in the plan of the exit that answered, else 0.  Durations:
@@ -34,6 +36,8 @@ from .ends import DeviceConnection, EdgeConnection
 from .greeting import GREETING_BYTES, PROTOCOL_VERSION, Hello, Limits, Refusal, Terms, Welcome
 from .messages import (
     FAILURE_BYTES,
+    PADDING_BYTES,
+    Busy,
     Durations,
     Failure,
     MessageType,
@@ -60,9 +64,11 @@ __all__ = [
     "FAILURE_BYTES",
     "GREETING_BYTES",
     "HEADER_BYTES",
+    "PADDING_BYTES",
     "PROTOCOL_VERSION",
     "SEGMENT_BYTES",
     "TCP_IP_BYTES",
+    "Busy",
     "DeviceConnection",
     "Durations",
     "EdgeConnection",

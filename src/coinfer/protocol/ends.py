@@ -13,7 +13,9 @@ from ..plan import Plan
 from .greeting import PROTOCOL_VERSION, Hello, Limits, Refusal, Terms, Welcome, parse_answer, parse_hello
 from .messages import (
     FAILURE_BYTES,
+    PADDING_BYTES,
     Array,
+    Busy,
     Durations,
     Failure,
     MessageType,
@@ -30,6 +32,7 @@ from .messages import (
 from .wire import DURATIONS_BYTES, HEADER_BYTES
 
 _DURATIONS = struct.Struct("<III")
+_RETRY_MS = struct.Struct("<I")
 
 
 class DeviceConnection:
@@ -58,16 +61,16 @@ class DeviceConnection:
         self.in_flight[request] = self.terms.plan(plan)
         return pack(MessageType.REQUEST, plan, request, payload)
 
-    def ping(self, token: int) -> bytes:
-        """A heartbeat."""
+    def ping(self, token: int, *, padding: int = 0) -> bytes:
+        """A heartbeat; with `padding` bytes (up to `PADDING_BYTES`) it takes as long as a request of that size."""
         self._pings.add(token)
-        return pack(MessageType.PING, 0, token)
+        return pack(MessageType.PING, 0, token, bytes(min(padding, PADDING_BYTES)))
 
     def pong(self, token: int) -> bytes:
         """The answer to a heartbeat."""
         return pack(MessageType.PONG, 0, token)
 
-    def receive(self, message: str | bytes) -> Welcome | Reply | Failure | Ping | Pong:
+    def receive(self, message: str | bytes) -> Welcome | Reply | Failure | Busy | Ping | Pong:
         """What a message of the edge means.
 
         Raises:
@@ -80,7 +83,7 @@ class DeviceConnection:
             raise ProtocolError("a text message after the greeting (from the edge)")
         kind, number, request, exit = parse_header(message, self._max_bytes, "the edge")
         if kind == MessageType.PING:
-            return Ping(request)
+            return Ping(request, len(message))
         if kind == MessageType.PONG:
             return self._pong(request)
         if kind == MessageType.REQUEST:
@@ -90,9 +93,11 @@ class DeviceConnection:
             raise ProtocolError(
                 f"an answer to request {request} for plan {number}, which is not in flight (from the edge)"
             )
-        event: Reply | Failure
+        event: Reply | Failure | Busy
         if kind == MessageType.FAILURE:
             event = self._failure(plan, request, message)
+        elif kind == MessageType.BUSY:
+            event = self._busy(plan, request, message)
         else:
             event = self._reply(plan, request, message, exit)
         del self.in_flight[request]
@@ -133,6 +138,14 @@ class DeviceConnection:
         except UnicodeDecodeError as error:
             raise ProtocolError(f"a failure's text is not UTF-8: {error} (from the edge)") from error
 
+    @staticmethod
+    def _busy(plan: Plan, request: int, message: bytes) -> Busy:
+        if len(message) != HEADER_BYTES + _RETRY_MS.size:
+            allowed = f"a busy edge's message has {HEADER_BYTES + _RETRY_MS.size} B"
+            raise ProtocolError(f"{allowed}, got {len(message)} B (from the edge)")
+        (retry_ms,) = _RETRY_MS.unpack_from(message, HEADER_BYTES)
+        return Busy(request, plan, retry_ms / 1e3, len(message))
+
     def _reply(self, plan: Plan, request: int, message: bytes, exit: int | None) -> Reply:
         if exit is not None and not (exit < len(plan.exits) and plan.exits[exit].side == "edge"):
             raise ProtocolError(f"exit {exit} of plan {plan.number} is none on the edge (from the edge)")
@@ -168,7 +181,7 @@ class EdgeConnection:
             raise ProtocolError("a text message after the greeting (from the device)")
         kind, number, request, _ = parse_header(message, self.limits.max_message_bytes, "the device")
         if kind == MessageType.PING:
-            return Ping(request)
+            return Ping(request, len(message))
         if kind == MessageType.PONG:
             return Pong(request)
         if kind != MessageType.REQUEST:
@@ -226,6 +239,17 @@ class EdgeConnection:
         plan = self._asked(request)
         del self.in_flight[request]
         return pack(MessageType.FAILURE, plan.number, request, one_line(text).encode())
+
+    def busy(self, request: int, retry_after_s: float) -> bytes:
+        """Say that a request will not be computed, since there is no time for it now.
+
+        Raises:
+            ProtocolError: the request is not in flight.
+        """
+        plan = self._asked(request)
+        del self.in_flight[request]
+        retry_ms = min(max(1, round(1e3 * retry_after_s)), 2**32 - 1)
+        return pack(MessageType.BUSY, plan.number, request, _RETRY_MS.pack(retry_ms))
 
     def ping(self, token: int) -> bytes:
         """A heartbeat."""

@@ -13,7 +13,7 @@ from ..errors import ProtocolError
 from ..plan import Plan, TensorSpec, Value
 from .wire import DURATIONS_BYTES, HEADER_BYTES
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 GREETING_BYTES = 65536
 
 

@@ -15,6 +15,8 @@ from ..plan import Plan, TensorSpec
 from .wire import HEADER_BYTES
 
 FAILURE_BYTES = 500
+# Most that a heartbeat may carry to probe the link.
+PADDING_BYTES = 16384
 
 Array = NDArray[Any]
 _HEADER = struct.Struct("<BBHI")
@@ -34,6 +36,7 @@ class MessageType(IntEnum):
     FAILURE = 3
     PING = 4
     PONG = 5
+    BUSY = 6
 
 
 class Durations(NamedTuple):
@@ -80,10 +83,20 @@ class Failure(NamedTuple):
     num_bytes: int
 
 
+class Busy(NamedTuple):
+    """The edge takes no more now: it has not begun this request and will not; ask again after `retry_after_s`."""
+
+    request: int
+    plan: Plan
+    retry_after_s: float
+    num_bytes: int
+
+
 class Ping(NamedTuple):
-    """A heartbeat to be answered with a PONG of the same token."""
+    """A heartbeat of `num_bytes`, to be answered with a PONG of the same token."""
 
     token: int
+    num_bytes: int = HEADER_BYTES
 
 
 class Pong(NamedTuple):
@@ -174,16 +187,17 @@ def parse_header(message: bytes, max_bytes: int, side: str) -> Header:
     """A binary message's header.
 
     Raises:
-        ProtocolError: too short or too long, an unknown type, an exit of no reply, or a heartbeat with a body.
+        ProtocolError: too short or too long, an unknown type, an exit of no reply, or a heartbeat that is too long.
     """
     size = len(message)
     if not HEADER_BYTES <= size <= max_bytes:
         raise ProtocolError(f"a message has {HEADER_BYTES} to {max_bytes} B, got {size} B (from {side})")
     kind, exit, plan, request = _HEADER.unpack_from(message)
-    if not MessageType.REQUEST <= kind <= MessageType.PONG:
+    if not MessageType.REQUEST <= kind <= MessageType.BUSY:
         raise ProtocolError(f"unknown message type {kind} (from {side})")
     if exit and kind != MessageType.REPLY:
         raise ProtocolError(f"only a reply comes from an exit, got {exit} with message type {kind} (from {side})")
-    if kind >= MessageType.PING and (size != HEADER_BYTES or plan != 0):
-        raise ProtocolError(f"a heartbeat is a bare header, got {size} B for plan {plan} (from {side})")
+    most = {MessageType.PING: HEADER_BYTES + PADDING_BYTES, MessageType.PONG: HEADER_BYTES}.get(MessageType(kind))
+    if most is not None and (size > most or plan != 0):
+        raise ProtocolError(f"a heartbeat has at most {most} B and no plan, got {size} B for plan {plan} (from {side})")
     return Header(MessageType(kind), plan, request, exit - 1 if exit else None)

@@ -1,10 +1,13 @@
 """Where the edge computes requests: worker threads over one queue, which may take several of a plan at once.
 
-    conversations --submit--> queue --take--> [worker: decode each, tail of all, frame each] --futures--> conversations
+    conversations --submit--> turns --take--> [worker: decode each, tail of all, frame each] --futures--> conversations
 
-A worker that is free takes the first request that waits and, with it, what else waits of the same plan, up to
+A worker that is free takes the request whose turn it is (`turns`) and, with it, what else waits of the same plan, up to
 `max_batch`: batches form by themselves where requests come faster than they are computed, and a lone request waits for
 nobody.  With `batch_wait_s` it also waits for more, until the first has waited that long.
+
+A request that would wait longer than `max_wait_s`, or whose device has too many bytes waiting, is refused when it
+comes: a device that learns so at once computes it itself, and the ones that are let in keep their bound.
 """
 
 from __future__ import annotations
@@ -12,35 +15,38 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from math import inf
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..engine.segments import Segments
 from ..engine.sides import SideResult, Values, run_batch
-from ..errors import CodecError, EngineError, PlanError
-from ..protocol import Durations, EdgeConnection, Request
+from ..errors import BusyError, CodecError, EngineError, PlanError
+from ..protocol import Durations, Request
 from ..protocol.messages import one_line
 from ..timeline import Span
 from .pace import Pace
+from .turns import Asker, Job, Turns
 
 _LOG = logging.getLogger("coinfer.edge")
+# How much the latest batch counts in what a request takes.
+_NEWEST = 0.2
 
 
 class Computed(NamedTuple):
-    """What a worker made of a request: a message to send, and how long its making took.
+    """What a worker made of a request: what its asker gave of it, and how long its making took.
 
     `durations_s` are waiting, decoding and tail on this machine's clock; empty for a failure.  `batch` is how many were
     computed together.
     """
 
     request: Request
-    message: bytes
+    message: Any
     durations_s: tuple[float, ...]
     batch: int = 1
 
@@ -51,15 +57,6 @@ class Computed(NamedTuple):
             Span(request=self.request.request, stage=stage, start_s=begin_s, end_s=end_s, clock="edge")
             for stage, (begin_s, end_s) in zip(("wait", "decode", "tail"), pairwise(ends), strict=False)
         ]
-
-
-class Job(NamedTuple):
-    """A request that waits to be computed, on whose connection its reply goes."""
-
-    connection: EdgeConnection
-    request: Request
-    arrived_s: float
-    future: Future[Computed]
 
 
 class _Decoded(NamedTuple):
@@ -79,6 +76,8 @@ class Workers:
         workers: threads.
         max_batch: requests of one plan that are computed together at most.
         batch_wait_s: how long a request may wait for others to be computed with.
+        max_wait_s: a request that would wait longer is refused.
+        device_bytes: so many bytes of one device may wait.
         clock: tells seconds; another one than the machine's is for tests in made-up time.
 
     Raises:
@@ -93,14 +92,22 @@ class Workers:
         workers: int = 1,
         max_batch: int = 1,
         batch_wait_s: float = 0.0,
+        max_wait_s: float = inf,
+        device_bytes: float = inf,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if min(workers, max_batch) < 1 or not 0 <= batch_wait_s < 10:
             given = f"{workers}, {max_batch}, {batch_wait_s}"
             raise PlanError(f"an edge needs a worker, batches of 1 or more and waits of 0 to 10 s, got {given}")
+        if not (max_wait_s > 0 and device_bytes > 0):
+            given = f"{max_wait_s} s, {device_bytes} B"
+            raise PlanError(f"an edge lets requests wait for more than 0 s and 0 B, got {given}")
         self._segments, self._pace, self._clock = segments, pace, clock
         self._max_batch, self._wait_s = max_batch, batch_wait_s
-        self._waiting: deque[Job] = deque()
+        self._max_wait_s, self._device_bytes, self._num_workers = max_wait_s, device_bytes, workers
+        self._waiting = Turns()
+        # Seconds that a worker takes of each request of a plan, as of late.
+        self._each_s: dict[int, float] = {}
         self._changed = threading.Condition()
         self._is_closed = False
         self._threads = [
@@ -109,21 +116,49 @@ class Workers:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, connection: EdgeConnection, request: Request, arrived_s: float) -> Future[Computed]:
-        """Have a request computed; its future may be cancelled as long as nobody has begun."""
-        job = Job(connection, request, arrived_s, Future())
+    def submit(
+        self,
+        connection: Asker,
+        request: Request,
+        arrived_s: float,
+        *,
+        device: str = "",
+        values: Values | None = None,
+    ) -> Future[Computed]:
+        """Have a request computed; its future may be cancelled as long as nobody has begun.
+
+        Raises:
+            BusyError: it would wait too long, or too much of its device waits already; nothing is kept of it.
+        """
+        job = Job(connection, request, arrived_s, Future(), device, values)
         with self._changed:
-            self._waiting.append(job)
+            self._check_room(job)
+            self._waiting.put(job)
             self._changed.notify_all()
         return job.future
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that nobody has begun."""
+        return len(self._waiting)
+
+    def _check_room(self, job: Job) -> None:
+        each_s = self._each_s.get(job.plan, 0.0)
+        mean_s = sum(self._each_s.values()) / len(self._each_s) if self._each_s else 0.0
+        wait_s = self._waiting.ahead_of(job.device) * mean_s / self._num_workers
+        if wait_s + each_s > self._max_wait_s:
+            # When half of what is before it is done, there is room for as many again.
+            raise BusyError(f"{len(self._waiting)} requests wait for this edge", retry_after_s=wait_s / 2)
+        if (held := self._waiting.bytes_of(job.device)) + job.num_bytes > self._device_bytes:
+            limit = f"{held + job.num_bytes} B of one device would wait, at most {self._device_bytes:g} B may"
+            raise BusyError(limit, retry_after_s=max(0.01, wait_s / 2))
 
     def close(self) -> None:
         """End the threads, each behind the batch it is at; what waits is cancelled."""
         with self._changed:
             self._is_closed = True
-            for job in self._waiting:
+            for job in self._waiting.clear():
                 job.future.cancel()
-            self._waiting.clear()
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
@@ -142,40 +177,34 @@ class Workers:
                         job.future.set_exception(error)
 
     def _take(self) -> list[Job] | None:
-        """The next batch, in the order of arrival; None once the edge is closed."""
+        """The next batch, in turns; None once the edge is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
             if self._is_closed:
                 return None
-            plan, until_s = self._waiting[0].request.plan.number, self._waiting[0].arrived_s + self._wait_s
-            while self._wait_s and (left_s := until_s - self._clock()) > 0:
-                if sum(job.request.plan.number == plan for job in self._waiting) >= self._max_batch:
+            first = self._waiting.first()
+            while self._wait_s and (left_s := first.arrived_s + self._wait_s - self._clock()) > 0:
+                if self._waiting.count(first.plan) >= self._max_batch:
                     break
                 self._changed.wait(left_s)
                 if self._is_closed or not self._waiting:
                     return [] if not self._is_closed else None
-                if self._waiting[0].request.plan.number != plan:
-                    # Another worker has taken them.
-                    plan = self._waiting[0].request.plan.number
-                    until_s = self._waiting[0].arrived_s + self._wait_s
-            batch: list[Job] = []
-            rest: deque[Job] = deque()
-            while self._waiting and len(batch) < self._max_batch:
-                job = self._waiting.popleft()
-                (batch if job.request.plan.number == plan else rest).append(job)
-            self._waiting.extendleft(reversed(rest))
-            return batch
+                # Another worker may have taken it.
+                first = self._waiting.first()
+            return self._waiting.take(self._max_batch)
 
     def compute(self, jobs: Sequence[Job]) -> list[Computed]:
         """Decode, run the tail, and frame the replies of requests of one plan, or the failures."""
         plan = jobs[0].request.plan
-        codec = self._segments.codec(plan)
+        begin_s = self._clock()
         found: dict[int, Computed] = {}
         decoded: list[_Decoded] = []
         for job in jobs:
             since_s = self._clock()
             try:
-                values = self._pace.run("fp32", partial(codec.decode, job.request.payload))
+                values = job.values
+                if values is None:
+                    values = self._pace.run("fp32", partial(self._segments.codec(plan).decode, job.request.payload))
                 decoded.append(_Decoded(job, values, self._clock() - since_s))
             except CodecError as error:
                 found[id(job)] = _failed(job, error)
@@ -191,6 +220,10 @@ class Workers:
                     found[id(one.job)] = _replied(one, result, done_s, done_s - since_s, len(decoded))
             except EngineError as error:
                 found |= {id(one.job): _failed(one.job, error) for one in decoded}
+        each_s = (self._clock() - begin_s) / len(jobs)
+        with self._changed:
+            before_s = self._each_s.get(plan.number, each_s)
+            self._each_s[plan.number] = before_s + _NEWEST * (each_s - before_s)
         return [found[id(job)] for job in jobs]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import LinkError, ProtocolError
-from ..protocol import DeviceConnection, Failure, Limits, Ping, Pong, Reply, Terms, Welcome
+from ..protocol import Busy, DeviceConnection, Failure, Limits, Ping, Pong, Reply, Terms, Welcome
 from .link import Link
 
 
@@ -67,7 +67,7 @@ class Channel:
         """
         return self._link.read()
 
-    def parse(self, message: bytes | str) -> Reply | Failure | Pong | None:
+    def parse(self, message: bytes | str) -> Reply | Failure | Busy | Pong | None:
         """What a message means; None where it was a heartbeat, answered here.
 
         Raises:
@@ -85,9 +85,9 @@ class Channel:
         """Read a message for nothing: `parse` may do it after that."""
         self._connection.rehearse(message)
 
-    def ping(self, token: int) -> None:
-        """Send a heartbeat; its Pong comes by `read` and `parse`."""
-        self._link.write(self._link.frame(self._connection.ping(token)))
+    def ping(self, token: int, *, padding: int = 0) -> None:
+        """Send a heartbeat, of `padding` bytes beyond its header; its Pong comes by `read` and `parse`."""
+        self._link.write(self._link.frame(self._connection.ping(token, padding=padding)))
 
     def is_open(self) -> bool:
         """Whether the connection stands, as far as can be known without waiting."""

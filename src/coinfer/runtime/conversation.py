@@ -3,7 +3,10 @@
     device --> [read: event loop] --> worker threads: decode, tail, frame --> [send: event loop] --> device
 
 The event loop reads and writes and computes nothing.  A request is handed to the workers at once, before
-anything else is done for it; what can wait (the record of spans) waits until its reply has left.
+anything else is done for it; what can wait (the record of spans) waits until its reply has left.  One that the
+workers have no time for is refused at once.
+
+A conversation can be drained: it reads no more, answers what it has read, and says goodbye.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import NoReturn
+from math import inf
+from typing import Any, NoReturn
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from ..errors import ProtocolError
+from ..errors import BusyError, ProtocolError
 from ..protocol import EdgeConnection, Hello, Ping, Request
 from ..protocol.messages import one_line
 from .batch import Computed, Workers
@@ -26,13 +30,15 @@ from .batch import Computed, Workers
 _LOG = logging.getLogger("coinfer.edge")
 CLOSE_PROTOCOL_ERROR = 1002
 CLOSE_REFUSED = 1008
+CLOSE_AWAY = 1012
 CLOSE_REASON_BYTES = 120
 
 
 class Conversation:
     """The requests and replies of one device on `socket`, whose greeting `connection` has yet to come.
 
-    `sent` is called with each message that has left.
+    `sent` is called with each message that has left, `busy` with each refusal; `device` is in whose line the requests
+    wait.  A device that is silent for `idle_s` is told goodbye.
     """
 
     def __init__(
@@ -41,16 +47,26 @@ class Conversation:
         connection: EdgeConnection,
         workers: Workers,
         sent: Callable[[Computed], None],
+        *,
+        device: str = "",
+        busy: Callable[[Request], None] | None = None,
+        idle_s: float = inf,
     ) -> None:
         self._socket = socket
         self._connection = connection
         self._workers = workers
         self._sent = sent
+        self.device = device
+        self._busy = busy
+        self._idle_s = idle_s
         self._loop = asyncio.get_running_loop()
         self._slots = asyncio.Semaphore(connection.limits.in_flight)
         self._computing: set[Future[Computed]] = set()
         self._sending: set[asyncio.Task[None]] = set()
         self._is_over = False
+        self._goodbye: str | None = None
+        self._reading: asyncio.Task[NoReturn] | None = None
+        self._ended = asyncio.Event()
 
     async def greet(self, within_s: float) -> str | None:
         """Why this edge does not serve that device, from its greeting; None where it does.
@@ -86,41 +102,91 @@ class Conversation:
         except (WebSocketDisconnect, RuntimeError):
             _LOG.debug("nobody is there to be told: %s", reason)
 
-    async def run(self) -> NoReturn:
+    async def run(self) -> None:
         """Answer requests until the connection ends; then forget those that nobody waits for.
+
+        Returns where it was drained.
 
         Raises:
             ProtocolError: the device sent what is no message of the protocol.
             WebSocketDisconnect: it is gone.
         """
-        async with asyncio.TaskGroup() as group:
-            try:
-                await self._read(group)
-            except (ProtocolError, WebSocketDisconnect) as error:
-                ended = error
-            finally:
-                self._is_over = True
-                for future in [*self._computing]:
-                    future.cancel()
-                for task in self._sending:
-                    task.cancel()
-        raise ended
+        ended: ProtocolError | WebSocketDisconnect | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._reading = asyncio.ensure_future(self._read(group))
+                try:
+                    await self._reading
+                except (ProtocolError, WebSocketDisconnect) as error:
+                    ended = error
+                except asyncio.CancelledError:
+                    if self._goodbye is None:
+                        raise
+                    # What was read is answered.
+                    await self._answer_all()
+                finally:
+                    self._reading.cancel()
+                    self._is_over = True
+                    for future in [*self._computing]:
+                        future.cancel()
+                    for task in self._sending:
+                        task.cancel()
+            if ended is not None:
+                raise ended
+            await self.close(CLOSE_AWAY, self._goodbye or "")
+        finally:
+            self._ended.set()
+
+    async def drain(self, why: str) -> None:
+        """Read no more, answer what has been read, and say goodbye; returns when that is done."""
+        self._goodbye = why
+        if self._reading is not None:
+            self._reading.cancel()
+        await self._ended.wait()
+
+    async def _answer_all(self) -> None:
+        while self._computing or self._sending:
+            waits: list[asyncio.Future[Any]] = [asyncio.wrap_future(future) for future in self._computing]
+            await asyncio.wait([*waits, *self._sending], return_when=asyncio.FIRST_COMPLETED)
+            # What was computed is sent by a callback that runs once this has let go.
+            await asyncio.sleep(0)
 
     async def _read(self, group: asyncio.TaskGroup) -> NoReturn:
         """Hand each request to the workers; at most `in_flight` of them are unanswered, else nothing is read."""
         workers = self._workers
         while True:
             await self._slots.acquire()
-            event = self._connection.receive(await self._receive())
+            event = self._connection.receive(await self._receive_soon())
             if isinstance(event, Request):
                 arrived_s = time.perf_counter()
-                future = workers.submit(self._connection, event, arrived_s)
+                try:
+                    future = workers.submit(self._connection, event, arrived_s, device=self.device)
+                except BusyError as error:
+                    self._slots.release()
+                    await self._socket.send_bytes(self._connection.busy(event.request, error.retry_after_s))
+                    if self._busy is not None:
+                        self._busy(event)
+                    continue
                 self._computing.add(future)
                 future.add_done_callback(partial(self._call_loop, group))
                 continue
             self._slots.release()
             if isinstance(event, Ping):
                 await self._socket.send_bytes(self._connection.pong(event.token))
+
+    async def _receive_soon(self) -> str | bytes:
+        """The device's next message, within `idle_s`.
+
+        Raises:
+            ProtocolError: nothing came.
+        """
+        if self._idle_s == inf:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._idle_s):
+                return await self._receive()
+        except TimeoutError as error:
+            raise ProtocolError(f"silent for {self._idle_s:g} s") from error
 
     def _call_loop(self, group: asyncio.TaskGroup, future: Future[Computed]) -> None:
         """In the thread that ended a computation: have the event loop send what came of it."""

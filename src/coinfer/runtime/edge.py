@@ -7,6 +7,7 @@ installed.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import signal
@@ -21,7 +22,7 @@ import uvicorn
 from ..bundle import Bundle
 from ..errors import LinkError, UsageError
 from ..timeline import Timeline
-from .app import EdgeLimits, make_app
+from .app import Edge, EdgeLimits, make_app
 from .pace import Pace
 
 __all__ = ["EdgeLimits", "listen", "make_app", "serve", "url_of"]
@@ -131,6 +132,18 @@ class _Server(uvicorn.Server):
         await super().startup(sockets=sockets)
         if self.started:
             _LOG.info(self._ready)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what has been read before anything is closed."""
+        edge: Edge = self.config.app.state.edge  # type: ignore[union-attr]
+        for server in self.servers:
+            server.close()
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                await edge.drain()
+        except TimeoutError:
+            _LOG.warning("ended with requests unanswered: they took longer than %d s", DRAIN_S)
+        await super().shutdown(sockets=sockets)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class HeldWorkers(Workers):
         self.close()
         self.held: list[Any] = []
 
-    def submit(self, connection: EdgeConnection, request: Request, arrived_s: float) -> Future[Computed]:
+    def submit(self, connection: EdgeConnection, request: Request, arrived_s: float, **more: Any) -> Future[Computed]:
         self.held.append(Job(connection, request, arrived_s, Future()))
         return self.held[-1].future
 

@@ -1,0 +1,69 @@
+"""What an edge counts, as Prometheus reads it at /metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from .batch import Computed
+
+# From half a millisecond to ten seconds.
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+class EdgeMetrics:
+    """Counts of one edge; safe from several threads.
+
+    Args:
+        num_waiting: how many requests nobody has begun.
+        num_connections: how many devices are connected.
+    """
+
+    content_type = CONTENT_TYPE_PLAIN_0_0_4
+
+    def __init__(self, num_waiting: Callable[[], int], num_connections: Callable[[], int]) -> None:
+        self._registry = CollectorRegistry()
+        registry = self._registry
+        self._requests = Counter(
+            "coinfer_requests", "Requests that were answered, or failed.", ("door", "plan", "outcome"),
+            registry=registry,
+        )  # fmt: skip
+        self._refused = Counter(
+            "coinfer_refused", "Requests and connections that were refused.", ("reason",), registry=registry
+        )
+        self._received = Counter("coinfer_received_bytes", "Payloads of requests.", ("plan",), registry=registry)
+        self._sent = Counter("coinfer_sent_bytes", "Answers, whole messages.", ("plan",), registry=registry)
+        self._stages = Histogram(
+            "coinfer_stage_seconds", "Waiting, decoding and tail of a request.", ("plan", "stage"),
+            buckets=_SECONDS, registry=registry,
+        )  # fmt: skip
+        self._batches = Histogram(
+            "coinfer_batch_size", "Requests that were computed together.", buckets=_BATCHES, registry=registry
+        )
+        waiting = Gauge("coinfer_queue_depth", "Requests that nobody has begun.", registry=registry)
+        waiting.set_function(num_waiting)
+        connections = Gauge("coinfer_connections", "Devices that are connected.", registry=registry)
+        connections.set_function(num_connections)
+
+    def answered(self, computed: Computed, *, door: str, sent_bytes: int) -> None:
+        """A request is over; `door` is where it came in ("link" or "http")."""
+        plan = str(computed.request.plan.number)
+        is_answered = bool(computed.durations_s)
+        self._requests.labels(door, plan, "answered" if is_answered else "failed").inc()
+        self._received.labels(plan).inc(len(computed.request.payload))
+        self._sent.labels(plan).inc(sent_bytes)
+        for stage, took_s in zip(("wait", "decode", "tail"), computed.durations_s, strict=False):
+            self._stages.labels(plan, stage).observe(took_s)
+        if is_answered:
+            self._batches.observe(computed.batch)
+
+    def refused(self, reason: str) -> None:
+        """A request (`reason` "busy") or a connection was refused: "token", "connections", "greeting"."""
+        self._refused.labels(reason).inc()
+
+    def page(self) -> bytes:
+        """All of it, in Prometheus's text format."""
+        return generate_latest(self._registry)
