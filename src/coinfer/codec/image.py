@@ -41,6 +41,7 @@ from PIL import Image, features
 from ..errors import CodecError, PayloadError
 from ..plan import CodecSpec, TensorSpec
 from . import payload
+from .container import check_jpeg, check_png
 from .contract import Arrays, BytesHow, check_arrays
 
 Pixels = NDArray[np.uint8]
@@ -154,6 +155,10 @@ class PictureFormat:
             self._check_webp_size(code)
             chunk = self._fourcc() + struct.pack("<I", len(code)) + code + bytes(len(code) % 2)
             return b"RIFF" + struct.pack("<I", len(chunk) + 4) + b"WEBP" + chunk
+        if self.coder == "png":
+            check_png(code)
+        else:
+            check_jpeg(code)
         return code
 
     def _load(self, file: bytes) -> Pixels:

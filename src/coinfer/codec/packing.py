@@ -22,6 +22,8 @@ Symbols = list[NDArray[np.uint8]]
 Shape = tuple[int, int, int]
 
 _ZSTD_LEVEL = 3
+# A decoder allocates a frame's window before it has read a byte; the encoder's is as large as the content, or this.
+_LEAST_WINDOW_BYTES = 1024
 
 
 class PackedCoder:
@@ -112,16 +114,18 @@ def zstd_compress(raw: bytes) -> bytes:
 
 
 def zstd_decompress(code: bytes, num_bytes: int) -> bytes:
-    """The `num_bytes` B in a frame; never holds more than that.
+    """The `num_bytes` B in a frame; never holds more than a few times that.
 
     Raises:
-        PayloadError: not such a frame, or one of more bytes.
+        PayloadError: not such a frame, or one of more bytes, or one that wants a larger window.
     """
     decompressor = zstandard.ZstdDecompressor(format=zstandard.FORMAT_ZSTD1_MAGICLESS)
     try:
-        size = zstandard.get_frame_parameters(code, format=zstandard.FORMAT_ZSTD1_MAGICLESS).content_size
-        if size not in (0, zstandard.CONTENTSIZE_UNKNOWN, num_bytes):
-            raise PayloadError(f"{num_bytes} B are expected, the frame has {size} B (zstd)")
+        frame = zstandard.get_frame_parameters(code, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
+        if frame.content_size not in (0, zstandard.CONTENTSIZE_UNKNOWN, num_bytes):
+            raise PayloadError(f"{num_bytes} B are expected, the frame has {frame.content_size} B (zstd)")
+        if frame.window_size > max(_LEAST_WINDOW_BYTES, 2 * num_bytes):
+            raise PayloadError(f"{num_bytes} B are expected, the frame has a window of {frame.window_size} B (zstd)")
         return decompressor.decompress(code, max_output_size=num_bytes, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise PayloadError(f"{len(code)} B that are not the expected frame: {error} (zstd)") from error

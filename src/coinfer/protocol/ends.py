@@ -125,7 +125,7 @@ class DeviceConnection:
         if isinstance(greeting, Refusal):
             raise RefusedError(f"the edge refused: {one_line(greeting.reason)}")
         if greeting.bundle != self.terms.bundle:
-            raise ProtocolError(f"welcomed to bundle {greeting.bundle:.12}, not {self.terms.bundle:.12}")
+            raise ProtocolError(f"welcomed to bundle {one_line(greeting.bundle[:12])}, not {self.terms.bundle:.12}")
         self._is_open = True
         return greeting
 
@@ -201,7 +201,7 @@ class EdgeConnection:
         """Why this edge cannot serve that device; None where it can."""
         mine = self.terms
         if hello.bundle != mine.bundle:
-            return f"this edge holds bundle {mine.bundle:.12}, the device has {hello.bundle:.12}"
+            return f"this edge holds bundle {mine.bundle:.12}, the device has {one_line(hello.bundle[:12])}"
         if hello.crossings != mine.crossings():
             return f"device and edge read the plans of bundle {mine.bundle:.12} differently"
         return None

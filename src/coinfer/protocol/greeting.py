@@ -11,6 +11,7 @@ import msgspec
 from ..bundle import Bundle
 from ..errors import ProtocolError
 from ..plan import Plan, TensorSpec, Value
+from .messages import one_line
 from .wire import DURATIONS_BYTES, HEADER_BYTES
 
 PROTOCOL_VERSION = 2
@@ -113,7 +114,7 @@ def parse_hello(text: str) -> Hello:
     try:
         return _HELLO.decode(text)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise ProtocolError(f"no hello: {error} (from the device)") from error
+        raise ProtocolError(f"no hello: {one_line(str(error))} (from the device)") from error
 
 
 def parse_answer(text: str) -> Welcome | Refusal:
@@ -126,7 +127,7 @@ def parse_answer(text: str) -> Welcome | Refusal:
     try:
         return _ANSWER.decode(text)
     except (msgspec.MsgspecError, RecursionError) as error:
-        raise ProtocolError(f"neither welcome nor refusal: {error} (from the edge)") from error
+        raise ProtocolError(f"neither welcome nor refusal: {one_line(str(error))} (from the edge)") from error
 
 
 def _check_version(text: str, side: str) -> None:
@@ -137,6 +138,6 @@ def _check_version(text: str, side: str) -> None:
     try:
         version = _VERSION.decode(text).protocol
     except (msgspec.MsgspecError, UnicodeEncodeError, RecursionError) as error:
-        raise ProtocolError(f"{side} does not begin with a greeting of coinfer: {error}") from error
+        raise ProtocolError(f"{side} does not begin with a greeting of coinfer: {one_line(str(error))}") from error
     if version != PROTOCOL_VERSION:
         raise ProtocolError(f"this side speaks protocol {PROTOCOL_VERSION}, {side} speaks {version}")
