@@ -1,7 +1,7 @@
 """One segment as deployed: an ONNX file, loaded and run by ONNX Runtime on the CPU.
 
-A segment is checked before ONNX Runtime sees it (it must carry its weights itself: a file that points to
-other files could read anything on this machine), and arrays are checked before they go in, so that a
+A segment is checked before ONNX Runtime sees it (it must carry its weights itself, since a file that points to other
+files could read anything on this machine, and use no operators but ONNX Runtime's own), and arrays are checked before they go in, so that a
 wrong shape is one clear line and not a C++ message.  Nothing here knows about cuts, plans or codecs.
 """
 
@@ -18,7 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from ..errors import EngineError
 from ..plan import TensorSpec
-from .wire import holds_external_data
+from .wire import objection
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -50,7 +50,7 @@ class Session:
         threads: how many threads one `run` uses, at least 1.
 
     Raises:
-        EngineError: the file is missing, is not ONNX, refers to data outside itself, uses an operator that
+        EngineError: the file is missing, is not ONNX, refers to data outside itself, uses custom operators or one that
             ONNX Runtime does not have, or has an input or output whose shape is not known.
     """
 
@@ -115,8 +115,8 @@ def _load(path: Path, threads: int) -> Any:
         raw = path.read_bytes()
     except OSError as error:
         raise EngineError(f"the file cannot be read: {error.strerror} (segment {path})") from error
-    if holds_external_data(raw):
-        raise EngineError(f"the file refers to weights outside itself, which is not allowed (segment {path})")
+    if (why := objection(raw)) is not None:
+        raise EngineError(f"the file {why} (segment {path})")
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -126,6 +126,8 @@ def _load(path: Path, threads: int) -> Any:
     # Waiting threads that spin take the core from the codec, the link and other sessions.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    # What was checked is what is parsed: never by the first bytes as another format.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
         return ort.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
