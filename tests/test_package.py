@@ -25,7 +25,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up. Within a level, a part may import those to the left of it; SIBLINGS may not even that.
 LEVELS = (
     ("errors", "units", "factory", "files"),
-    ("plan", "profile", "timeline", "exits", "bundle", "protocol", "stages"),
+    ("plan", "profile", "timeline", "exits", "bundle", "signature", "protocol", "stages"),
     ("data", "codec", "engine", "model", "compress"),
     ("search", "build"),
     ("runtime", "simulate"),

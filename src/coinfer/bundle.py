@@ -1,6 +1,7 @@
 """The folder that both machines hold: a menu of plans, their segments and tables, and the evidence.
 
     DIR/bundle.json          the Manifest: what this is, the menu, sha256 and size of every other file
+    DIR/bundle.json.sig      where it was signed: the signature of bundle.json, see `coinfer.signature`
     DIR/evidence.json        every candidate that was considered, with what was measured (plan reads it)
     DIR/networks.json        how each network of the menu was made: of which other one, by which recipes
     DIR/profile.json         the building machine's Profile
@@ -19,10 +20,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import msgspec
@@ -32,6 +34,9 @@ from .plan import Candidate, Plan, Preprocess, TensorSpec, Value
 from .profile import Conditions, Profile, Radio
 
 FORMAT = 1
+SIGNATURE = "bundle.json.sig"
+# Of bundle.json, before it is read.
+MANIFEST_BYTES = 64 << 20
 # What msgspec raises on bytes that are not the JSON of a type; deep nesting is a RecursionError.
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -103,13 +108,20 @@ class Manifest(Value, frozen=True, kw_only=True):
     files: dict[str, FileEntry]
 
 
-class Bundle:
-    """A loaded and checked bundle."""
+Stamp = tuple[int, ...]
+"""Which file lies at a path, and since when: it changes with the file."""
 
-    def __init__(self, folder: Path, manifest: Manifest, digest: str) -> None:
+
+class Bundle:
+    """A loaded and checked bundle; `stamps` are of its files when they were checked."""
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, digest: str, stamps: dict[str, Stamp] | None = None
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.digest = digest
+        self._stamps = {} if stamps is None else stamps
 
     def plan(self, number: int) -> Plan:
         """The menu's plan of that number.
@@ -124,14 +136,21 @@ class Bundle:
         raise BundleError(f"plan {number} is not on the menu, which has {have} (bundle {self.folder})")
 
     def path(self, name: str) -> Path:
-        """The path of one file that the manifest lists.
+        """The path of one file that the manifest lists; one that has changed since it was checked is checked anew.
 
         Raises:
-            BundleError: the manifest does not list it.
+            BundleError: the manifest does not list it, or it was altered.
         """
         if name not in self.manifest.files:
             raise BundleError(f'"{name}" is not listed in bundle.json (bundle {self.folder})')
-        return self.folder / name
+        path = self.folder / name
+        try:
+            is_same = self._stamps.get(name) == _stamp(path.lstat())
+        except OSError:
+            is_same = False
+        if not is_same:
+            self._stamps[name] = _check_file(self.folder, name, self.manifest.files[name])
+        return path
 
     def candidates(self) -> list[Candidate]:
         """Every candidate that was considered, the menu's included, with its evidence.
@@ -176,30 +195,67 @@ def load_bundle(folder: Path) -> Bundle:
     Raises:
         BundleError: no bundle there, another version, or a listed file that is missing or altered.
     """
-    path = folder / "bundle.json"
-    if not path.is_file():
-        raise BundleError(f"no bundle.json in {folder}: give a folder that `coinfer build -o` wrote")
-    raw = path.read_bytes()
+    raw = read_manifest(folder)
     try:
         version = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]).get("format", b"none")
         if bytes(version) != str(FORMAT).encode():
-            raise BundleError(f"bundle format must be {FORMAT}, got {bytes(version).decode()} (bundle {folder})")
+            got = bytes(version)[:80].decode(errors="replace")
+            raise BundleError(f"bundle format must be {FORMAT}, got {got} (bundle {folder})")
         manifest = msgspec.json.decode(raw, type=Manifest)
     except (*_UNREADABLE, PlanError) as error:
         raise BundleError(f"bundle.json is not a manifest: {error} (bundle {folder})") from error
-    for name, entry in manifest.files.items():
-        _check_file(folder, name, entry)
-    return Bundle(folder, manifest, hashlib.sha256(raw).hexdigest())
+    stamps = {name: _check_file(folder, name, entry) for name, entry in manifest.files.items()}
+    return Bundle(folder, manifest, hashlib.sha256(raw).hexdigest(), stamps)
 
 
-def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
-    path = folder / name
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise BundleError(f'file name "{name}" leads out of the bundle (bundle {folder})')
-    if not path.is_file() or path.is_symlink():
-        raise BundleError(f'file "{name}" is missing (bundle {folder})')
-    if path.stat().st_size != entry.num_bytes or sha256_of(path) != entry.sha256:
+def read_manifest(folder: Path) -> bytes:
+    """The bytes of bundle.json, which nobody has looked at yet.
+
+    Raises:
+        BundleError: it is not there, or longer than any bundle's.
+    """
+    path = folder / "bundle.json"
+    if not path.is_file():
+        raise BundleError(f"no bundle.json in {folder}: give a folder that `coinfer build -o` wrote")
+    with path.open("rb") as file:
+        raw = file.read(MANIFEST_BYTES + 1)
+    if len(raw) > MANIFEST_BYTES:
+        raise BundleError(f"bundle.json has at most {MANIFEST_BYTES} B (bundle {folder})")
+    return raw
+
+
+def _check_file(folder: Path, name: str, entry: FileEntry) -> Stamp:
+    """Whether a file is what the manifest says: a file of this folder, with that size and hash.
+
+    Raises:
+        BundleError: it is not.
+    """
+    parts = PurePosixPath(name).parts
+    # Every name has one spelling: nothing absolute, empty, dotted, or with another system's separators.
+    if name != "/".join(parts) or not parts or {"/", ".."} & set(parts) or any(c in name for c in "\\:\0"):
+        raise BundleError(f'file name "{name!a:.200}" leads out of the bundle (bundle {folder})')
+    path = folder
+    for part in parts[:-1]:
+        path = path / part
+        if path.is_symlink():
+            raise BundleError(f'the folder of file "{name}" is a link, which is not allowed (bundle {folder})')
+    try:
+        # What is opened is what is checked: no link is followed, and no pipe is waited for.
+        file = os.open(folder / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:
+        raise BundleError(f'file "{name}" is missing (bundle {folder})') from error
+    with os.fdopen(file, "rb") as opened:
+        found = os.fstat(opened.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise BundleError(f'file "{name}" is missing (bundle {folder})')
+        digest = hashlib.file_digest(opened, "sha256").hexdigest() if found.st_size == entry.num_bytes else None
+    if digest != entry.sha256:
         raise BundleError(f'file "{name}" does not have the sha256 that bundle.json states (bundle {folder})')
+    return _stamp(found)
+
+
+def _stamp(found: os.stat_result) -> Stamp:
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def check_target(target: Path) -> None:
@@ -254,7 +310,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     files = {
         path.relative_to(folder).as_posix(): FileEntry(num_bytes=path.stat().st_size, sha256=sha256_of(path))
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "bundle.json"
+        if path.is_file() and path.relative_to(folder).as_posix() not in ("bundle.json", SIGNATURE)
     }
     listed = msgspec.structs.replace(manifest, files=files)
     (folder / "bundle.json").write_bytes(msgspec.json.format(msgspec.json.encode(listed), indent=1))

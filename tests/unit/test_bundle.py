@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coinfer.bundle import FORMAT, Manifest, load_bundle, new_folder, sha256_of, write_manifest
+from coinfer.bundle import FORMAT, MANIFEST_BYTES, Manifest, load_bundle, new_folder, sha256_of, write_manifest
 from coinfer.errors import BundleError
 from coinfer.plan import TensorSpec
 from coinfer.profile import Machine, Profile, Timing
@@ -215,3 +215,57 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path, kind):
         with new_folder(target):
             raise AssertionError("must not get here")
     assert target.exists()
+
+
+def listed_as(folder, name):
+    """The bundle's profile.json under another name in the manifest."""
+    manifest = json.loads((folder / "bundle.json").read_text())
+    manifest["files"][name] = manifest["files"].pop("profile.json")
+    (folder / "bundle.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../x", "a/../../x", "a//b", "./a", "a/", "", ".", "..", "C:\\x", "..\\x", "a\0b", "C:x"]
+)
+def test_file_names_with_path_traversal_are_refused(folder, name):
+    listed_as(folder, name)
+    with pytest.raises(BundleError, match="leads out of the bundle") as caught:
+        load_bundle(folder)
+    assert str(caught.value).isprintable()
+
+
+def test_a_linked_folder_is_refused(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "profile.json").rename(tmp_path / "elsewhere" / "profile.json")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    listed_as(folder, "linked/profile.json")
+    with pytest.raises(BundleError, match='folder of file "linked/profile.json" is a link'):
+        load_bundle(folder)
+
+
+def test_a_pipe_is_refused_without_waiting(folder):
+    (folder / "profile.json").unlink()
+    os.mkfifo(folder / "profile.json")
+    with pytest.raises(BundleError, match='"profile.json" is missing'):
+        load_bundle(folder)
+
+
+def test_a_file_that_changes_after_the_check_is_checked_anew(folder):
+    bundle = load_bundle(folder)
+    content = (folder / "profile.json").read_bytes()
+    (folder / "profile.json").unlink()
+    (folder / "profile.json").write_bytes(content)
+    assert bundle.path("profile.json").read_bytes() == content
+    os.utime(folder / "profile.json", ns=(0, 0))
+    (folder / "profile.json").write_bytes(content[:-1] + b" ")
+    with pytest.raises(BundleError, match='"profile.json" does not have the sha256'):
+        bundle.path("profile.json")
+    (folder / "profile.json").unlink()
+    with pytest.raises(BundleError, match='"profile.json" is missing'):
+        bundle.path("profile.json")
+
+
+def test_an_endless_manifest_is_refused(folder):
+    os.truncate(folder / "bundle.json", MANIFEST_BYTES + 1)
+    with pytest.raises(BundleError, match=f"bundle.json has at most {MANIFEST_BYTES} B"):
+        load_bundle(folder)
