@@ -235,20 +235,24 @@ def _check_file(folder: Path, name: str, entry: FileEntry) -> Stamp:
     if name != "/".join(parts) or not parts or {"/", ".."} & set(parts) or any(c in name for c in "\\:\0"):
         raise BundleError(f'file name "{name!a:.200}" leads out of the bundle (bundle {folder})')
     path = folder
-    for part in parts[:-1]:
-        path = path / part
-        if path.is_symlink():
-            raise BundleError(f'the folder of file "{name}" is a link, which is not allowed (bundle {folder})')
     try:
+        for part in parts[:-1]:
+            path = path / part
+            if path.is_symlink():
+                raise BundleError(f'the folder of file "{name}" is a link, which is not allowed (bundle {folder})')
         # What is opened is what is checked: no link is followed, and no pipe is waited for.
         file = os.open(folder / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except (OSError, ValueError) as error:
-        raise BundleError(f'file "{name}" is missing (bundle {folder})') from error
-    with os.fdopen(file, "rb") as opened:
-        found = os.fstat(opened.fileno())
+        raise BundleError(f'file "{name:.200}" is missing (bundle {folder})') from error
+    try:
+        found = os.fstat(file)
+        # Python opens no folder, and leaves its number open.
         if not stat.S_ISREG(found.st_mode):
             raise BundleError(f'file "{name}" is missing (bundle {folder})')
-        digest = hashlib.file_digest(opened, "sha256").hexdigest() if found.st_size == entry.num_bytes else None
+        with os.fdopen(file, "rb", closefd=False) as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest() if found.st_size == entry.num_bytes else None
+    finally:
+        os.close(file)
     if digest != entry.sha256:
         raise BundleError(f'file "{name}" does not have the sha256 that bundle.json states (bundle {folder})')
     return _stamp(found)
