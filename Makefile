@@ -9,7 +9,7 @@ DATA ?= scene-digits
 RETRAIN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow docs bench-main bench-bottleneck bench-pruning bench-pruning-small bench-pipeline results clean
+.PHONY: help install demo test test-slow docs bench-main bench-bottleneck bench-pruning bench-pruning-small bench-pipeline fuzz results clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -71,6 +71,9 @@ bench-pipeline: $(STAMP) ## measure everything in docs/results/pipeline.md with 
 	$(BIN)/python -m bench.queueing resnet56-exits
 	$(BIN)/python -m bench.solvers resnet56-exits
 	$(BIN)/python -m bench.pipeline_results
+
+fuzz: $(STAMP) ## a million inputs on each parser: protocol messages, payloads, bundle manifests (minutes)
+	nice -n 5 $(BIN)/python -m bench.fuzz protocol payloads manifests --inputs 1000000
 
 results: $(STAMP) ## recompute the tables and JSON of docs/results from the raw logs
 	$(BIN)/python -m bench.results
