@@ -30,14 +30,14 @@ from numpy.typing import ArrayLike, NDArray
 from ..bundle import Bundle
 from ..engine.segments import Segments
 from ..engine.sides import Mark, Run, SideResult, run_now, run_side, unmarked
-from ..errors import DataError, PlanError, RefusedError
+from ..errors import DataError, PlanError
 from ..plan import Plan
-from ..protocol import Failure, Pong, Reply, Result, Terms, decode_result, encode_result, message_wire_bytes
+from ..protocol import Pong, Reply, Result, Terms, decode_result, encode_result, message_wire_bytes
 from ..timeline import Outcome, Timeline
 from .channel import Channel
 from .pace import AsFastAsItGoes, Pace
 from .recent import RecentTimeline
-from .request import Answer, Asked, Ended, Found, Handed
+from .request import Answer, Asked, Ended, Event, Found, Handed, refusal_of
 from .stamps import Stamps, link_spans
 from .stream import POLICIES, Policy, StreamTerms, overlapped
 
@@ -209,11 +209,9 @@ class Device:
         channel = self.channel()
         start_s = self.now_s()
         channel.ping(self._next())
-        while not isinstance(channel.parse(channel.read()), Pong):
+        while not isinstance(self.hear_any(channel)[0], Pong):
             pass
         return self.now_s() - start_s
-
-    # What a stream's threads share with `infer`.
 
     def channel(self) -> Channel:
         """The connection; a new one where the old one has been closed meanwhile.
@@ -275,17 +273,23 @@ class Device:
         asked.sent_s = self.now_s()
         channel.write(asked.frame)
 
-    def hear(self, channel: Channel) -> tuple[Reply | Failure, float]:
+    def hear(self, channel: Channel) -> tuple[Event, float]:
         """The edge's next answer, and when its bytes had arrived."""
+        while isinstance((found := self.hear_any(channel))[0], Pong):
+            pass
+        return found  # type: ignore[return-value]
+
+    def hear_any(self, channel: Channel) -> tuple[Event | Pong, float]:
+        """The edge's next answer or heartbeat, and when its bytes had arrived."""
         while True:
             message = channel.read()
             received_s = self.now_s()
             parse, rehearse = partial(channel.parse, message), partial(channel.rehearse, message)
             event = self.pace.run("fp32", parse, rehearse, is_urgent=True)
-            if isinstance(event, Reply | Failure):
+            if event is not None:
                 return event, received_s
 
-    def answer(self, asked: Asked, event: Reply | Failure, received_s: float) -> Ended:
+    def answer(self, asked: Asked, event: Event, received_s: float) -> Ended:
         """The answer to a request from the edge's event, or why it has none."""
         end_s = self.now_s()
         is_answered = isinstance(event, Reply)
@@ -301,19 +305,17 @@ class Device:
             exit=event.exit if isinstance(event, Reply) else None,
         )
         spans = (*asked.spans, *link_spans(asked, event, received_s))
-        if isinstance(event, Failure):
-            text = f"request {asked.request}: {event.text} ({asked.plan.label})"
-            error = RefusedError(f"the edge could not answer {text}")
-            return Ended(Answer(asked.request, outcome, spans, ()), error)
+        if not isinstance(event, Reply):
+            return Ended(Answer(asked.request, outcome, spans, ()), refusal_of(asked, event))
         return Ended(Answer(asked.request, outcome, spans, *event.result))
 
-    def alone(self, handed: Handed, plan: Plan) -> Ended:
+    def alone(self, handed: Handed, plan: Plan, *, is_fallback: bool = False) -> Ended:
         """The answer by the device alone, of an exit or of the network's end.  Raises as `ask`."""
         array, stamps = self._checked(handed.x), Stamps(self._came_as_far_s, handed)
         compute = partial(self._made, plan, array, run=self.pace.run, mark=stamps.mark)
         found = self.pace.run("fp32", compute, partial(self._rehearse, plan, array))
         assert isinstance(found, Found)
-        return self._answered(handed, plan, found, stamps)
+        return self._answered(handed, plan, found, stamps, is_fallback=is_fallback)
 
     def _made(self, plan: Plan, array: Array, *, run: Run = run_now, mark: Mark = unmarked) -> bytes | Found:
         """What the device makes of one request: the payload that it sends, or an answer."""
@@ -335,13 +337,15 @@ class Device:
             return Found(Result(tuple(side.values)), side.exit)
         return Found(decode_result(plan, encode_result(plan, side.values, specs), specs), side.exit)
 
-    def _answered(self, handed: Handed, plan: Plan, found: Found, stamps: Stamps) -> Ended:
+    def _answered(
+        self, handed: Handed, plan: Plan, found: Found, stamps: Stamps, *, is_fallback: bool = False
+    ) -> Ended:
         """The answer that the device computed; making it of the last stage's output is part of that stage."""
         stamps.extend()
         outcome = Outcome(
             request=handed.request,
             plan=plan.number,
-            answered="device" if found.exit is None else "exit",
+            answered="fallback" if is_fallback else "device" if found.exit is None else "exit",
             start_s=handed.start_s,
             end_s=stamps.since_s,
             exit=found.exit,

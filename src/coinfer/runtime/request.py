@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import PlanError, RefusedError
+from ..errors import BusyError, PlanError, RefusedError
 from ..plan import Plan
-from ..protocol import Result
+from ..protocol import Busy, Failure, Reply, Result
 from ..timeline import Answered, Outcome, Span
 
 Array = NDArray[Any]
+# What an edge says of a request.
+Event = Reply | Failure | Busy
 
 
 class Found(NamedTuple):
@@ -87,3 +89,12 @@ class Ended(NamedTuple):
 
     answer: Answer
     error: RefusedError | None = None
+
+
+def refusal_of(asked: Asked, event: Failure | Busy) -> RefusedError:
+    """Why the edge did not answer a request."""
+    which = f"request {asked.request}"
+    if isinstance(event, Busy):
+        text = f"the edge is busy: ask again after {event.retry_after_s:g} s, {which} ({asked.plan.label})"
+        return BusyError(text, retry_after_s=event.retry_after_s)
+    return RefusedError(f"the edge could not answer {which}: {event.text} ({asked.plan.label})")

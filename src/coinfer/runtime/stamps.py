@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from ..protocol import Failure, Reply
+from ..protocol import Reply
 from ..timeline import Span
-from .request import Asked, Handed
+from .request import Asked, Event, Handed
 
 # A request that has waited for less was computed at once.
 _WAITED_S = 1e-3
@@ -36,7 +36,7 @@ class Stamps:
         self.spans[-1] = msgspec.structs.replace(self.spans[-1], end_s=self.since_s)
 
 
-def link_spans(asked: Asked, event: Reply | Failure, received_s: float) -> list[Span]:
+def link_spans(asked: Asked, event: Event, received_s: float) -> list[Span]:
     """The exchange on the device's clock, and the edge's durations on the edge's."""
     request = asked.request
     sent_s, num_bytes = asked.sent_s, asked.wire_bytes

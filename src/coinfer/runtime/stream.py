@@ -51,7 +51,7 @@ class StreamTerms(NamedTuple):
     is_ordered: bool = True
 
 
-class _Worker(threading.Thread):
+class Worker(threading.Thread):
     """Runs one of the boxes; what ends it is raised again in the caller's thread."""
 
     def __init__(self, name: str, work: Callable[[], None], ended: Callable[[], None]) -> None:
@@ -72,7 +72,7 @@ class _Worker(threading.Thread):
             self._ended()
 
 
-class _Intake:
+class Intake:
     """Where requests wait to be computed, at most `queue` of them, each until one of `window` slots is free."""
 
     def __init__(self, terms: StreamTerms) -> None:
@@ -133,7 +133,7 @@ class _Intake:
             self._changed.notify_all()
 
 
-class _Done(NamedTuple):
+class Done(NamedTuple):
     """What is said of a request: how it ended, or why it has no answer.
 
     `held_slot`: it has been computed, or was about to be.  `is_last` False: its deadline has passed, and whoever has it
@@ -147,7 +147,7 @@ class _Done(NamedTuple):
     is_last: bool = True
 
 
-class _Stream:
+class Stream:
     """The queues between the boxes, and the boxes.  How a request ends is decided in the caller's thread alone."""
 
     def __init__(self, device: Device, channel: Channel | None, plan: Plan, terms: StreamTerms) -> None:
@@ -157,7 +157,8 @@ class _Stream:
         self.terms = terms
         self.stopped = threading.Event()
         self.is_complete = False
-        self.intake = _Intake(terms)
+        self.intake = Intake(terms)
+        self.has_reader = terms.policy != "block"
         # From the first request on that is not over, in the order in which they came.
         self.order: deque[Handed] = deque()
         self.broken: int | None = None
@@ -165,7 +166,7 @@ class _Stream:
         self.to_send: SimpleQueue[tuple[Handed, Asked] | None] = SimpleQueue()
         self.on_the_way: SimpleQueue[bool] = SimpleQueue()
         # None: a worker has ended.
-        self.done: SimpleQueue[_Done | None] = SimpleQueue()
+        self.done: SimpleQueue[Done | None] = SimpleQueue()
 
     def read(self, xs: Iterable[ArrayLike]) -> None:
         """Take what a live source gives; what the queue has no room for is dropped."""
@@ -175,14 +176,14 @@ class _Stream:
                     break
                 dropped = self.intake.put(self._hand(x))
                 if dropped is not None:
-                    self.done.put(_Done(dropped, None, "dropped", held_slot=False))
+                    self.done.put(Done(dropped, None, "dropped", held_slot=False))
         finally:
             self.intake.end()
 
     def compute(self, xs: Iterable[ArrayLike]) -> None:
         """Head and encoder, request by request."""
         try:
-            for handed in self._one_by_one(xs) if self.terms.policy == "block" else iter(self.intake.take, None):
+            for handed in iter(self.intake.take, None) if self.has_reader else self._one_by_one(xs):
                 try:
                     self._compute(handed)
                 except BaseException:
@@ -200,14 +201,14 @@ class _Stream:
 
     def _compute(self, handed: Handed) -> None:
         if self._left_s(handed) <= 0:
-            self.done.put(_Done(handed, None))
+            self.done.put(Done(handed, None))
             return
         if self.channel is None:
-            self.done.put(_Done(handed, self.device.alone(handed, self.plan)))
+            self.done.put(Done(handed, self.device.alone(handed, self.plan)))
             return
         asked = self.device.ask(handed, self.plan, self.channel)
         if isinstance(asked, Ended):
-            self.done.put(_Done(handed, asked))
+            self.done.put(Done(handed, asked))
         else:
             self.to_send.put((handed, asked))
 
@@ -229,13 +230,12 @@ class _Stream:
         while self.on_the_way.get() and not self.stopped.is_set():
             event, received_s = self.device.hear(self.channel)
             handed, asked = self.asked.pop(event.request)
-            self.done.put(_Done(handed, self.device.answer(asked, event, received_s)))
+            self.done.put(Done(handed, self.device.answer(asked, event, received_s)))
 
     def answers(self, xs: Iterable[ArrayLike]) -> Iterator[Answer]:
         """Start the boxes and give the answers; `is_complete` where nothing is left on the link."""
         compute = self._worker("compute", lambda: self.compute(xs))
-        is_live = self.terms.policy != "block"
-        readers = (self._worker("read", lambda: self.read(xs)),) if is_live else ()
+        readers = (self._worker("read", lambda: self.read(xs)),) if self.has_reader else ()
         link = () if self.channel is None else (self._worker("receive", self.receive), self._worker("send", self.send))
         try:
             for worker in (*readers, compute, *link):
@@ -249,11 +249,11 @@ class _Stream:
                 worker.join(JOIN_S)
         _raise_first((*readers, compute))
 
-    def _given(self, compute: _Worker, link: Iterable[_Worker]) -> Iterator[Answer]:
+    def _given(self, compute: Worker, link: Iterable[Worker]) -> Iterator[Answer]:
         """What the caller is given, until all requests are over."""
-        finished: dict[int, _Done] = {}
+        finished: dict[int, Done] = {}
         late: set[int] = set()
-        while not (compute.has_ended and self._is_over()):
+        while not self._is_finished(compute):
             done = self._next()
             if done is None:
                 _raise_first(link)
@@ -275,13 +275,17 @@ class _Stream:
                     yield self._give(first)
         self.is_complete = not late
 
+    def _is_finished(self, compute: Worker) -> bool:
+        """Whether all that will be said has been."""
+        return compute.has_ended and self._is_over()
+
     def _is_over(self) -> bool:
         """Whether the requests that are left, if any, come behind one whose computing failed."""
         if not self.order:
             return True
         return self.broken is not None and (self.order[0].request - self.broken) % 2**32 < 2**31
 
-    def _next(self) -> _Done | None:
+    def _next(self) -> Done | None:
         """What is said next; or that the first request's deadline has passed."""
         limit_s = self.terms.deadline_s
         while limit_s is not None:
@@ -290,7 +294,7 @@ class _Stream:
                 return self.done.get(timeout=limit_s if first is None else max(0.0, self._left_s(first)))
             except Empty:
                 if first is not None and self._left_s(first) <= 0:
-                    return _Done(first, None, held_slot=False, is_last=False)
+                    return Done(first, None, held_slot=False, is_last=False)
         return self.done.get()
 
     def _left_s(self, handed: Handed) -> float:
@@ -298,7 +302,7 @@ class _Stream:
         limit_s = self.terms.deadline_s
         return math.inf if limit_s is None else handed.start_s + limit_s - self.device.now_s()
 
-    def _give(self, done: _Done) -> Answer:
+    def _give(self, done: Done) -> Answer:
         if done.held_slot:
             self.intake.free_slot()
         ended, limit_s = done.ended, self.terms.deadline_s
@@ -312,8 +316,8 @@ class _Stream:
         self.order.append(handed)
         return handed
 
-    def _worker(self, name: str, work: Callable[[], None]) -> _Worker:
-        return _Worker(name, work, lambda: self.done.put(None))
+    def _worker(self, name: str, work: Callable[[], None]) -> Worker:
+        return Worker(name, work, lambda: self.done.put(None))
 
     def _stop(self) -> None:
         """Have every box end, wherever it waits; where something is left on the link, with the link."""
@@ -325,7 +329,7 @@ class _Stream:
             self.channel.abort()
 
 
-def _raise_first(workers: Iterable[_Worker]) -> None:
+def _raise_first(workers: Iterable[Worker]) -> None:
     for worker in workers:
         if worker.error is not None:
             raise worker.error
@@ -335,7 +339,7 @@ def overlapped(device: Device, xs: Iterable[ArrayLike], plan: Plan, terms: Strea
     """The answers of `device` to `xs` by a plan; see the module."""
     channel = None if plan.kind == "device" else device.channel()
     device.claim(True)
-    stream = _Stream(device, channel, plan, terms)
+    stream = Stream(device, channel, plan, terms)
     try:
         yield from stream.answers(xs)
     finally:

@@ -10,6 +10,7 @@ import numpy as np
 
 from coinfer.errors import LinkError
 from coinfer.protocol import (
+    Busy,
     DeviceConnection,
     Durations,
     EdgeConnection,
@@ -43,7 +44,8 @@ class MemoryChannel:
         self.limits = Limits(max_message_bytes=100_000, in_flight=100)
         self.behaviour = behaviour
         self.inbox: SimpleQueue[bytes | LinkError] = SimpleQueue()
-        self.is_aborted = False
+        self.is_aborted = self.is_deaf = False
+        self.pings: list[Ping] = []
         self.requests: list[Request] = []
         self._device, self._edge = DeviceConnection(terms), EdgeConnection(terms, self.limits)
         self._edge.receive(self._device.hello())
@@ -57,6 +59,9 @@ class MemoryChannel:
 
     def fail(self, request: Request, text: str) -> None:
         self.inbox.put(self._edge.failure(request.request, text))
+
+    def refuse(self, request: Request, retry_after_s: float) -> None:
+        self.inbox.put(self._edge.busy(request.request, retry_after_s))
 
     def beat(self) -> None:
         self.inbox.put(self._edge.ping(77))
@@ -90,18 +95,20 @@ class MemoryChannel:
             raise message
         return message
 
-    def parse(self, message: bytes) -> Reply | Failure | Pong | None:
+    def parse(self, message: bytes) -> Reply | Failure | Busy | Pong | None:
         event = self._device.receive(message)
         if isinstance(event, Ping):
             assert self._edge.receive(self._device.pong(event.token)) == Pong(event.token)
             return None
-        assert isinstance(event, Reply | Failure | Pong)
+        assert isinstance(event, Reply | Failure | Busy | Pong)
         return event
 
-    def ping(self, token: int) -> None:
-        event = self._edge.receive(self._device.ping(token))
+    def ping(self, token: int, *, padding: int = 0) -> None:
+        event = self._edge.receive(self._device.ping(token, padding=padding))
         assert isinstance(event, Ping)
-        self.inbox.put(self._edge.pong(event.token))
+        self.pings.append(event)
+        if not self.is_deaf:
+            self.inbox.put(self._edge.pong(event.token))
 
     def is_open(self) -> bool:
         return not self.is_aborted

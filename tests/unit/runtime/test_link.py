@@ -111,7 +111,7 @@ def test_one_thread_writes_while_another_reads() -> None:
         link.close()
 
 
-@pytest.mark.parametrize("url", ["http://localhost:1", "localhost:8300", "", "ws://", "wss://localhost:1", "ws://h:x"])
+@pytest.mark.parametrize("url", ["http://localhost:1", "localhost:8300", "", "ws://", "wss://", "ws://h:x"])
 def test_what_is_no_address_of_an_edge_is_a_usage_error(url: str) -> None:
     with pytest.raises(UsageError, match="an edge is ws://HOST:PORT"):
         connect(url)

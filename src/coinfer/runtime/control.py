@@ -1,0 +1,344 @@
+"""Which plan the next request takes: looked up in the map of plans by the link's rate and the edge's load as they are.
+
+    frames, replies, heartbeats --> UplinkRate, edge's load --> look-up --> hysteresis --> plan of the next frame
+
+`Pilot` has no I/O and no clock: it is told what happened and when, in seconds of the device's clock.  A switch is a
+number in the next frame; what is in flight stays as it is.  Without a link, or while the edge says that it is busy, the
+next request is the device's own (`fallback`).  Every change is a `Decision` with its reason.  A Pilot is safe from
+several threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from ..bundle import Bundle
+from ..errors import Infeasible, PlanError
+from ..plan import Candidate, Plan
+from ..profile import Conditions
+from ..protocol import HEADER_BYTES, PADDING_BYTES, Durations, message_wire_bytes
+from ..search.estimate import Table
+from ..search.goal import Goal
+from ..search.planmap import PlanMap, built_goal, load_map, plan_map
+from ..search.solve import search
+from ..stages import cost, row_of, stages
+from ..timeline import Decision
+from ..units import format_duration, format_rate
+from .rate import UplinkRate
+
+_LOG = logging.getLogger("coinfer.device")
+# A plan is left for one that is better by a twentieth; right after a change it takes more.
+GAIN, GAIN_AFTER_CHANGE, CALM_S = 0.05, 0.25, 1.0
+# How much the latest reply counts in the edge's load.
+_NEWEST = 0.3
+# A heartbeat that measures the link takes it for so long, at the rate that is assumed.
+_PROBE_S, _LEAST_PROBE_BYTES = 0.02, 256
+# How far from what is assumed a rate may be that nothing has told for a while.
+_MAY_BE = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+_SELDOM = 16
+_KEPT = 1000
+
+
+class Choice(NamedTuple):
+    """The plan of the next request; `is_fallback`: since the link or the edge cannot be used."""
+
+    plan: Plan
+    is_fallback: bool
+
+
+class Line(NamedTuple):
+    """What a request of a plan takes, as a straight line in the link's seconds a bit and the edge's load."""
+
+    device_s: float
+    up_bits: float
+    down_bits: float
+    edge_s: float
+    share: float
+    exchange_s: float
+
+    def latency_s(self, rate_bps: float, *, base_s: float, load: float, wait_s: float, backlog_s: float) -> float:
+        """Seconds of a request: its bytes wait until the link is free, its tail until the edge is."""
+        if self.share == 0:
+            return self.device_s
+        link_s = max(0.0, backlog_s - self.device_s) + (self.up_bits + self.down_bits) / rate_bps + base_s
+        return self.device_s + self.share * (link_s + self.exchange_s + self.edge_s * load + wait_s)
+
+
+def line_of(table: Table, row: int, base: Conditions) -> Line:
+    """The line of one candidate on this device, from the price list that all else is priced by."""
+    work = row_of(table.work, row)
+    parts = {stage.name: stage for stage in stages(work, is_typical=True)}
+    busy_s = {name: float(stage.share * cost(stage, base).busy_s) for name, stage in parts.items()}
+    return Line(
+        device_s=busy_s["head"] + busy_s["exit"] + busy_s["encode"],
+        up_bits=8.0 * float(parts["send"].num_bytes),
+        down_bits=8.0 * float(parts["reply"].num_bytes),
+        edge_s=float(cost(parts["decode"], base).busy_s + cost(parts["tail"], base).busy_s),
+        share=float(work.remote_share),
+        exchange_s=base.exchange_s,
+    )
+
+
+class Pilot:
+    """Chooses a plan of a bundle's menu for each request.
+
+    Args:
+        bundle: with a map of plans, or none where `plan` is given.
+        plan: the number of the one plan to use; None chooses.
+        goal: what to make best; what the bundle was built for by default.
+        conditions: rate, round trip and device as assumed before anything is known; the map's by default.
+        fallback: number of the plan without an edge; the best one on the menu by default.
+        probe_s: so often the link is measured where requests do not tell its rate.
+
+    Raises:
+        PlanError: no plan of the menu runs on the device alone, or the one named does not.
+        BundleError: a plan is not on the menu, or there is no map.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        plan: int | None = None,
+        goal: Goal | None = None,
+        conditions: Conditions | None = None,
+        fallback: int | None = None,
+        probe_s: float = 1.0,
+    ) -> None:
+        if not probe_s > 0:
+            raise PlanError(f"a link is measured every so many seconds above 0, got {probe_s}")
+
+        self.bundle = bundle
+        # The latest ones, and how many there were.
+        self.decisions: deque[Decision] = deque(maxlen=_KEPT)
+        self.num_decisions = 0
+        built = load_map(bundle) if plan is None or conditions is None else None
+        self.goal = goal or (built.goal if built is not None else built_goal(bundle.manifest))
+        base = conditions or (built.base if built is not None else None)
+        assert base is not None
+        self._base = base
+        self._table = Table(_menu(bundle))
+        rows = {int(number): row for row, number in enumerate(self._table.numbers)}
+        self._lines = {number: line_of(self._table, row, base) for number, row in rows.items()}
+        self.fallback = self._fallback(fallback)
+        self._fixed = None if plan is None else bundle.plan(plan)
+        is_as_built = built is not None and goal is None and conditions is None
+        self._map: PlanMap | None = None if plan is not None else built if is_as_built else self._mapped(base)
+        self.rate = UplinkRate(base.link.rate_bps, 2 * base.link.delay_s)
+        self._load, self._wait_s = 1.0, 0.0
+        self._current = self.fallback.number
+        self._changed_s = -math.inf
+        self._is_up = False
+        self._down = "no link yet"
+        self._busy_until_s = -math.inf
+        self._probe_s = self._probe_every_s = probe_s
+        self._probed_s = -math.inf
+        self._asked: dict[int, int] = {}
+        self._lock = threading.RLock()
+
+    def _mapped(self, base: Conditions) -> PlanMap:
+        return plan_map(self._table, self.goal, base, device_loads=(1.0,))
+
+    def _fallback(self, number: int | None) -> Plan:
+        if number is not None:
+            plan = self.bundle.plan(number)
+            if plan.kind != "device":
+                raise PlanError(f"a fallback must run on the device alone, plan {number} is {plan.label}")
+            return plan
+        alone = [candidate for candidate in self._table.candidates if candidate.plan.kind == "device"]
+        if not alone:
+            raise PlanError(
+                f"no plan of the menu runs on the device alone, so nothing answers where the link is lost "
+                f"(bundle {self.bundle.folder})"
+            )
+        try:
+            return alone[search(alone, self._base, self.goal).best].plan
+        except Infeasible:
+            # Better an answer that loses more than none.
+            return min(alone, key=_loss).plan
+
+    # What is known.
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a link."""
+        return self._is_up
+
+    def wants_probe(self, now_s: float) -> bool:
+        """Whether the link should be measured now, if it is idle; whoever asks then does.
+
+        That is where what crosses it has not told its rate for `probe_s`, unless no other rate would change anything;
+        ever more seldom where measuring tells nothing either.
+        """
+        with self._lock:
+            known_s = self.rate.last_known_s
+            if self._map is None or now_s - max(known_s, self._probed_s) < self._probe_every_s:
+                return False
+            load = max(self._load, 1e-3)
+            rates_bps = (self.rate.at(now_s) * factor for factor in _MAY_BE)
+            if all(self._map.at(rate_bps, edge_load=load) == self._current for rate_bps in rates_bps):
+                return False
+            told = known_s >= self._probed_s
+            self._probe_every_s = self._probe_s if told else min(2 * self._probe_every_s, _SELDOM * self._probe_s)
+            self._probed_s = now_s
+            return True
+
+    @property
+    def edge_load(self) -> float:
+        """How many times as long as measured decoding and tails take, as of late."""
+        return self._load
+
+    def choose(self, now_s: float, request: int | None = None) -> Choice:
+        """The plan of a request that is begun now."""
+        with self._lock:
+            return self._choose(now_s, request)
+
+    def _choose(self, now_s: float, request: int | None) -> Choice:
+        if not self._is_up:
+            return self._settle(now_s, request, self.fallback, self._down, is_fallback=True)
+        if now_s < self._busy_until_s:
+            left = format_duration(self._busy_until_s - now_s)
+            return self._settle(now_s, request, self.fallback, f"the edge is busy for {left}", is_fallback=True)
+        if self._fixed is not None:
+            return self._settle(now_s, request, self._fixed, "the plan that was asked for")
+        assert self._map is not None
+        rate_bps = self.rate.at(now_s)
+        number = self._map.at(rate_bps, edge_load=max(self._load, 1e-3))
+        wanted = self.fallback.number if number is None else number
+        reason = f"{format_rate(rate_bps)}, the edge at {self._load:.2g} times its times"
+        costs = {n: self._latency_s(n, now_s, rate_bps) for n in {wanted, self._current, self.fallback.number}}
+        if costs[self.fallback.number] < costs[wanted] and self.goal.minimise == "latency":
+            # The map knows no queues.
+            backlog_s = self.rate.backlog_s(now_s)
+            queues = f"{format_duration(backlog_s)} of bytes on the link, {format_duration(self._wait_s)} at the edge"
+            reason = f"{reason}, {queues}"
+            wanted = self.fallback.number
+        if wanted != self._current and not self._is_worth_it(now_s, costs[wanted], costs[self._current]):
+            wanted = self._current
+        return self._settle(now_s, request, self.bundle.plan(wanted), reason)
+
+    def _latency_s(self, number: int, now_s: float, rate_bps: float) -> float:
+        return self._lines[number].latency_s(
+            rate_bps, base_s=self.rate.base_s, load=self._load, wait_s=self._wait_s,
+            backlog_s=self.rate.backlog_s(now_s),
+        )  # fmt: skip
+
+    def _is_worth_it(self, now_s: float, new_s: float, old_s: float) -> bool:
+        """Whether a change gains enough: more right after another one, so that plans do not flap."""
+        since_s = now_s - self._changed_s
+        if self.goal.minimise != "latency":
+            return since_s > CALM_S
+        needed = GAIN + GAIN_AFTER_CHANGE * math.exp(-since_s / CALM_S)
+        return new_s < (1 - needed) * old_s
+
+    def _settle(
+        self, now_s: float, request: int | None, plan: Plan, reason: str, *, is_fallback: bool = False
+    ) -> Choice:
+        if plan.number != self._current or not self.decisions:
+            before, self._current, self._changed_s = self._current, plan.number, now_s
+            decision = Decision(
+                at_s=now_s, request=request, plan=plan.number, before=before if self.decisions else None, reason=reason,
+                rate_bps=self.rate.at(now_s), edge_load=self._load,
+            )  # fmt: skip
+            self.decisions.append(decision)
+            self.num_decisions += 1
+            _LOG.info("plan %d (%s): %s", plan.number, plan.label, reason)
+        return Choice(plan, is_fallback)
+
+    # What happens.
+
+    def connected(self, now_s: float) -> None:
+        """There is a link from now on."""
+        with self._lock:
+            self._is_up = True
+            self._busy_until_s = -math.inf
+            self._load, self._wait_s = 1.0, 0.0
+
+    def lost(self, now_s: float, why: str) -> None:
+        """There is none any more; what was on it is not acknowledged."""
+        with self._lock:
+            self._is_up, self._down = False, why
+            self._asked.clear()
+            self.rate.forget()
+
+    def sent(self, request: int, plan: Plan, now_s: float, wire_bytes: int) -> None:
+        """A request was handed to the link."""
+        with self._lock:
+            self._asked[request] = plan.number
+            edge_s = self._lines[plan.number].edge_s * self._load + self._wait_s
+            self.rate.sent(request, now_s, wire_bytes, edge_s=edge_s)
+
+    def replied(self, request: int, now_s: float, durations: Durations) -> None:
+        """The edge answered."""
+        wait_s, decode_s, tail_s = (1e-6 * duration for duration in durations)
+        with self._lock:
+            number = self._asked.pop(request, None)
+            self.rate.heard(request, now_s, edge_s=wait_s + decode_s + tail_s)
+            if number is not None and (expected_s := self._lines[number].edge_s) > 0:
+                self._load += _NEWEST * ((decode_s + tail_s) / expected_s - self._load)
+                self._wait_s += _NEWEST * (wait_s - self._wait_s)
+
+    def refused(self, request: int, now_s: float, retry_after_s: float | None) -> None:
+        """The edge could not answer a request; with `retry_after_s` it will be busy for so long."""
+        with self._lock:
+            self._asked.pop(request, None)
+            self.rate.heard(request, now_s)
+            if retry_after_s is not None:
+                self._busy_until_s = max(self._busy_until_s, now_s + retry_after_s)
+
+    def beats(self, token: int, now_s: float, wire_bytes: int) -> None:
+        """A heartbeat was handed to the link."""
+        with self._lock:
+            self.rate.sent(token, now_s, wire_bytes)
+
+    def beaten(self, token: int, sent_s: float, now_s: float, wire_bytes: int, *, was_idle: bool) -> None:
+        """A heartbeat came back; `was_idle`: nothing else was on the link when it was sent."""
+        with self._lock:
+            if was_idle:
+                self.rate.beat(sent_s, now_s, wire_bytes)
+            self.rate.heard(token, now_s)
+
+    def adapt(self) -> None:
+        """Draw the map anew where the round trip is another than it was drawn for: for a thread that has time."""
+        base_s, drawn_s = self.rate.base_s, 2 * self._base.link.delay_s
+        if self._map is None or abs(base_s - drawn_s) < max(0.002, 0.2 * drawn_s):
+            return
+        link = msgspec.structs.replace(self._base.link, delay_s=base_s / 2)
+        self._base = msgspec.structs.replace(self._base, link=link)
+        self._map = self._mapped(self._base)
+
+    def expected_s(self, plan: Plan, now_s: float) -> float:
+        """Seconds that a request of a plan is expected to take from here."""
+        with self._lock:
+            return self._latency_s(plan.number, now_s, self.rate.at(now_s))
+
+    def probe_bytes(self, now_s: float) -> int:
+        """The padding of a heartbeat that measures the link."""
+        with self._lock:
+            wanted = self.rate.at(now_s) * max(_PROBE_S, 4 * self.rate.noise_s) / 8
+        return int(min(max(wanted, _LEAST_PROBE_BYTES), PADDING_BYTES))
+
+
+def _menu(bundle: Bundle) -> Sequence[Candidate]:
+    on_menu = {plan.number for plan in bundle.manifest.menu}
+    found = [candidate for candidate in bundle.candidates() if candidate.plan.number in on_menu]
+    if not found:
+        raise PlanError(f"no plan of the menu has evidence, so none can be chosen (bundle {bundle.folder})")
+    return found
+
+
+def _loss(candidate: Candidate) -> float:
+    loss = candidate.evidence.loss_points
+    return math.inf if loss is None else loss
+
+
+def ping_wire_bytes(padding: int) -> int:
+    """Bytes on the wire of a heartbeat."""
+    return message_wire_bytes(HEADER_BYTES + padding, masked=True)

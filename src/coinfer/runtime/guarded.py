@@ -1,0 +1,367 @@
+"""A device that never loses a request: it chooses the plan of each, and answers itself what the link does not.
+
+    with GuardedDevice(bundle, edge="ws://127.0.0.1:8300") as device:
+        answer = device.infer(picture)                       # answer.answered: "edge", "exit", "device", "fallback"
+        for answer in device.stream(camera, policy="drop-oldest", deadline_s=0.1):
+            ...
+        device.decisions                                     # which plan since when, and why
+
+    camera -> [read] -> waiting -> [compute: plan, head, encode] -> [send] -> link -> [receive] -> answers
+                           ^              '--- the device's own answers ------------------------->'
+                           '---- again: lost, or refused -----------------------------'
+
+Every request ends in exactly one Answer: from the edge, an exit, the device by its plan, the device in place of the
+edge ("fallback"), dropped by the stream's policy, or late, past the deadline that the caller named.  `Pilot` chooses,
+`Keeper` holds the link; both live as long as the device, a stream comes and goes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from math import inf
+from types import TracebackType
+from typing import Any, Self
+
+from numpy.typing import ArrayLike
+
+from ..bundle import Bundle
+from ..errors import LinkError, PlanError
+from ..profile import Conditions
+from ..protocol import Reply, Terms
+from ..search.goal import Goal
+from ..timeline import Decision, Timeline
+from .channel import Channel
+from .control import Pilot
+from .device import Device
+from .keeper import Keeper, KeepTerms
+from .pace import Pace
+from .request import Answer, Asked, Ended, Event, Handed
+from .stream import POLICIES, Done, Intake, Policy, Stream, StreamTerms, Worker
+
+_LOG = logging.getLogger("coinfer.device")
+
+
+class _GuardedIntake(Intake):
+    """An intake to which requests come back that the device shall answer itself; they go before all others.
+
+    Under "block" a request has its slot before it is read.
+    """
+
+    def __init__(self, terms: StreamTerms) -> None:
+        super().__init__(terms)
+        self._window, self._is_held = terms.window, terms.policy == "block"
+        self._back: deque[Handed] = deque()
+        self._own: set[int] = set()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the source gives no more."""
+        return self._has_ended
+
+    def again(self, handed: Handed) -> None:
+        """The device shall answer this one itself."""
+        with self._changed:
+            self._back.append(handed)
+            self._own.add(handed.request)
+            self._changed.notify_all()
+
+    def is_own(self, request: int) -> bool:
+        """Whether the device shall answer this one itself; asked once."""
+        with self._changed:
+            is_own = request in self._own
+            self._own.discard(request)
+            return is_own
+
+    def put_held(self, handed: Handed) -> None:
+        """Let one wait that has its slot."""
+        with self._changed:
+            self._waiting.append(handed)
+            self._changed.notify_all()
+
+    def take(self) -> Handed | None:
+        """The next one; None when no more can come, not even back."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_stopped or self._back or self._can_take() or self._is_over())
+            if self._is_stopped:
+                return None
+            if self._back:
+                return self._back.popleft()
+            if not self._can_take():
+                return None
+            self._free -= not self._is_held
+            return self._waiting.popleft()
+
+    def _can_take(self) -> bool:
+        return bool(self._waiting) and (self._is_held or self._free > 0)
+
+    def _is_over(self) -> bool:
+        return self._has_ended and not self._waiting and self._free == self._window
+
+
+class _GuardedStream(Stream):
+    """A stream whose requests each have a plan of their own, and come back where the link does not answer them."""
+
+    def __init__(self, device: Device, keeper: Keeper, pilot: Pilot, terms: StreamTerms) -> None:
+        super().__init__(device, None, pilot.fallback, terms)
+        self._keeper, self._pilot = keeper, pilot
+        self._guarded = _GuardedIntake(terms)
+        self.intake = self._guarded
+        self.has_reader = True
+
+    def read(self, xs: Iterable[ArrayLike]) -> None:
+        """Take what the source gives; under "block" not before there is a slot for it."""
+        if self.terms.policy != "block":
+            super().read(xs)
+            return
+        is_handed = True
+        try:
+            source = iter(xs)
+            while self.intake.take_slot():
+                is_handed = False
+                x = next(source)
+                self._guarded.put_held(self._hand(x))
+                is_handed = True
+        except StopIteration:
+            pass
+        finally:
+            if not is_handed:
+                self.intake.free_slot()
+            self.intake.end()
+
+    def _is_finished(self, compute: Worker) -> bool:
+        """What is late needs nobody who waits until the link is rid of it."""
+        return (self._guarded.has_ended and not self.order) or super()._is_finished(compute)
+
+    def _compute(self, handed: Handed) -> None:
+        is_own = self._guarded.is_own(handed.request)
+        if self._left_s(handed) <= 0:
+            self.done.put(Done(handed, None))
+            return
+        begun = _begin(self.device, self._keeper, self._pilot, handed, is_own=is_own)
+        if isinstance(begun, Ended):
+            self.done.put(Done(handed, begun))
+        else:
+            self._keeper.ask(handed, *begun, self)
+
+    def heard(self, handed: Handed, asked: Asked, event: Event, received_s: float) -> None:
+        """From the keeper: the edge answered, or said that it cannot."""
+        if isinstance(event, Reply):
+            self.done.put(Done(handed, self.device.answer(asked, event, received_s)))
+        else:
+            self._guarded.again(handed)
+
+    def again(self, handed: Handed, asked: Asked) -> None:
+        """From the keeper: the link is lost."""
+        self._guarded.again(handed)
+
+
+def _begin(
+    device: Device, keeper: Keeper, pilot: Pilot, handed: Handed, *, is_own: bool = False
+) -> Ended | tuple[Asked, Channel]:
+    """The device's own answer, or what it asks of the edge and on which connection; `is_own`: without the edge."""
+    choice = None if is_own else pilot.choose(device.now_s(), handed.request)
+    plan = pilot.fallback if choice is None else choice.plan
+    is_fallback = choice is None or choice.is_fallback
+    if plan.kind != "device":
+        channel = keeper.channel
+        try:
+            if channel is not None:
+                asked = device.ask(handed, plan, channel)
+                return asked if isinstance(asked, Ended) else (asked, channel)
+        except LinkError as error:
+            # It closed meanwhile, or takes no message of that size.
+            _LOG.warning("request %d is answered by the device: %s", handed.request, error)
+        plan, is_fallback = pilot.fallback, True
+    return device.alone(handed, plan, is_fallback=is_fallback)
+
+
+class _One:
+    """Waits for what comes of one request."""
+
+    def __init__(self) -> None:
+        self._is_back = threading.Event()
+        self.event: tuple[Event, float] | None = None
+
+    def heard(self, handed: Handed, asked: Asked, event: Event, received_s: float) -> None:
+        """The edge answered, or said that it cannot."""
+        self.event = event, received_s
+        self._is_back.set()
+
+    def again(self, handed: Handed, asked: Asked) -> None:
+        """The link is lost."""
+        self._is_back.set()
+
+    def wait(self, timeout_s: float | None) -> bool:
+        """Whether it came back within so long."""
+        return self._is_back.wait(timeout_s)
+
+
+class GuardedDevice:
+    """Runs a bundle with an edge that may be slow, busy, away or hostile, and answers every request.
+
+    Args:
+        bundle: the folder that both machines hold; a plan of its menu must run on the device alone.
+        edge: where the edge listens.
+        plan: number of the one plan to use; None chooses for each request.
+        goal, conditions, fallback, probe_s: as for `Pilot`.
+        keep: how the link is kept, see `KeepTerms`.
+        pace, threads, timeline, clock, connect: as for `Device`.
+        token: what the edge knows this device by.
+        tls: how a wss:// edge is verified.
+        seed: of the back-off's chance.
+
+    The link is opened in the background; making a device waits for it for as long as a loss may go unnoticed.
+    For one thread; `infer` is not for the middle of a `stream`.
+
+    Raises:
+        BundleError: a plan is not on the menu, or does not fit its segments.
+        PlanError: no plan of the menu runs on the device alone.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        edge: str,
+        plan: int | None = None,
+        goal: Goal | None = None,
+        conditions: Conditions | None = None,
+        fallback: int | None = None,
+        probe_s: float = 1.0,
+        keep: KeepTerms | None = None,
+        pace: Pace | None = None,
+        threads: int = 1,
+        timeline: Timeline | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        connect: Callable[..., Channel] = Channel,
+        seed: int | None = None,
+        **link: Any,
+    ) -> None:
+        self.pilot = Pilot(
+            bundle, plan=plan, goal=goal, conditions=conditions, fallback=fallback, probe_s=probe_s
+        )
+        self.device = Device(bundle, pace=pace, threads=threads, timeline=timeline, clock=clock)
+        # So that no request pays for the loading of a plan that it is the first of.
+        self.device.prepare(*(other.number for other in bundle.manifest.menu if plan in (None, other.number)))
+        self.device.prepare(self.pilot.fallback.number)
+        terms, keep = Terms.of(bundle), KeepTerms() if keep is None else keep
+        self.keeper = Keeper(
+            partial(connect, edge, terms, timeout_s=keep.notice_s, **link),
+            self.device.hear_any, self.pilot, terms=keep, now_s=self.device.now_s, seed=seed,
+        )  # fmt: skip
+        self._is_streaming = False
+        self._noted = 0
+        self.keeper.wait_up(keep.notice_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the link and end its threads."""
+        self.keeper.close()
+
+    @property
+    def bundle(self) -> Bundle:
+        """What is run."""
+        return self.device.bundle
+
+    @property
+    def timeline(self) -> Timeline:
+        """Spans, outcomes and decisions."""
+        return self.device.timeline
+
+    @property
+    def decisions(self) -> Sequence[Decision]:
+        """The latest changes of plan, each with its reason."""
+        return tuple(self.pilot.decisions)
+
+    def infer(self, x: ArrayLike, *, deadline_s: float | None = None) -> Answer:
+        """The answer to one request; without one by `deadline_s` it is "late".
+
+        Raises:
+            DataError: `x` is of another size or dtype than the bundle's input.
+            PlanError: the deadline is not above 0, or the device is in the middle of a stream.
+        """
+        _check(1, 1, deadline_s)
+        self._check_free()
+        handed = self.device.hand(x)
+        ended = self._answered(handed, deadline_s)
+        if ended is None or (deadline_s is not None and ended.answer.outcome.latency_s > deadline_s):
+            ended = self.device.unanswered(handed, self.pilot.fallback, "late")
+        return self._record(ended)
+
+    def _answered(self, handed: Handed, deadline_s: float | None) -> Ended | None:
+        """What comes of a request; None where nothing does in time."""
+        begun = _begin(self.device, self.keeper, self.pilot, handed)
+        if isinstance(begun, Ended):
+            return begun
+        one = _One()
+        self.keeper.ask(handed, *begun, one)
+        left_s = None if deadline_s is None else max(0.0, handed.start_s + deadline_s - self.device.now_s())
+        if not one.wait(left_s):
+            return None
+        if one.event is not None and isinstance(one.event[0], Reply):
+            return self.device.answer(begun[0], *one.event)
+        return self.device.alone(handed, self.pilot.fallback, is_fallback=True)
+
+    def stream(
+        self,
+        xs: Iterable[ArrayLike],
+        *,
+        window: int = 8,
+        policy: Policy = "block",
+        queue: int = 1,
+        deadline_s: float | None = None,
+        is_ordered: bool = True,
+    ) -> Iterator[Answer]:
+        """What came of each request of a stream, once for each.  As `Device.stream`, but no link ends it.
+
+        Raises:
+            PlanError: a number or policy is none that is allowed, or a stream is under way.
+            DataError: while iterating, a request is of another size or dtype.
+        """
+        _check(window, queue, deadline_s)
+        if policy not in POLICIES:
+            raise PlanError(f'a stream\'s policy must be one of {", ".join(POLICIES)}, got "{policy}"')
+        return self._streamed(xs, StreamTerms(window, policy, queue, deadline_s, is_ordered))
+
+    def _streamed(self, xs: Iterable[ArrayLike], terms: StreamTerms) -> Iterator[Answer]:
+        self._check_free()
+        self._is_streaming = True
+        try:
+            for answer in _GuardedStream(self.device, self.keeper, self.pilot, terms).answers(xs):
+                self._note()
+                yield answer
+        finally:
+            self._is_streaming = False
+
+    def _check_free(self) -> None:
+        if self._is_streaming:
+            raise PlanError("the device is in the middle of a stream; close it first")
+
+    def _record(self, ended: Ended) -> Answer:
+        self._note()
+        return self.device.record(ended)
+
+    def _note(self) -> None:
+        """Put new decisions into the timeline."""
+        new = self.pilot.num_decisions - self._noted
+        if new:
+            self.timeline.add(*self.decisions[-new:])
+            self._noted += new
+
+
+def _check(window: int, queue: int, deadline_s: float | None) -> None:
+    if window < 1 or queue < 1 or not (deadline_s is None or 0 < deadline_s < inf):
+        given = f"window {window}, queue {queue}, deadline {deadline_s}"
+        raise PlanError(f"a stream's window and queue must be at least 1, its deadline above 0 s, got {given}")

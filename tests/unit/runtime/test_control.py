@@ -1,0 +1,217 @@
+"""The pilot in made-up time: what it chooses, when it changes, and why it says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from coinfer.bundle import Bundle
+from coinfer.errors import BundleError, PlanError
+from coinfer.profile import Conditions, Link, Slowdown
+from coinfer.protocol import Durations
+from coinfer.runtime.control import Pilot
+from coinfer.search.estimate import estimate
+from coinfer.search.goal import Goal
+from coinfer.search.planmap import load_map
+from tiny_bundle import ASSUMED, DEVICE, DEVICE_TOP, MENU, SPLIT16, SPLIT32, UPLOAD, candidates, make_tiny_bundle
+
+BASE_S = 0.002
+SECONDS = Durations(0, 0, 2000)
+
+
+class Road:
+    """A link in made-up time; requests go over it one after the other, each a second after the one before."""
+
+    def __init__(self, pilot: Pilot, rate_bps: float, *, base_s: float = BASE_S) -> None:
+        self.pilot, self.rate_bps, self.base_s = pilot, rate_bps, base_s
+        self.now_s, self.count = 0.0, 0
+        pilot.connected(0.0)
+        self.measure()
+
+    def measure(self) -> None:
+        """Two heartbeats, one right behind the other."""
+        sent_s, self.now_s = self.now_s, self.now_s + self.base_s
+        sizes = (60, 60 + self.pilot.probe_bytes(sent_s))
+        for k, num_bytes in enumerate(sizes):
+            self.pilot.beats(2**31 + k, sent_s, num_bytes)
+        for k, num_bytes in enumerate(sizes):
+            self.now_s += 8 * num_bytes / self.rate_bps
+            self.pilot.beaten(2**31 + k, sent_s, self.now_s, num_bytes, was_idle=k == 0)
+
+    def ask(self, durations: Durations = SECONDS) -> int:
+        """The plan of the next request, which is then carried."""
+        self.now_s += 1.0
+        self.count += 1
+        choice = self.pilot.choose(self.now_s, self.count)
+        if choice.plan.kind != "device":
+            num_bytes = {UPLOAD: 20_000, SPLIT32: 2_000, SPLIT16: 1_000}[choice.plan.number]
+            self.pilot.sent(self.count, choice.plan, self.now_s, num_bytes)
+            heard_s = self.now_s + 8 * num_bytes / self.rate_bps + self.base_s + sum(durations) * 1e-6
+            self.pilot.replied(self.count, heard_s, durations)
+            self.now_s = heard_s
+        return choice.plan.number
+
+    def settled(self) -> int:
+        """The plan after some requests, with the link measured between them as a keeper does."""
+        for _ in range(12):
+            self.ask()
+            if self.pilot.wants_probe(self.now_s):
+                self.measure()
+        return self.ask()
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_tiny_bundle(tmp_path_factory.mktemp("known") / "bundle", has_evidence=True)
+
+
+@pytest.mark.parametrize("rate_bps", [5e4, 2e5, 4e5, 7e5, 1.5e6, 4e6, 1e7, 4e7, 2e8])
+def test_the_pilot_settles_on_the_best_plan_of_the_rate(known: Bundle, rate_bps: float) -> None:
+    road = Road(Pilot(known), rate_bps)
+    found = road.settled()
+    conditions = msgspec.structs.replace(ASSUMED, link=Link(rate_bps=rate_bps, delay_s=BASE_S / 2))
+    prices = {c.plan.number: estimate(c, conditions).latency_s for c in candidates()}
+    # The best, or one from which a change would gain too little.
+    assert prices[found] <= 1.06 * min(prices.values())
+
+
+def test_without_a_link_the_device_answers(known: Bundle) -> None:
+    pilot = Pilot(known)
+    assert pilot.choose(0.0) == (known.plan(DEVICE), True)
+    road = Road(pilot, 4e7)
+    assert road.settled() == UPLOAD
+    pilot.lost(road.now_s, "link lost: cut")
+    assert pilot.choose(road.now_s + 1) == (known.plan(DEVICE), True)
+    pilot.connected(road.now_s + 2)
+    assert pilot.choose(road.now_s + 2) == (known.plan(UPLOAD), False)
+    reasons = [decision.reason for decision in pilot.decisions]
+    assert reasons[0] == "no link yet" and "link lost: cut" in reasons
+
+
+def test_a_busy_edge_is_left_alone_for_as_long_as_it_says(known: Bundle) -> None:
+    road = Road(Pilot(known), 4e7)
+    road.settled()
+    road.pilot.refused(road.count, road.now_s, 0.5)
+    assert road.pilot.choose(road.now_s + 0.4) == (known.plan(DEVICE), True)
+    assert road.pilot.choose(road.now_s + 0.6) == (known.plan(UPLOAD), False)
+
+
+def test_a_loaded_edge_is_left_for_the_device_and_comes_back(known: Bundle) -> None:
+    road = Road(Pilot(known), 4e7)
+    assert road.settled() == UPLOAD
+    slow = Durations(0, 0, 60_000)
+    numbers = [road.ask(slow) for _ in range(8)]
+    assert numbers[0] == UPLOAD and numbers[-1] == DEVICE
+    assert road.pilot.edge_load > 8
+    # A queue counts as the tail does.
+    queue = Road(Pilot(known), 4e7)
+    queue.settled()
+    assert [queue.ask(Durations(100_000, 0, 2000)) for _ in range(8)][-1] == DEVICE
+    assert "at the edge" in queue.pilot.decisions[-1].reason
+
+
+def test_bytes_that_queue_on_the_link_are_waited_for(known: Bundle) -> None:
+    road = Road(Pilot(known), 4e7)
+    road.settled()
+    now_s = road.now_s + 1
+    numbers = []
+    for k in range(12):
+        # All at once: each upload waits for those before it, 4 ms each.
+        choice = road.pilot.choose(now_s, 1000 + k)
+        numbers.append(choice.plan.number)
+        if choice.plan.kind != "device":
+            road.pilot.sent(1000 + k, choice.plan, now_s, 20_000)
+    assert numbers[0] == UPLOAD and numbers[-1] == DEVICE
+    assert not road.pilot.choose(now_s).is_fallback
+
+
+def test_a_rate_that_trembles_changes_nothing(known: Bundle) -> None:
+    """At the rate where two plans cost the same, a tremble of a tenth never gains the twentieth that a change needs."""
+    pilot = Pilot(known)
+    road = Road(pilot, 4e6)
+    road.settled()
+    # Split32 against upload: 10 ms + 16 kbit against 1 ms + 160 kbit, equal at 16 Mbit/s.
+    for k in range(60):
+        road.rate_bps = 16.2e6 * (1.08 if k % 2 else 0.92)
+        road.ask()
+    changes = [d for d in pilot.decisions if d.before is not None and d.at_s > 12]
+    assert len(changes) <= 1
+
+
+def test_every_change_says_why(known: Bundle) -> None:
+    road = Road(Pilot(known), 4e7)
+    road.settled()
+    road.rate_bps = 5e4
+    road.settled()
+    made = list(road.pilot.decisions)
+    assert [d.before for d in made] == [None, *(d.plan for d in made[:-1])]
+    assert made[-1].plan == DEVICE and "kbit/s" in made[-1].reason
+    assert [d.at_s for d in made] == sorted(d.at_s for d in made)
+    assert all(d.request is not None for d in made)
+
+
+def test_one_plan_can_be_asked_for(known: Bundle) -> None:
+    pilot = Pilot(known, plan=SPLIT16)
+    assert pilot.choose(0.0).plan.number == DEVICE
+    assert Road(pilot, 5e4).settled() == SPLIT16
+
+
+def test_the_map_is_drawn_anew_for_another_round_trip(known: Bundle) -> None:
+    """Behind 100 ms the link never wins; the map of the bundle was drawn for 2 ms."""
+    pilot = Pilot(known)
+    road = Road(pilot, 4e7, base_s=0.1)
+    pilot.adapt()
+    assert road.settled() == DEVICE
+    near = Road(Pilot(known), 4e7)
+    near.pilot.adapt()
+    assert near.settled() == UPLOAD
+
+
+def test_other_conditions_and_goals_have_a_map_of_their_own(known: Bundle) -> None:
+    slow = Conditions(link=Link(rate_bps=1e6, delay_s=BASE_S / 2), device=Slowdown(fp32=30.0, int8=30.0))
+    assert Road(Pilot(known, conditions=slow), 1e6).settled() == UPLOAD
+    few = Pilot(known, goal=Goal(minimise="bytes", max_latency_s=0.035))
+    assert Road(few, 4e6).settled() == SPLIT16
+    assert load_map(known).base == ASSUMED
+
+
+def test_a_fallback_can_be_named_but_must_be_the_devices(known: Bundle) -> None:
+    assert Pilot(known, fallback=DEVICE_TOP).fallback.number == DEVICE_TOP
+    with pytest.raises(PlanError, match="a fallback must run on the device alone, plan 1 is upload"):
+        Pilot(known, fallback=UPLOAD)
+    with pytest.raises(BundleError, match="plan 99 is not on the menu"):
+        Pilot(known, fallback=99)
+
+
+def test_a_menu_without_a_plan_of_the_device_cannot_be_guarded(tmp_path: Path) -> None:
+    menu = tuple(plan for plan in MENU if plan.kind != "device")
+    bundle = make_tiny_bundle(tmp_path / "remote", menu=menu, has_evidence=True)
+    with pytest.raises(PlanError, match="no plan of the menu runs on the device alone"):
+        Pilot(bundle)
+
+
+def test_heartbeats_are_padded_by_what_the_link_carries(known: Bundle) -> None:
+    for rate_bps, least, most in ((1e4, 256, 256), (2e6, 4000, 7000), (1e9, 16384, 16384)):
+        road = Road(Pilot(known), rate_bps)
+        for _ in range(20):
+            road.measure()
+        assert least <= road.pilot.probe_bytes(road.now_s) <= most
+
+
+def test_a_link_is_measured_only_where_that_could_change_something(known: Bundle) -> None:
+    road = Road(Pilot(known), 4e6)
+    road.settled()
+    # Frames of 2,000 B take 4 ms at 4 Mbit/s: they tell the rate themselves.
+    for _ in range(20):
+        assert not road.pilot.wants_probe(road.now_s + 0.9)
+        road.ask()
+    # Nobody uses a slow link, so that only measuring can tell when it is faster.
+    slow = Road(Pilot(known), 5e4)
+    assert slow.settled() == DEVICE
+    asked = [slow.pilot.wants_probe(slow.now_s + 0.25 * k) for k in range(1, 40)]
+    assert 2 <= sum(asked) <= 5
+    # One plan is one plan.
+    fixed = Road(Pilot(known, plan=UPLOAD), 5e4)
+    assert not any(fixed.pilot.wants_probe(fixed.now_s + k) for k in range(100))

@@ -1,0 +1,123 @@
+"""The uplink's rate, from frames over a link in made-up time."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coinfer.runtime.rate import LEAST_BPS, UplinkRate
+
+BASE_S = 0.010
+
+
+class MadeUpLink:
+    """Carries frames one after the other at `rate_bps`; the edge keeps each for `edge_s`."""
+
+    def __init__(self, estimate: UplinkRate, rate_bps: float, *, base_s: float = BASE_S) -> None:
+        self.estimate, self.rate_bps, self.base_s = estimate, rate_bps, base_s
+        self.free_s, self.count = 0.0, 0
+
+    def carry(self, at_s: float, num_bytes: float, edge_s: float = 0.0, *, is_beat: bool = False) -> float:
+        """Send a frame, and hear of it before anything else; when that was."""
+        key, self.count = self.count, self.count + 1
+        self.estimate.sent(key, at_s, num_bytes)
+        self.free_s = max(at_s, self.free_s) + 8 * num_bytes / self.rate_bps
+        heard_s = self.free_s + self.base_s + edge_s
+        if is_beat:
+            self.estimate.beat(at_s, heard_s, num_bytes)
+        self.estimate.heard(key, heard_s, edge_s=edge_s)
+        return heard_s
+
+    def measure(self, at_s: float) -> None:
+        """A bare heartbeat and, right behind it, one with padding."""
+        self.carry(at_s, 50, is_beat=True)
+        self.carry(at_s, 2000)
+
+
+@pytest.mark.parametrize("rate_bps", [5e4, 1e6, 3e7, 1e8])
+@pytest.mark.parametrize("edge_s", [0.0, 0.5])
+def test_frames_that_fill_the_link_tell_its_rate(rate_bps: float, edge_s: float) -> None:
+    estimate = UplinkRate(1e6)
+    link = MadeUpLink(estimate, rate_bps)
+    for k in range(4):
+        link.measure(10.0 * k)
+    now_s = 50.0
+    for _ in range(40):
+        # Large enough that half a millisecond of noise is a twentieth of it.
+        now_s = link.carry(now_s, rate_bps * 0.01 / 8, edge_s) + 0.05
+    assert estimate.base_s == pytest.approx(BASE_S, rel=0.1)
+    assert estimate.at(now_s) == pytest.approx(rate_bps, rel=0.12)
+
+
+def test_frames_that_queue_are_not_charged_for_each_other() -> None:
+    estimate = UplinkRate(2e6, BASE_S)
+    link = MadeUpLink(estimate, 1e6)
+    link.measure(0.0)
+    # Ten at once: the last is heard of a second after it was sent, though each takes 100 ms.
+    sent = [(key, 1.0) for key in range(10)]
+    for key, at_s in sent:
+        estimate.sent(key, at_s, 12_500)
+    for key, _ in sent:
+        estimate.heard(key, 1.0 + 0.1 * (key + 1) + BASE_S)
+    assert estimate.at(2.5) == pytest.approx(1e6, rel=0.05)
+
+
+def test_small_frames_do_not_pull_a_fast_link_down() -> None:
+    estimate = UplinkRate(1e8)
+    link = MadeUpLink(estimate, 1e8)
+    for k in range(4):
+        link.measure(0.1 * k)
+    # 100 B take 8 us; hearing of them is late by up to 0.4 ms.
+    for k in range(100):
+        estimate.sent(k, 1 + 0.1 * k, 100)
+        estimate.heard(k, 1 + 0.1 * k + BASE_S + 8e-6 + 4e-6 * k)
+    assert estimate.at(20.0) == pytest.approx(1e8)
+
+
+def test_silence_lowers_the_rate_before_anything_is_heard() -> None:
+    estimate = UplinkRate(1e6, BASE_S)
+    estimate.sent(1, 0.0, 12_500)
+    assert estimate.at(0.05) == 1e6
+    # After 2 s, 100 kbit have not passed: at most 50 kbit/s.
+    assert estimate.at(2.0 + BASE_S) == pytest.approx(5e4, rel=0.01)
+    assert estimate.backlog_s(0.0) == pytest.approx(0.1)
+    # A frame whose time the edge explains does not.
+    patient = UplinkRate(1e6, BASE_S)
+    patient.sent(1, 0.0, 12_500, edge_s=5.0)
+    assert patient.at(2.0) == 1e6
+
+
+def test_what_a_broken_link_had_taken_is_forgotten() -> None:
+    estimate = UplinkRate(1e6)
+    estimate.sent(1, 0.0, 12_500)
+    estimate.forget()
+    assert estimate.backlog_s(10.0) == 0.0 and estimate.at(10.0) == 1e6
+    estimate.heard(1, 20.0)
+    assert estimate.at(21.0) == 1e6
+
+
+def test_a_link_that_changes_is_followed_within_a_few_frames() -> None:
+    estimate = UplinkRate(1e6)
+    link = MadeUpLink(estimate, 1e6)
+    link.measure(0.0)
+    now_s = 1.0
+    for rate_bps in (1e6, 1e7, 5e5, 4e6):
+        link.rate_bps = rate_bps
+        for _ in range(6):
+            now_s = link.carry(now_s, 12_500) + 0.1
+        assert estimate.at(now_s) == pytest.approx(rate_bps, rel=0.25)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(1, 1e6), st.floats(0, 10), st.booleans()), max_size=60))
+def test_whatever_happens_the_rate_is_a_rate(story: list[tuple[float, float, float, bool]]) -> None:
+    estimate, now_s = UplinkRate(1e6), 0.0
+    for key, (gap_s, num_bytes, edge_s, is_beat) in enumerate(story):
+        now_s += gap_s
+        if is_beat:
+            estimate.beat(now_s - gap_s, now_s, num_bytes)
+        else:
+            estimate.sent(key, now_s, num_bytes)
+            estimate.heard(key - 1, now_s, edge_s=edge_s)
+        assert LEAST_BPS <= estimate.at(now_s) < 1e12
+        assert 0 <= estimate.backlog_s(now_s) < 1e12
