@@ -14,12 +14,14 @@ import sys
 import threading
 from pathlib import Path
 
-from ..bundle import load_bundle
 from ..engine.measure import pin
 from ..errors import CoinferError
+from ..signature import load_signed_bundle
+from .access import access_of
 from .edge import DEFAULT_PORT, LOOPBACK, EdgeLimits, serve
 
 _LOG = logging.getLogger("coinfer.edge")
+_LIMITS = {name: float if name.endswith("_s") else int for name in EdgeLimits.__struct_fields__}
 
 
 def _end_with_stdin() -> None:
@@ -44,7 +46,13 @@ def main() -> int:
     parser.add_argument("--max-batch", type=int, default=1)
     parser.add_argument("--batch-wait", type=float, default=0.0, help="in s")
     parser.add_argument("--load", type=float, default=1.0)
-    parser.add_argument("--in-flight", type=int, default=EdgeLimits().in_flight)
+    for name, kind in _LIMITS.items():
+        option = "--" + name.removesuffix("_s").replace("_", "-")
+        default = getattr(EdgeLimits(), name)
+        parser.add_argument(option, dest=name, type=kind, default=default, help="in s" if kind is float else None)
+    for option in ("--cert", "--key", "--client-ca", "--crl", "--tokens", "--verify-key"):
+        parser.add_argument(option, type=Path)
+    parser.add_argument("--insecure", action="store_true")
     parser.add_argument("--core", type=int, default=None)
     parser.add_argument("--end-with-stdin", action="store_true")
     given = parser.parse_args()
@@ -55,7 +63,7 @@ def main() -> int:
         if given.core is not None:
             pin(given.core)
         serve(
-            load_bundle(given.bundle),
+            load_signed_bundle(given.bundle, given.verify_key),
             host=given.host,
             port=given.port,
             workers=given.workers,
@@ -63,7 +71,11 @@ def main() -> int:
             max_batch=given.max_batch,
             batch_wait_s=given.batch_wait,
             load=given.load,
-            limits=EdgeLimits(in_flight=given.in_flight),
+            limits=EdgeLimits(**{name: getattr(given, name) for name in _LIMITS}),
+            access=access_of(
+                cert=given.cert, key=given.key, client_ca=given.client_ca, crl=given.crl,
+                tokens=given.tokens, verify_key=given.verify_key, is_insecure=given.insecure,
+            ),  # fmt: skip
         )
     except CoinferError as error:
         _LOG.error("%s", error)

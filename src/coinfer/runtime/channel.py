@@ -5,10 +5,11 @@ from __future__ import annotations
 from ..errors import LinkError, ProtocolError
 from ..protocol import Busy, DeviceConnection, Failure, Limits, Ping, Pong, Reply, Terms, Welcome
 from .link import Link
+from .tls import DeviceTls
 
 
 class Channel:
-    """An agreed connection to the edge at `url`.
+    """An agreed connection to the edge at `url`; `token` and `tls` as a `Link`'s.
 
     `frame` and `write` belong to one thread, `read` and `parse` to one other or the same.
 
@@ -18,9 +19,12 @@ class Channel:
         RefusedError: it refuses, such as for holding another bundle.
     """
 
-    def __init__(self, url: str, terms: Terms, *, timeout_s: float) -> None:
+    def __init__(
+        self, url: str, terms: Terms, *, timeout_s: float, token: str | None = None, tls: DeviceTls | None = None
+    ) -> None:
         self._connection = DeviceConnection(terms)
-        self._link = Link(url, max_message_bytes=terms.max_reply_bytes(), timeout_s=timeout_s)
+        most = terms.max_reply_bytes()
+        self._link = Link(url, max_message_bytes=most, timeout_s=timeout_s, token=token, tls=tls)
         self.limits = self._greet()
 
     def _greet(self) -> Limits:

@@ -1,36 +1,29 @@
 """The edge as a process: carries the app of `runtime.app` on a port, until a signal ends it.
 
-It binds to loopback unless told otherwise, compresses nothing, caps the size of a message, sends no heartbeat of its
-own (a device may ping), and refuses to start on a port that is in use.  Its event loop is uvloop's where that is
-installed.
+It binds to loopback unless told otherwise, and beyond it only with TLS and tokens (`access`); it compresses nothing,
+caps the size of a message, sends no heartbeat of its own (a device may ping), and refuses to start on a port that is in
+use.  Its event loop is uvloop's where that is installed.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
-import signal
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
-
-import uvicorn
 
 from ..bundle import Bundle
 from ..errors import LinkError, UsageError
 from ..timeline import Timeline
-from .app import Edge, EdgeLimits, make_app
+from .access import Access
+from .app import EdgeLimits, make_app
 from .pace import Pace
+from .server import EdgeServer
 
-__all__ = ["EdgeLimits", "listen", "make_app", "serve", "url_of"]
+__all__ = ["Access", "EdgeLimits", "listen", "make_app", "serve", "url_of"]
 
 _LOG = logging.getLogger("coinfer.edge")
 DEFAULT_PORT = 8300
 LOOPBACK = "127.0.0.1"
-DRAIN_S = 5
 
 
 def serve(
@@ -46,43 +39,36 @@ def serve(
     pace: Pace | None = None,
     limits: EdgeLimits | None = None,
     timeline: Timeline | None = None,
+    access: Access | None = None,
 ) -> None:
-    """Serve `bundle` until SIGTERM or SIGINT, then return.
+    """Serve `bundle` until SIGTERM or SIGINT, then return; SIGHUP reloads what may change (`server`).
 
-    Logs one line `listening on ws://HOST:PORT ...` on logger "coinfer.edge" when it takes connections.
-    `port` 0 lets the system choose one.  The other arguments are those of `make_app`.
+    Logs one line `listening on ws://HOST:PORT ...` (wss:// with TLS) on logger "coinfer.edge" when it takes
+    connections.  `port` 0 lets the system choose one.  The other arguments are those of `make_app`.
 
     Raises:
-        UsageError: `port` is not 0 to 65535.
+        UsageError: `port` is not 0 to 65535, `host` can be reached from elsewhere and `access` does not allow that, or
+            a file of `access` cannot be used.
         LinkError: the port is in use, or cannot be listened on.
         BundleError, EngineError, PlanError: as `make_app`.
     """
-    listener = listen(host, port)
-    with listener:
+    access = access or Access()
+    with _bound(host, port) as listener:
+        # Before anybody can connect, and by the address that the name stands for.
+        warning = access.check(listener.getsockname()[0])
+        if warning is not None:
+            _LOG.warning(warning)
+        door = access.door()
+        if access.tls is not None:
+            access.tls.context()
+        _listen(listener, host, port)
         app = make_app(
             bundle, workers=workers, threads=threads, max_batch=max_batch, batch_wait_s=batch_wait_s,
-            load=load, pace=pace, limits=limits, timeline=timeline,
+            load=load, pace=pace, limits=limits, timeline=timeline, door=door,
         )  # fmt: skip
-        config = uvicorn.Config(
-            app,
-            loop="auto",
-            http="h11",
-            ws="websockets-sansio",
-            ws_max_size=app.state.edge.limits.max_message_bytes,
-            ws_per_message_deflate=False,
-            ws_ping_interval=None,
-            ws_ping_timeout=None,
-            lifespan="on",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=DRAIN_S,
-        )
+        url = url_of(listener, is_tls=access.tls is not None)
         menu = f"bundle {bundle.digest:.12}, {len(bundle.manifest.menu)} plans"
-        with _signals_end_quietly():
-            _Server(config, f"listening on {url_of(listener)} ({menu})").run(sockets=[listener])
+        EdgeServer(app, listener, access, f"listening on {url} ({menu})").run_until_ended()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -92,6 +78,13 @@ def listen(host: str, port: int) -> socket.socket:
         UsageError: `port` is not 0 to 65535.
         LinkError: the port is in use, or cannot be listened on.
     """
+    listener = _bound(host, port)
+    _listen(listener, host, port)
+    return listener
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket with an address, which nobody can connect to yet.  Raises as `listen`."""
     if not 0 <= port <= 65535:
         raise UsageError(f"a port must be 0 to 65535, got {port}")
     try:
@@ -105,60 +98,28 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.bind(address)
-        listener.listen()
     except OSError as error:
         listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise LinkError(f"port {port} of {host} is in use: choose another with --port") from error
-        raise LinkError(f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}") from error
+        raise _unusable(error, host, port) from error
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
+def _listen(listener: socket.socket, host: str, port: int) -> None:
+    try:
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise _unusable(error, host, port) from error
+
+
+def _unusable(error: OSError, host: str, port: int) -> LinkError:
+    if error.errno == errno.EADDRINUSE:
+        return LinkError(f"port {port} of {host} is in use: choose another with --port")
+    return LinkError(f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}")
+
+
+def url_of(listener: socket.socket, *, is_tls: bool = False) -> str:
     """What a device gives as its edge."""
     host, port = listener.getsockname()[:2]
-    return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, with our one line when it is ready."""
-
-    def __init__(self, config: uvicorn.Config, ready: str) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start as ever, and say so."""
-        await super().startup(sockets=sockets)
-        if self.started:
-            _LOG.info(self._ready)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer what has been read before anything is closed."""
-        edge: Edge = self.config.app.state.edge  # type: ignore[union-attr]
-        for server in self.servers:
-            server.close()
-        try:
-            async with asyncio.timeout(DRAIN_S):
-                await edge.drain()
-        except TimeoutError:
-            _LOG.warning("ended with requests unanswered: they took longer than %d s", DRAIN_S)
-        await super().shutdown(sockets=sockets)
-
-
-@contextmanager
-def _signals_end_quietly() -> Iterator[None]:
-    """While entered, a signal that ended uvicorn does not end the process when uvicorn raises it again."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ignore(number: int, frame: FrameType | None) -> None:
-        _LOG.info("ended by %s", signal.Signals(number).name)
-
-    before = {number: signal.signal(number, ignore) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    scheme = "wss" if is_tls else "ws"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -4,14 +4,16 @@ A request's answer is read in the thread that waits for it, so no request pays f
 the framing is the websockets library's Sans-I/O protocol, the input and output are here.  One thread may
 write while another reads (a stream does); each direction belongs to one thread at a time.
 
-Compression is off, the message size is capped before anything is allocated, Nagle's algorithm is off, and
-no call waits for longer than `timeout_s` without a sign of the other side.
+Compression is off, Nagle's algorithm is off, and no call waits for longer than `timeout_s` without a sign of the other
+side.  Whatever the other side sends, what is kept of it is bounded: the message size is capped before anything is
+allocated, and so are the fragments of a message, the messages that nobody has read and the answers that wait.
+
+`wss://` is TLS (see `tls`), and a token goes with the request that begins the connection.
 """
 
 from __future__ import annotations
 
 import logging
-import select
 import socket
 import threading
 import time
@@ -24,26 +26,47 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.uri import WebSocketURI, parse_uri
 
-from ..errors import LinkError, ProtocolError, UsageError
+from ..errors import LinkError, ProtocolError, RefusedError, UsageError
 from ..protocol.messages import one_line
+from .tls import DeviceTls, TlsSocket, is_readable
 
 RECEIVE_BYTES = 65536
 GOODBYE_CODE = 1000
 PROTOCOL_ERROR_CODE = 1002
+# Of one message; of answers that wait behind a write; of reads for knowing whether the link stands.
+MAX_FRAGMENTS = 1024
+MAX_WAITING = 1024
+_MAX_GLANCES = 64
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _QUIET = logging.getLogger("coinfer.link")
 
 
 class Link:
-    """An open connection to `url` (ws://HOST:PORT); messages out, messages in.
+    """An open connection to `url` (ws://HOST:PORT, or wss:// for TLS); messages out, messages in.
+
+    Args:
+        url: where the edge listens.
+        max_message_bytes: no message of the edge may be longer.
+        timeout_s: the longest silence.
+        token: what the edge knows this device by.
+        tls: whom to trust at a wss:// address; the system's CAs by default.
 
     Raises:
-        UsageError: the url is not a WebSocket address.
-        LinkError: nobody answers there within `timeout_s`.
+        UsageError: the url is not a WebSocket address, a file of `tls` cannot be used, or it is given without TLS.
+        LinkError: nobody answers there within `timeout_s`, or somebody whose certificate is not trusted.
+        RefusedError: the edge does not know the token.
         ProtocolError: somebody answers who does not speak WebSocket.
     """
 
-    def __init__(self, url: str, *, max_message_bytes: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        max_message_bytes: int,
+        timeout_s: float,
+        token: str | None = None,
+        tls: DeviceTls | None = None,
+    ) -> None:
         self.url = url
         self._timeout_s = timeout_s
         self._inbox: deque[str | bytes] = deque()
@@ -53,10 +76,10 @@ class Link:
         self._writing = threading.Lock()
         uri = _parse(url)
         self._protocol = ClientProtocol(uri, max_size=max_message_bytes, logger=_QUIET)
-        self._socket = self._dial(uri)
+        self._socket = self._dial(uri, tls)
         is_open = False
         try:
-            self._upgrade()
+            self._upgrade(token)
             is_open = True
         finally:
             if not is_open:
@@ -97,7 +120,9 @@ class Link:
     def is_open(self) -> bool:
         """Whether the connection still stands, as far as this side can know without waiting."""
         try:
-            while self._protocol.state is State.OPEN and _is_readable(self._socket):
+            for _ in range(_MAX_GLANCES):
+                if self._inbox or self._protocol.state is not State.OPEN or not self._is_readable():
+                    break
                 self._advance()
         except LinkError:
             return False
@@ -112,14 +137,30 @@ class Link:
         """Say goodbye and close, without waiting; no thread may be in `read` or `write` any more."""
         if self._protocol.state is State.OPEN and self._socket.fileno() >= 0:
             self._protocol.send_close(GOODBYE_CODE)
-            self._take()
             self._socket.settimeout(0.0)
             with suppress(LinkError):
+                self._take()
                 self._flush()
         self.abort()
         self._socket.close()
 
-    def _dial(self, uri: WebSocketURI) -> socket.socket:
+    def _is_readable(self) -> bool:
+        return self._socket.is_readable() if isinstance(self._socket, TlsSocket) else is_readable(self._socket)
+
+    def _dial(self, uri: WebSocketURI, tls: DeviceTls | None) -> socket.socket | TlsSocket:
+        if tls is not None and not uri.secure:
+            raise UsageError(f'a CA or a certificate is for an edge at wss://HOST:PORT, got "{self.url}"')
+        context = (tls or DeviceTls()).context() if uri.secure else None
+        link = self._connect(uri)
+        if context is None:
+            return link
+        try:
+            return TlsSocket(link, context, uri.host, timeout_s=self._timeout_s, url=self.url)
+        except BaseException:
+            link.close()
+            raise
+
+    def _connect(self, uri: WebSocketURI) -> socket.socket:
         try:
             link = socket.create_connection((uri.host, uri.port), timeout=self._timeout_s)
             link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -130,9 +171,12 @@ class Link:
             reason = (getattr(error, "strerror", None) or str(error)).lower()
             raise LinkError(f"no edge at {self.url}: {reason}; `coinfer serve` starts one") from error
 
-    def _upgrade(self) -> None:
+    def _upgrade(self, token: str | None) -> None:
         """Exchange the HTTP request and response that begin a WebSocket connection, within `timeout_s`."""
-        self._protocol.send_request(self._protocol.connect())
+        request = self._protocol.connect()
+        if token is not None:
+            request.headers["Authorization"] = f"Bearer {token}"
+        self._protocol.send_request(request)
         deadline_s = time.monotonic() + self._timeout_s
         self._take()
         self._flush()
@@ -141,6 +185,9 @@ class Link:
             self._receive()
         self._socket.settimeout(self._timeout_s)
         error = self._protocol.handshake_exc
+        if isinstance(error, InvalidStatus) and error.response.status_code == 401:
+            known = "a token, and was given none" if token is None else "another token than was given"
+            raise RefusedError(f"the edge at {self.url} wants {known}") from error
         if isinstance(error, InvalidStatus):
             raise ProtocolError(
                 f"{self.url} answers HTTP {error.response.status_code}: a web server, but no edge of coinfer"
@@ -184,6 +231,8 @@ class Link:
             if event.opcode is not Opcode.CONT:
                 self._is_text = event.opcode is Opcode.TEXT
             self._fragments.append(bytes(event.data))
+            if len(self._fragments) > MAX_FRAGMENTS:
+                raise ProtocolError(f"{self.url} sent a message in more than {MAX_FRAGMENTS} fragments")
             if event.fin:
                 whole = b"".join(self._fragments)
                 self._fragments = []
@@ -197,6 +246,8 @@ class Link:
 
     def _take(self) -> None:
         self._outbox.extend(data for data in self._protocol.data_to_send() if data)
+        if len(self._outbox) > MAX_WAITING:
+            raise self._broken(f"it asks more than it reads: {MAX_WAITING} answers wait")
 
     def _flush(self) -> None:
         """Write what is in the outbox, unless another thread is at it: then that one writes ours too."""
@@ -234,17 +285,6 @@ class Link:
 
 def _parse(url: str) -> WebSocketURI:
     try:
-        uri = parse_uri(url)
+        return parse_uri(url)
     except (InvalidURI, ValueError) as error:
-        raise UsageError(f'an edge is ws://HOST:PORT, got "{url}"') from error
-    if uri.secure:
-        raise UsageError(f'an edge is ws://HOST:PORT (TLS is not offered yet), got "{url}"')
-    return uri
-
-
-def _is_readable(link: socket.socket) -> bool:
-    if link.fileno() < 0:
-        return False
-    poll = select.poll()
-    poll.register(link, select.POLLIN)
-    return bool(poll.poll(0))
+        raise UsageError(f'an edge is ws://HOST:PORT, or wss://HOST:PORT with TLS, got "{url}"') from error

@@ -16,13 +16,14 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from ..errors import LinkError
 
-_READY = re.compile(r"listening on (ws://\S+)")
+_READY = re.compile(r"listening on (wss?://\S+)")
 STOP_S = 10.0
 
 
@@ -37,6 +38,7 @@ class EdgeProcess:
         workers, threads, max_batch, load: as `serve`.
         core: pin the process to one core.
         ready_s: how long it may take to listen.
+        options: more of `python -m coinfer.runtime`, such as ("--tokens", "tokens.json").
 
     Raises:
         LinkError: it ended or did not listen in time; the message has its last line.
@@ -53,12 +55,14 @@ class EdgeProcess:
         load: float = 1.0,
         core: int | None = None,
         ready_s: float = 60.0,
+        options: Sequence[str] = (),
     ) -> None:
         command = [sys.executable, "-m", "coinfer.runtime", str(folder), "--end-with-stdin"]
         command += ["--port", str(port), "--workers", str(workers), "--threads", str(threads)]
         command += ["--load", str(load), "--max-batch", str(max_batch)]
         if core is not None:
             command += ["--core", str(core)]
+        command += options
         self.log: deque[str] = deque(maxlen=100)
         self.url = ""
         self._settled = threading.Event()
