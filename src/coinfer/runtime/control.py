@@ -22,7 +22,7 @@ import msgspec
 from ..bundle import Bundle
 from ..errors import Infeasible, PlanError
 from ..plan import Candidate, Plan
-from ..profile import Conditions
+from ..profile import Conditions, Slowdown
 from ..protocol import HEADER_BYTES, PADDING_BYTES, Durations, message_wire_bytes
 from ..search.estimate import Table
 from ..search.goal import Goal
@@ -36,8 +36,10 @@ from .rate import UplinkRate
 _LOG = logging.getLogger("coinfer.device")
 # A plan is left for one that is better by a twentieth; right after a change it takes more.
 GAIN, GAIN_AFTER_CHANGE, CALM_S = 0.05, 0.25, 1.0
-# How much the latest reply counts in the edge's load.
+# How much the latest request counts in the edge's load and in the device's.
 _NEWEST = 0.3
+# The device is another than it was taken for where its times are off by a third.
+_OWN_IS_OTHER = math.log(4 / 3)
 # A heartbeat that measures the link takes it for so long, at the rate that is assumed.
 _PROBE_S, _LEAST_PROBE_BYTES = 0.02, 256
 # How far from what is assumed a rate may be that nothing has told for a while.
@@ -125,14 +127,15 @@ class Pilot:
         assert base is not None
         self._base = base
         self._table = Table(_menu(bundle))
-        rows = {int(number): row for row, number in enumerate(self._table.numbers)}
-        self._lines = {number: line_of(self._table, row, base) for number, row in rows.items()}
+        self._lines = self._drawn(base)
         self.fallback = self._fallback(fallback)
         self._fixed = None if plan is None else bundle.plan(plan)
         is_as_built = built is not None and goal is None and conditions is None
         self._map: PlanMap | None = None if plan is not None else built if is_as_built else self._mapped(base)
         self.rate = UplinkRate(base.link.rate_bps, 2 * base.link.delay_s)
         self._load, self._wait_s = 1.0, 0.0
+        # How many times as long as assumed the device itself takes, as of late.
+        self._own_load = 1.0
         self._current = self.fallback.number
         self._changed_s = -math.inf
         self._is_up = False
@@ -142,6 +145,9 @@ class Pilot:
         self._probed_s = -math.inf
         self._asked: dict[int, int] = {}
         self._lock = threading.RLock()
+
+    def _drawn(self, base: Conditions) -> dict[int, Line]:
+        return {int(number): line_of(self._table, row, base) for row, number in enumerate(self._table.numbers)}
 
     def _mapped(self, base: Conditions) -> PlanMap:
         return plan_map(self._table, self.goal, base, device_loads=(1.0,))
@@ -225,7 +231,9 @@ class Pilot:
         return self._settle(now_s, request, self.bundle.plan(wanted), reason)
 
     def _latency_s(self, number: int, now_s: float, rate_bps: float) -> float:
-        return self._lines[number].latency_s(
+        line = self._lines[number]
+        line = line._replace(device_s=line.device_s * self._own_load)
+        return line.latency_s(
             rate_bps, base_s=self.rate.base_s, load=self._load, wait_s=self._wait_s,
             backlog_s=self.rate.backlog_s(now_s),
         )  # fmt: skip
@@ -275,6 +283,14 @@ class Pilot:
             edge_s = self._lines[plan.number].edge_s * self._load + self._wait_s
             self.rate.sent(request, now_s, wire_bytes, edge_s=edge_s)
 
+    def computed(self, plan: Plan, took_s: float) -> None:
+        """The device computed its side of a request."""
+        with self._lock:
+            expected_s = self._lines[plan.number].device_s
+            if expected_s > 0 and took_s > 0:
+                # In logarithms, so that one long pause does not count for ever.
+                self._own_load *= (took_s / expected_s / self._own_load) ** _NEWEST
+
     def replied(self, request: int, now_s: float, durations: Durations) -> None:
         """The edge answered."""
         wait_s, decode_s, tail_s = (1e-6 * duration for duration in durations)
@@ -306,13 +322,23 @@ class Pilot:
             self.rate.heard(token, now_s)
 
     def adapt(self) -> None:
-        """Draw the map anew where the round trip is another than it was drawn for: for a thread that has time."""
-        base_s, drawn_s = self.rate.base_s, 2 * self._base.link.delay_s
-        if self._map is None or abs(base_s - drawn_s) < max(0.002, 0.2 * drawn_s):
+        """Draw the map anew where the round trip or the device is another than it was drawn for.
+
+        For a thread that has time.
+        """
+        with self._lock:
+            base_s, drawn_s, own = self.rate.base_s, 2 * self._base.link.delay_s, self._own_load
+        if self._map is None or (
+            abs(base_s - drawn_s) < max(0.002, 0.2 * drawn_s) and abs(math.log(own)) < _OWN_IS_OTHER
+        ):
             return
         link = msgspec.structs.replace(self._base.link, delay_s=base_s / 2)
-        self._base = msgspec.structs.replace(self._base, link=link)
-        self._map = self._mapped(self._base)
+        device = Slowdown(fp32=own * self._base.device.fp32, int8=own * self._base.device.int8)
+        base = msgspec.structs.replace(self._base, link=link, device=device)
+        lines, drawn = self._drawn(base), self._mapped(base)
+        with self._lock:
+            self._base, self._lines, self._map = base, lines, drawn
+            self._own_load /= own
 
     def expected_s(self, plan: Plan, now_s: float) -> float:
         """Seconds that a request of a plan is expected to take from here."""

@@ -34,7 +34,7 @@ from ..errors import LinkError, PlanError
 from ..profile import Conditions
 from ..protocol import Reply, Terms
 from ..search.goal import Goal
-from ..timeline import Decision, Timeline
+from ..timeline import Decision, Span, Timeline
 from .channel import Channel
 from .control import Pilot
 from .device import Device
@@ -44,6 +44,7 @@ from .request import Answer, Asked, Ended, Event, Handed
 from .stream import POLICIES, Done, Intake, Policy, Stream, StreamTerms, Worker
 
 _LOG = logging.getLogger("coinfer.device")
+_OWN_STAGES = ("head", "exit", "encode")
 
 
 class _GuardedIntake(Intake):
@@ -172,12 +173,20 @@ def _begin(
         try:
             if channel is not None:
                 asked = device.ask(handed, plan, channel)
+                pilot.computed(plan, _own_s(asked.answer.spans if isinstance(asked, Ended) else asked.spans))
                 return asked if isinstance(asked, Ended) else (asked, channel)
         except LinkError as error:
             # It closed meanwhile, or takes no message of that size.
             _LOG.warning("request %d is answered by the device: %s", handed.request, error)
         plan, is_fallback = pilot.fallback, True
-    return device.alone(handed, plan, is_fallback=is_fallback)
+    ended = device.alone(handed, plan, is_fallback=is_fallback)
+    pilot.computed(plan, _own_s(ended.answer.spans))
+    return ended
+
+
+def _own_s(spans: Iterable[Span]) -> float:
+    """Seconds that the device computed."""
+    return sum(span.end_s - span.start_s for span in spans if span.stage in _OWN_STAGES)
 
 
 class _One:

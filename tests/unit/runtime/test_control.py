@@ -169,6 +169,18 @@ def test_the_map_is_drawn_anew_for_another_round_trip(known: Bundle) -> None:
     assert near.settled() == UPLOAD
 
 
+def test_a_device_that_is_slower_than_it_was_taken_for_is_seen_by_its_own_times(known: Bundle) -> None:
+    """Ten times slower, the head of the split takes longer than the upload; the map did not know."""
+    assert Road(Pilot(known), 4e6).settled() == SPLIT32
+    slow = Road(Pilot(known), 4e6)
+    slow.settled()
+    for _ in range(20):
+        number = slow.ask()
+        slow.pilot.computed(known.plan(number), 10 * {SPLIT16: 0.012, SPLIT32: 0.010, UPLOAD: 0.001}[number])
+    slow.pilot.adapt()
+    assert slow.settled() == UPLOAD
+
+
 def test_other_conditions_and_goals_have_a_map_of_their_own(known: Bundle) -> None:
     slow = Conditions(link=Link(rate_bps=1e6, delay_s=BASE_S / 2), device=Slowdown(fp32=30.0, int8=30.0))
     assert Road(Pilot(known, conditions=slow), 1e6).settled() == UPLOAD
