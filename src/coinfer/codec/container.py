@@ -55,3 +55,21 @@ def check_jpeg(file: bytes) -> None:
             raise PayloadError(f"a JPEG picture is baseline, got marker {marker:04x} at byte {position}")
         position += 2 + size
     raise PayloadError(f"{len(file)} B that are no JPEG picture of one scan")
+
+
+def bare_png(file: bytes) -> bytes:
+    """A PNG without the chunks that are not its picture's: other programs add texts, profiles, sizes in print.
+
+    What is cut short, or no PNG, is left as it is: `check_png` or the decoder says so.
+    """
+    if not file.startswith(_PNG_SIGNATURE):
+        return file
+    position = len(_PNG_SIGNATURE)
+    kept = [_PNG_SIGNATURE]
+    while position + _CHUNK.size <= len(file):
+        size, name = _CHUNK.unpack_from(file, position)
+        end = position + _CHUNK.size + size + _CRC_BYTES
+        if name in _PNG_CHUNKS or end > len(file):
+            kept.append(file[position:end])
+        position = end
+    return b"".join(kept)

@@ -36,12 +36,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, features
+from PIL import Image, UnidentifiedImageError, features
 
 from ..errors import CodecError, PayloadError
 from ..plan import CodecSpec, TensorSpec
 from . import payload
-from .container import check_jpeg, check_png
+from .container import bare_png, check_jpeg, check_png
 from .contract import Arrays, BytesHow, check_arrays
 
 Pixels = NDArray[np.uint8]
@@ -60,6 +60,7 @@ _MAX_SIDE = {"none": 1 << 20, "png": 1 << 20, "webp-lossless": 16383, "webp": 16
 _SMALL_PICTURE = 128 * 128
 _END_OF_JPEG = b"\xff\xd9"
 _RIFF_BYTES = 20
+_WEBP_CHUNKS = 12
 _DECODE_ERRORS: tuple[type[Exception], ...] = (
     OSError,
     SyntaxError,
@@ -140,7 +141,27 @@ class PictureFormat:
             if len(code) != self.num_bytes:
                 raise PayloadError(f"a raw picture {self.shape} has {self.num_bytes} B, got {len(code)} B")
             return np.frombuffer(code, np.uint8).reshape(self.shape)
-        return self._load(self._file(code))
+        return self.load(self._file(code))
+
+    def code_of(self, file: bytes) -> bytes:
+        """What of a whole file, as other programs write them, is its code; of a bare JPEG all of it.
+
+        Raises:
+            PayloadError: it is no file of this format, as far as its beginning says, or there are no such files.
+        """
+        if self.coder == "none":
+            raise PayloadError("raw pictures have no files")
+        if self.coder == "png":
+            return bare_png(file)
+        if not self.coder.startswith("webp"):
+            return file
+        place = _WEBP_CHUNKS
+        while file[:4] == b"RIFF" and file[8:12] == b"WEBP" and place + 8 <= len(file):
+            (size,) = struct.unpack_from("<I", file, place + 4)
+            if file[place : place + 4] == self._fourcc():
+                return file[place + 8 : place + 8 + size]
+            place += 8 + size + size % 2
+        raise PayloadError(f"{len(file)} B that are no still WebP picture (coder {self.coder})")
 
     def _save(self, pixels: Pixels) -> bytes:
         file = io.BytesIO()
@@ -155,14 +176,19 @@ class PictureFormat:
             self._check_webp_size(code)
             chunk = self._fourcc() + struct.pack("<I", len(code)) + code + bytes(len(code) % 2)
             return b"RIFF" + struct.pack("<I", len(chunk) + 4) + b"WEBP" + chunk
-        if self.coder == "png":
-            check_png(code)
-        else:
-            check_jpeg(code)
         return code
 
-    def _load(self, file: bytes) -> Pixels:
+    def load(self, file: bytes) -> Pixels:
+        """The picture of a whole file, of the shape that this format is for.
+
+        Raises:
+            PayloadError: it is no such file.
+        """
         name = self._options["format"]
+        if name == "PNG":
+            check_png(file)
+        if name == "JPEG":
+            check_jpeg(file)
         try:
             with Image.open(io.BytesIO(file), formats=[name]) as image:
                 mode = "RGB" if name == "WEBP" else self._mode
@@ -174,7 +200,9 @@ class PictureFormat:
                 image.load()
                 return np.array(image if image.mode == self._mode else image.convert(self._mode))
         except _DECODE_ERRORS as error:
-            raise PayloadError(f"{len(file)} B that are no {name} picture: {error} (coder {self.coder})") from error
+            # What Pillow does not know it names by an address in memory.
+            why = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
+            raise PayloadError(f"{len(file)} B that are no {name} picture{why} (coder {self.coder})") from error
 
     def _fourcc(self) -> bytes:
         return b"VP8L" if self.coder == "webp-lossless" else b"VP8 "
@@ -226,6 +254,8 @@ class ImageCodec:
         shape = tensor.shape if tensor.shape[2] == 3 else tensor.shape[:2]
         self._format = PictureFormat(spec.coder, spec.quality, shape)
         self._fingerprint = fingerprint ^ self._format.header_mark
+        # A JPEG of another encoder has another header, so that it comes whole.
+        self._coders = (spec.coder, "jpeg") if spec.coder == "jpeg-bare" else (spec.coder,)
 
     def encode(self, arrays: Arrays) -> bytes:
         """See Codec."""
@@ -235,13 +265,25 @@ class ImageCodec:
 
     def decode(self, data: bytes) -> tuple[NDArray[Any], ...]:
         """See Codec."""
-        _, code = payload.unpack(
+        coder, code = payload.unpack(
             data,
             fingerprint=self._fingerprint,
-            coders=(self.spec.coder,),
+            coders=self._coders,
             max_code_bytes=self._format.max_code_bytes,
         )
-        return (self._format.decode(code).reshape(1, *self.crossing[0].shape),)
+        pixels = self._format.decode(code) if coder == self.spec.coder else self._format.load(code)
+        return (pixels.reshape(1, *self.crossing[0].shape),)
+
+    def wrap(self, file: bytes) -> bytes:
+        """The payload of a whole picture file, as other programs write them; `decode` says whether it is one.
+
+        Raises:
+            PayloadError: it is not of this codec's format, or longer than a picture of this size may be.
+        """
+        code = self._format.code_of(file)
+        if len(code) > self._format.max_code_bytes:
+            raise PayloadError(f"a picture file may have {self._format.max_code_bytes} B, got {len(file)} B")
+        return payload.pack(self._coders[-1], self._fingerprint, code)
 
     def roundtrip(self, arrays: Arrays) -> tuple[tuple[NDArray[Any], ...], NDArray[np.float64]]:
         """See Codec; every picture is coded, and decoded where the format loses something."""

@@ -22,8 +22,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
@@ -36,12 +39,17 @@ from ..plan import Value
 from ..protocol import PROTOCOL_VERSION, EdgeConnection, Limits, Request, Terms
 from ..protocol.messages import one_line
 from ..timeline import Timeline
+from . import answers
+from .answers import unauthorised
 from .batch import Computed, Workers
 from .conversation import CLOSE_PROTOCOL_ERROR, Conversation
 from .door import Door, OpenDoor
 from .metrics import EdgeMetrics
+from .oip import OpenInference
+from .oip_models import offered
 from .pace import AsFastAsItGoes, Loaded, Pace
 from .recent import RecentTimeline
+from .traces import Timed, Tracer
 
 _LOG = logging.getLogger("coinfer.edge")
 
@@ -53,7 +61,8 @@ class EdgeLimits(Value, frozen=True, kw_only=True):
     may take to greet, `idle_s` how long it may say nothing (a device's heartbeat counts).  `connections` are those of
     all devices, `device_connections` those of one; `in_flight` its unanswered requests on each of them, `device_bytes`
     what of them may wait.  A request that would wait longer than `max_wait_s` is refused, and is told when to ask
-    again.
+    again.  A request over HTTP has up to `samples` samples in a body of up to `body_bytes`, which arrives within
+    `hello_s`.
     """
 
     max_message_bytes: int | None = None
@@ -61,13 +70,15 @@ class EdgeLimits(Value, frozen=True, kw_only=True):
     connections: int = 256
     device_connections: int = 8
     device_bytes: int = 64 << 20
+    body_bytes: int = 16 << 20
+    samples: int = 256
     max_wait_s: float = 2.0
     hello_s: float = 10.0
     idle_s: float = 120.0
 
     def __post_init__(self) -> None:
         whole = (self.in_flight, self.connections, self.device_connections, self.device_bytes)
-        if min(whole) < 1 or not min(self.max_wait_s, self.hello_s, self.idle_s) > 0:
+        if min(*whole, self.body_bytes, self.samples) < 1 or not min(self.max_wait_s, self.hello_s, self.idle_s) > 0:
             raise PlanError(f"an edge's limits must be above 0, got {self}")
 
 
@@ -97,6 +108,7 @@ class Serving:
         for plan in self.terms.plans.values():
             self.segments.parts(plan, "edge")
             self.segments.codec(plan)
+        self.models = offered(bundle, self.segments)
         most = limits.max_message_bytes
         self.limits = Limits(
             max_message_bytes=self.terms.max_request_bytes() if most is None else most,
@@ -106,6 +118,13 @@ class Serving:
             self.segments, pace, workers=workers, max_batch=max_batch, batch_wait_s=batch_wait_s,
             max_wait_s=limits.max_wait_s, device_bytes=limits.device_bytes,
         )  # fmt: skip
+        # Requests over HTTP that are being computed.
+        self.guests: set[asyncio.Task[Any]] = set()
+
+    async def answered(self) -> None:
+        """Wait until no request over HTTP is being computed."""
+        if self.guests:
+            await asyncio.wait(self.guests)
 
 
 class Edge:
@@ -128,6 +147,7 @@ class Edge:
         limits: EdgeLimits | None = None,
         timeline: Timeline | None = None,
         door: Door | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         if pace is not None and load != 1.0:
             raise PlanError(f"give an edge a pace or a load, not both (load {load})")
@@ -135,6 +155,7 @@ class Edge:
         self.requests = self.failures = self.connections = self.largest_batch = 0
         self.max_limits = EdgeLimits() if limits is None else limits
         self.door: Door = OpenDoor() if door is None else door
+        self.tracer = tracer
         self.is_ready = True
         self._pace = pace or (AsFastAsItGoes() if load == 1.0 else Loaded(load))
         self._options = {"workers": workers, "threads": threads, "max_batch": max_batch}
@@ -174,6 +195,7 @@ class Edge:
         fresh = await asyncio.to_thread(self._load, bundle)
         before, self.serving = self.serving, fresh
         await self.dismiss("this edge serves another bundle now")
+        await before.answered()
         await asyncio.to_thread(before.workers.close)
 
     async def dismiss(self, why: str, *, unknown_only: bool = False) -> None:
@@ -185,6 +207,7 @@ class Edge:
         """Take nothing more, answer what has been read, say goodbye."""
         self.is_ready = False
         await self.dismiss("this edge is going away")
+        await self.serving.answered()
 
     async def healthz(self, request: HttpRequest) -> JSONResponse:
         """Whether this process lives; what it holds and has done is for those who may come in."""
@@ -231,8 +254,8 @@ class Edge:
         await socket.accept()
         serving, limits = self.serving, self.max_limits
         talk = Conversation(
-            socket, EdgeConnection(serving.terms, serving.limits), serving.workers, self._record,
-            device=device or peer, busy=self._refuse, idle_s=limits.idle_s,
+            socket, EdgeConnection(serving.terms, serving.limits), serving.workers,
+            partial(self._record, device or peer), device=device or peer, busy=self._refuse, idle_s=limits.idle_s,
         )  # fmt: skip
         self.connections += 1
         try:
@@ -271,8 +294,10 @@ class Edge:
     def _refuse(self, request: Request) -> None:
         self.metrics.refused("busy")
 
-    def _record(self, computed: Computed) -> None:
+    def _record(self, device: str, computed: Computed) -> None:
         self.note(computed, door="link", sent_bytes=len(computed.message))
+        if self.tracer is not None:
+            self.tracer.record([Timed.now_over(computed)], door="link", device=device)
 
     def note(self, computed: Computed, *, door: str, sent_bytes: int) -> None:
         """Count a request that is over."""
@@ -281,15 +306,6 @@ class Edge:
         self.largest_batch = max(self.largest_batch, computed.batch)
         self.timeline.add(*computed.spans())
         self.metrics.answered(computed, door=door, sent_bytes=sent_bytes)
-
-
-def unauthorised() -> JSONResponse:
-    """The answer to somebody who may not come in."""
-    return JSONResponse(
-        {"error": "a token is needed: Authorization: Bearer TOKEN"},
-        status_code=401,
-        headers={"WWW-Authenticate": "Bearer"},
-    )
 
 
 def make_app(
@@ -304,6 +320,7 @@ def make_app(
     limits: EdgeLimits | None = None,
     timeline: Timeline | None = None,
     door: Door | None = None,
+    tracer: Tracer | None = None,
 ) -> Starlette:
     """An ASGI app that serves `bundle`; `app.state.edge` is its Edge.
 
@@ -318,13 +335,14 @@ def make_app(
         limits: caps.
         timeline: where spans go; a bounded record by default.
         door: who is let in; everybody by default.
+        tracer: where traces of requests go; none are made by default.
 
     Raises:
         BundleError, EngineError, PlanError: as `Edge`.
     """
     edge = Edge(
         bundle, workers=workers, threads=threads, max_batch=max_batch, batch_wait_s=batch_wait_s,
-        load=load, pace=pace, limits=limits, timeline=timeline, door=door,
+        load=load, pace=pace, limits=limits, timeline=timeline, door=door, tracer=tracer,
     )  # fmt: skip
 
     @asynccontextmanager
@@ -339,8 +357,10 @@ def make_app(
             Route("/metrics", edge.show_metrics),
             WebSocketRoute("/link", edge.link),
             WebSocketRoute("/", edge.link),
+            *OpenInference(edge).routes(),
         ],
         lifespan=lifespan,
+        exception_handlers={HTTPException: answers.say, 500: answers.fail},
     )
     app.state.edge = edge
     return app
