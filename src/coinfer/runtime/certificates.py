@@ -13,6 +13,7 @@ library.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -108,9 +109,12 @@ def _general_name(host: str) -> x509.GeneralName:
     except ValueError:
         pass
     try:
-        return x509.DNSName(host.encode("idna").decode() if host else "")
-    except (ValueError, UnicodeError) as error:
-        raise UsageError(f"{host!a:.80} is no host's name or address") from error
+        name = host.encode("idna").decode()
+        if re.fullmatch(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name) is not None:
+            return x509.DNSName(name)
+    except UnicodeError:
+        pass
+    raise UsageError(f"{ascii(host):.80} is no host's name or address")
 
 
 def _key() -> EllipticCurvePrivateKey:

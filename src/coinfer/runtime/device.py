@@ -40,6 +40,7 @@ from .recent import RecentTimeline
 from .request import Answer, Asked, Ended, Event, Found, Handed, refusal_of
 from .stamps import Stamps, link_spans
 from .stream import POLICIES, Policy, StreamTerms, overlapped
+from .tls import DeviceTls
 
 Array = NDArray[Any]
 
@@ -57,6 +58,7 @@ class Device:
         timeline: where spans and outcomes go; a bounded record of its own by default.
         clock: tells seconds; another one than the machine's is for tests in made-up time.
         connect: makes the Channel to `edge`; a link in memory, or one in made-up time.
+        token, tls: what the edge knows this device by, and whom to trust at a wss:// address; see `Link`.
 
     For one thread; `infer` is not for the middle of a `stream`.
 
@@ -77,20 +79,18 @@ class Device:
         timeline: Timeline | None = None,
         clock: Callable[[], float] = time.perf_counter,
         connect: Callable[..., Channel] | None = None,
+        token: str | None = None,
+        tls: DeviceTls | None = None,
     ) -> None:
-        self.bundle = bundle
-        self.edge = edge
-        self.plan = plan
+        self.bundle, self.edge, self.plan = bundle, edge, plan
         self.pace: Pace = AsFastAsItGoes() if pace is None else pace
         self.timeline = RecentTimeline() if timeline is None else timeline
         self._segments = Segments(bundle.path, bundle.manifest.outputs, threads=threads)
         self._terms = Terms.of(bundle)
         self._timeout_s = timeout_s
-        self._clock, self._connect = clock, connect
-        self._zero_s = clock()
-        self._requests = 0
+        self._clock, self._connect = clock, connect or partial(Channel, token=token, tls=tls)
+        self._zero_s, self._requests, self._is_streaming = clock(), 0, False
         self._channel: Channel | None = None
-        self._is_streaming = False
         if plan is not None:
             self.prepare(plan)
         if edge is not None:
@@ -231,7 +231,7 @@ class Device:
         return self._channel
 
     def _connected(self, url: str) -> Channel:
-        return (self._connect or Channel)(url, self._terms, timeout_s=self._timeout_s)
+        return self._connect(url, self._terms, timeout_s=self._timeout_s)
 
     def claim(self, is_streaming: bool) -> None:
         """Say that a stream has begun or ended."""
@@ -291,8 +291,7 @@ class Device:
 
     def answer(self, asked: Asked, event: Event, received_s: float) -> Ended:
         """The answer to a request from the edge's event, or why it has none."""
-        end_s = self.now_s()
-        is_answered = isinstance(event, Reply)
+        end_s, is_answered = self.now_s(), isinstance(event, Reply)
         outcome = Outcome(
             request=asked.request,
             plan=asked.plan.number,
