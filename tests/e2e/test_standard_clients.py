@@ -23,7 +23,6 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import tritonclient.http as triton
-import uvicorn
 from PIL import Image, PngImagePlugin
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import Request
@@ -36,11 +35,11 @@ from coinfer.bundle import Bundle
 from coinfer.plan import CodecSpec, Plan
 from coinfer.runtime.app import EdgeLimits, make_app
 from coinfer.runtime.device import Device
-from coinfer.runtime.edge import listen
 from coinfer.runtime.spawn import EdgeProcess
+from http_edge import PATIENCE_S, served
+from http_edge import ask as request
 from tiny_bundle import CLASSES, INPUT, MENU, UPLOAD, make_tiny_bundle, pictures
 
-PATIENCE_S = 30
 PNG, WEBP, WEBP_LOSSLESS, JPEG, JPEG_BARE = range(20, 25)
 CODECS = {
     PNG: CodecSpec(transform="image", coder="png"),
@@ -93,17 +92,6 @@ def files_of(*contents: bytes) -> list[Any]:
     tensor = triton.InferInput("input", [len(contents)], "BYTES")
     tensor.set_data_from_numpy(np.array(contents, dtype=np.object_), binary_data=True)
     return [tensor]
-
-
-def request(
-    edge: str, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
-) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers (lower case) and body of one request of plain HTTP."""
-    connection = http.client.HTTPConnection(edge, timeout=PATIENCE_S)
-    with contextlib.closing(connection):
-        connection.request(method, path, body, headers or {})
-        answer = connection.getresponse()
-        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
 
 
 def refused(call: Callable[[], object]) -> tuple[str, str]:
@@ -489,21 +477,6 @@ class OneToken:
 
     def is_known(self, device: str) -> bool:
         return device == "camera-7"
-
-
-@contextlib.contextmanager
-def served(app: Any) -> Iterator[str]:
-    """An app on a port of this machine, in a thread of this process."""
-    with listen("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(app, http="h11", ws="websockets-sansio", lifespan="on", log_config=None)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 def test_every_route_but_health_needs_a_token(tiny_bundle: Bundle) -> None:
