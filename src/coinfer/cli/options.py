@@ -21,8 +21,13 @@ DataFolder = Annotated[
     ),
 ]
 SOURCES = "scene-digits, digits, cifar10, imagenette, folder:PATH, a .npy file, or package.module:factory"
+# What comes as it comes, for `run` alone.
+LIVE = ("stdin:mjpeg", "stdin:raw", "stdin:paths", "mjpeg:FILE", "watch:PATH")
 DataSource = Annotated[
-    str, typer.Option("--data", metavar="SOURCE", help=f"Pictures: {SOURCES}.", show_default=False)
+    str,
+    typer.Option(
+        "--data", metavar="SOURCE", help=f"Pictures: {SOURCES}; for `run` also {', '.join(LIVE)}.", show_default=False
+    ),
 ]
 Rate = Annotated[str, typer.Option("--rate", help="Rate of the uplink, such as 300kbit/s.")]
 RoundTrip = Annotated[str, typer.Option("--rtt", help="Round trip of the link, twice its one-way delay.")]

@@ -2,11 +2,13 @@
 
     evaluate   the held-out test part of a source, all of the bundle's size, as one array
     run        requests one after another, as a device meets them: every picture below a folder, the
-               rows of a .npy file, or the test part of any other source
+               rows of a .npy file, the test part of any other source, or pictures as they come (LIVE)
 """
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,9 +20,11 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..errors import DataError
 from ..plan import TensorSpec
+from .options import LIVE
 
 if TYPE_CHECKING:
     from ..data import Images
+    from ..data.live import Frame, Size
 
 
 class Request(NamedTuple):
@@ -80,40 +84,120 @@ def _absolute(source: str) -> str:
 def requests(source: str, bundle: Bundle, *, limit: int | None, data_dir: Path | None) -> Iterator[Request]:
     """The first `limit` requests that the source brings, read as they are asked for.
 
-    A picture of a folder is scaled and cropped to the bundle's size; its class is the name of its folder,
-    where the bundle knows a class of that name.
+    A picture of a folder or a stream is scaled and cropped to the bundle's size; its class is the name of its folder,
+    where the bundle knows a class of that name.  Live sources (`LIVE`) give each request when it is there; what of
+    theirs is no picture is a line in the log, see `data.live`.
 
     Raises:
         DataError: at once where there is nothing to read, while iterating where a picture cannot be read.
     """
     if source.startswith("folder:"):
-        return islice(_folder(Path(source.removeprefix("folder:")).expanduser(), bundle), limit)
+        return islice(_folder(_path_of(source), bundle), limit)
+    kind = source.partition(":")[0]
+    if kind in ("stdin", "mjpeg", "watch"):
+        return islice(_live(source, bundle), limit)
     images = test_images(source, bundle, limit=None, data_dir=data_dir).pick(slice(limit))
     labels = [None] * len(images) if images.labels is None else images.labels.tolist()
     rows = zip(images.pixels, labels, strict=True)
     return (Request(pixels, f"{source}#{row}", label) for row, (pixels, label) in enumerate(rows))
 
 
+def _path_of(source: str) -> Path:
+    """What stands behind a source's first colon."""
+    return Path(source.partition(":")[2]).expanduser()
+
+
 def _folder(path: Path, bundle: Bundle) -> Iterator[Request]:
     from ..data.folder import SUFFIXES, read_picture
 
-    wanted, classes = bundle.manifest.input, bundle.manifest.classes
-    if wanted.dtype != "uint8" or len(wanted.shape) != 3:
-        raise DataError(f"this bundle takes {wanted.dtype} {_text(wanted.shape)}, not pictures: give a .npy file")
+    size = _size_of(bundle)
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
         raise DataError(f"no pictures in folder {path}" if path.is_dir() else f"there is no folder {path}")
-    height, width, channels = wanted.shape
-    if channels not in (1, 3):
-        raise DataError(f"this bundle takes {channels} channels, a picture has 1 or 3: give a .npy file")
     return (
         Request(
-            read_picture(file, size=(height, width), channels=channels),
+            read_picture(file, size=(size.height, size.width), channels=size.channels),
             str(file),
-            classes.index(file.parent.name) if file.parent.name in classes else None,
+            _class_of(file, bundle),
         )
         for file in files
     )
+
+
+def _live(source: str, bundle: Bundle) -> Iterator[Request]:
+    """Requests as they come, their classes known where their files' folders have the names of classes."""
+    frames = _frames(source, bundle)
+    return (Request(pixels, name, _class_of(Path(name), bundle)) for name, pixels in frames)
+
+
+def _frames(source: str, bundle: Bundle) -> Iterator[Frame]:
+    from ..data.live import mjpeg_frames, path_frames, raw_frames, watched_frames
+
+    if source == "stdin:raw":
+        return raw_frames(_stdin(), source, bundle.manifest.input)
+    size = _size_of(bundle)
+    if source == "stdin:mjpeg":
+        return mjpeg_frames(_stdin(), source, size)
+    if source == "stdin:paths":
+        return path_frames(_stdin(), source, size)
+    kind, _, path = source.partition(":")
+    if kind == "stdin" or not path:
+        raise DataError(f'a live source is one of {", ".join(LIVE)}, got "{source}"')
+    return watched_frames(_path_of(source), size) if kind == "watch" else _of_file(source, size)
+
+
+def _of_file(source: str, size: Size) -> Iterator[Frame]:
+    """The pictures of a file, a pipe with a name, or a camera's device; opened when the first is asked for."""
+    path = _path_of(source)
+    if not path.exists() or path.is_dir():
+        raise DataError(f'{"there is no file" if not path.exists() else "this is a folder:"} {path} (data "{source}")')
+
+    def frames() -> Iterator[Frame]:
+        from ..data.live import mjpeg_frames
+
+        with path.open("rb", buffering=0) as file:
+            yield from mjpeg_frames(file.fileno(), source, size)
+
+    return frames()
+
+
+def _stdin() -> int:
+    """Standard input's descriptor.
+
+    Raises:
+        DataError: it is closed, or a terminal.
+    """
+    from ..data.live import STDIN
+
+    try:
+        is_terminal = os.isatty(STDIN) or stat.S_ISDIR(os.fstat(STDIN).st_mode)
+    except OSError as error:
+        raise DataError("standard input is closed: give it a stream, such as ffmpeg ... - | coinfer run ...") from error
+    if is_terminal:
+        raise DataError("standard input is a terminal: give it a stream, such as ffmpeg ... - | coinfer run ...")
+    return STDIN
+
+
+def _size_of(bundle: Bundle) -> Size:
+    """What pictures are scaled to.
+
+    Raises:
+        DataError: the bundle does not take pictures.
+    """
+    from ..data.live import Size
+
+    wanted = bundle.manifest.input
+    if wanted.dtype != "uint8" or len(wanted.shape) != 3:
+        raise DataError(f"this bundle takes {wanted.dtype} {_text(wanted.shape)}, not pictures: give a .npy file")
+    height, width, channels = wanted.shape
+    if channels not in (1, 3):
+        raise DataError(f"this bundle takes {channels} channels, a picture has 1 or 3: give a .npy file")
+    return Size(height, width, channels)
+
+
+def _class_of(file: Path, bundle: Bundle) -> int | None:
+    classes = bundle.manifest.classes
+    return classes.index(file.parent.name) if file.parent.name in classes else None
 
 
 def _load_array(path: Path, wanted: TensorSpec) -> NDArray[Any]:
