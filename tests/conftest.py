@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A real bundle of a tiny network, made without torch; see tests/tiny_bundle.py."""
-    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
+    return make_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny", has_evidence=True)
 
 
 @pytest.fixture(scope="session")

@@ -97,6 +97,28 @@ def test_edge_and_device_in_two_processes(tiny_bundle: Bundle, data: Path):
         assert edge.wait(20) == 0
 
 
+def test_every_picture_is_answered_although_the_edge_is_killed(tiny_bundle: Bundle, data: Path):
+    alone = coinfer("run", tiny_bundle.folder, "--data", data, "--plan", DEVICE)
+    labels = [json.loads(line)["label"] for line in alone.stdout.splitlines()]
+    with serving(tiny_bundle.folder) as (url, edge):
+        words = ["run", tiny_bundle.folder, "--edge", url, "--data", data, "--plan", UPLOAD]
+        words += ["--stream", "--period", "200ms", "--notice", "0.5s", "--log", "json"]
+        device = subprocess.Popen(
+            [*COINFER, *(str(word) for word in words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert device.stdout is not None
+        first = json.loads(device.stdout.readline())
+        edge.kill()
+        rest, log = device.communicate(timeout=60)
+    entries = [first, *(json.loads(line) for line in rest.splitlines())]
+    assert device.returncode == 0, log
+    assert first["answered"] == "edge" and entries[-1]["answered"] == "fallback"
+    assert [entry["label"] for entry in entries] == labels
+    events = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    assert any("link lost" in event["message"] for event in events)
+    assert "by the device in the edge's place" in log
+
+
 def test_a_port_in_use(tiny_bundle: Bundle):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -104,7 +126,7 @@ def test_a_port_in_use(tiny_bundle: Bundle):
 
 
 def run_against(folder: Path, data: Path, url: str) -> subprocess.CompletedProcess[str]:
-    return coinfer("run", folder, "--edge", url, "--data", data, "--plan", SPLIT32)
+    return coinfer("run", folder, "--edge", url, "--data", data, "--plan", SPLIT32, "--strict")
 
 
 def test_an_edge_that_is_not_there(tiny_bundle: Bundle, data: Path):

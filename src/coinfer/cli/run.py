@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,15 +13,20 @@ import typer
 
 from ..bundle import Bundle, load_bundle
 from ..errors import UsageError
-from ..units import format_bytes, format_duration, parse_duration_s
+from ..units import parse_duration_s
 from .conditions import Options, conditions_of, slowdown_of
-from .options import BundleFolder, DataFolder, DataSource, Int8Slowdown, Json, RoundTrip, Slowdown
+from .options import BundleFolder, DataFolder, DataSource, Int8Slowdown, Json, Slowdown
 from .output import note, print_json
+from .tally import Tally, entry_of, summary_text
 
 if TYPE_CHECKING:
     from ..runtime.device import Device
+    from ..runtime.guarded import GuardedDevice
+    from ..runtime.pace import Pace
     from ..runtime.request import Answer
     from .pictures import Request
+
+TOKEN = "COINFER_TOKEN"
 
 
 def run(
@@ -28,15 +34,31 @@ def run(
     data: DataSource,
     edge: Annotated[
         str | None,
-        typer.Option("--edge", metavar="URL", help="The edge, such as ws://127.0.0.1:8300.", show_default=False),
+        typer.Option("--edge", metavar="URL", help="The edge: ws://HOST:PORT, or wss:// for TLS.", show_default=False),
     ] = None,
     plan: Annotated[
-        str, typer.Option("--plan", metavar="N|auto", help="Number of a plan of the menu, or the best for --rate.")
+        str,
+        typer.Option(
+            "--plan", metavar="N|auto", help="One plan of the menu; auto chooses for each request, as the link is."
+        ),
     ] = "auto",
-    rate: Annotated[
-        str | None, typer.Option("--rate", help="Rate of the uplink, for --plan auto.", show_default=False)
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End with an error where the link or the edge fails; one plan for all.")
+    ] = False,
+    fallback: Annotated[
+        int | None,
+        typer.Option("--fallback", help="Plan of the device alone, for where the edge fails.", show_default=False),
     ] = None,
-    rtt: RoundTrip = "10ms",
+    notice: Annotated[
+        str, typer.Option("--notice", help="How soon a lost link must be noticed, or 3 times a request if longer.")
+    ] = "2s",
+    rate: Annotated[
+        str | None,
+        typer.Option("--rate", help="Rate of the uplink; without --strict, until it is measured.", show_default=False),
+    ] = None,
+    rtt: Annotated[
+        str | None, typer.Option("--rtt", help="Round trip of the link, such as 20ms; likewise.", show_default=False)
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="At most this many pictures.", show_default=False)
     ] = None,
@@ -67,66 +89,154 @@ def run(
     unordered: Annotated[
         bool, typer.Option("--unordered", help="A stream's answers as they are completed: exits overtake.")
     ] = False,
+    token_file: Annotated[
+        Path | None,
+        typer.Option("--token-file", help=f"File with this device's token; else {TOKEN}.", show_default=False),
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option("--ca", help="CA that the edge's certificate must be of.", show_default=False)
+    ] = None,
+    cert: Annotated[
+        Path | None, typer.Option("--cert", help="This device's certificate, with --key.", show_default=False)
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", help="Its key.", show_default=False)] = None,
+    verify_key: Annotated[
+        Path | None,
+        typer.Option("--verify-key", help="Refuse a bundle that this public key has not signed.", show_default=False),
+    ] = None,
     slowdown: Slowdown = None,
     int8_slowdown: Int8Slowdown = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of one segment.")] = 1,
     timeout: Annotated[
-        str, typer.Option("--timeout", help="Longest silence of the edge before a request fails; sending counts.")
+        str, typer.Option("--timeout", help="With --strict: the longest silence of the edge; sending counts.")
     ] = "30s",
+    metrics: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics", min=1, max=65535, help="Serve Prometheus metrics on this port of loopback.",
+            show_default=False,
+        ),
+    ] = None,
+    log: Annotated[str, typer.Option("--log", help="Log lines on stderr as text or json.")] = "text",
     data_dir: DataFolder = None,
     json: Json = False,
 ) -> None:
     """Run a bundle: the device.
 
-    Answers pictures by one plan, alone or with an edge; it needs no torch. Each answer is one JSON line on
-    stdout as it comes; a summary follows on stderr, also where the link broke in between. With --json, one object
-    with all answers and the summary is printed at the end. A folder's pictures are taken in the order of their
-    paths and scaled to the bundle's size; their classes are the names of their folders.
+    Answers pictures, alone or with an edge; it needs no torch. Each answer is one JSON line on stdout as it comes; a
+    summary follows on stderr. With an edge every request is answered, whatever the link does: the plan of each is
+    chosen by what the link and the edge are like just then, and what the edge does not answer in time the device
+    does itself ("answered": "fallback"). With --json, one object with all answers and the summary is printed at the
+    end. A folder's pictures are taken in the order of their paths and scaled to the bundle's size; their classes are
+    the names of their folders.
     """
-    loaded = load_bundle(bundle)
-    conditions = Options(rate or "1 Mbit/s", rtt, slowdown, int8_slowdown)
     if not stream and (policy != "block" or deadline is not None or period is not None or unordered):
         raise UsageError("--policy, --deadline, --period and --unordered are for a --stream")
+    if edge is None and (strict or fallback is not None or token_file or ca or cert or key):
+        raise UsageError("--strict, --fallback, --token-file, --ca, --cert and --key are for an --edge")
+    if metrics is not None and (edge is None or strict):
+        raise UsageError("--metrics are of a device with an --edge, and without --strict")
+    loaded = _loaded(bundle, verify_key)
     period_s = 0.0 if period is None else parse_duration_s(period)
-    number = _plan_number(loaded, plan, has_edge=edge is not None, has_rate=rate is not None, options=conditions)
+    options = Options(rate or "1 Mbit/s", rtt or "10 ms", slowdown, int8_slowdown)
+    number = _plan_number(loaded, plan, options, has_edge=edge is not None, has_rate=rate is not None, strict=strict)
     from ..lab.slow import SlowedDevice
     from ..runtime.device import Device
     from .pictures import requests
 
+    _log_to_stderr(log)
     pending = requests(data, loaded, limit=limit, data_dir=data_dir)
     factors = slowdown_of(loaded, slowdown, int8_slowdown)
     pace = None if factors is None else SlowedDevice(factors)
+    secrets = _secrets(edge, token_file, ca, cert, key)
+    device: Device | GuardedDevice
+    if edge is None or strict:
+        device = Device(
+            loaded, edge=edge, plan=number, pace=pace, threads=threads, timeout_s=parse_duration_s(timeout), **secrets
+        )
+    else:
+        assumed = conditions_of(loaded, options) if rate or rtt or factors else None
+        device = _guarded(loaded, edge, number, fallback, notice, assumed, pace, threads, secrets)
     tally = Tally()
     answers: list[dict[str, Any]] = []
+    observe = _observer(device, metrics)
     start_s = perf_counter()
     try:
-        with Device(
-            loaded, edge=edge, plan=number, pace=pace, threads=threads, timeout_s=parse_duration_s(timeout)
-        ) as device:
+        with device:
             start_s = perf_counter()
             if stream:
                 answered = _streamed(device, pending, policy, deadline, period_s, is_ordered=not unordered)
             else:
                 answered = ((request, device.infer(request.pixels)) for request in pending)
             for request, answer in answered:
-                entry = _entry(loaded, request, answer)
+                entry = entry_of(loaded, request, answer)
                 tally.add(entry)
+                observe(answer)
                 if json:
                     answers.append(entry)
                 else:
                     _print_line(entry)
     finally:
         # Also where the link broke: what was answered until then was answered.
-        if tally.latencies_s or tally.unanswered:
+        if tally:
             name = "this machine, not slowed" if pace is None else pace.label
-            summary = tally.summary(loaded, number, name, perf_counter() - start_s)
+            summary = tally.summary(loaded, name, perf_counter() - start_s)
             if json:
                 print_json({"answers": answers, "summary": summary})
             else:
-                note(_summary_text(summary))
+                note(summary_text(summary))
 
 
-def _plan_number(bundle: Bundle, plan: str, *, has_edge: bool, has_rate: bool, options: Options) -> int:
+def _loaded(folder: Path, verify_key: Path | None) -> Bundle:
+    if verify_key is None:
+        return load_bundle(folder)
+    from ..signature import load_signed_bundle
+
+    return load_signed_bundle(folder, verify_key)
+
+
+def _guarded(
+    bundle: Bundle,
+    edge: str,
+    number: int | None,
+    fallback: int | None,
+    notice: str,
+    conditions: Any,
+    pace: Pace | None,
+    threads: int,
+    secrets: dict[str, Any],
+) -> GuardedDevice:
+    from ..runtime.guarded import GuardedDevice
+    from ..runtime.keeper import KeepTerms
+
+    return GuardedDevice(
+        bundle, edge=edge, plan=number, fallback=fallback, conditions=conditions,
+        keep=KeepTerms(notice_s=parse_duration_s(notice)), pace=pace, threads=threads, **secrets,
+    )  # fmt: skip
+
+
+def _secrets(
+    edge: str | None, token_file: Path | None, ca: Path | None, cert: Path | None, key: Path | None
+) -> dict[str, Any]:
+    """What a device shows its edge, and whom it trusts."""
+    if edge is None:
+        return {}
+    from ..runtime.tls import DeviceTls
+
+    token = os.environ.get(TOKEN)
+    if token_file is not None:
+        try:
+            token = token_file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--token-file {token_file} cannot be read: {error}") from error
+    tls = DeviceTls(ca=ca, certificate=cert, key=key) if ca or cert or key else None
+    return {"token": token or None, "tls": tls}
+
+
+def _plan_number(
+    bundle: Bundle, plan: str, options: Options, *, has_edge: bool, has_rate: bool, strict: bool
+) -> int | None:
+    """The plan for all requests; None where each has its own."""
     if plan != "auto":
         if not plan.isdigit():
             raise UsageError(f'--plan must be a number of the menu or auto, got "{plan}"')
@@ -134,8 +244,10 @@ def _plan_number(bundle: Bundle, plan: str, *, has_edge: bool, has_rate: bool, o
         if chosen.kind != "device" and not has_edge:
             raise UsageError(f"plan {plan} ({chosen.label}) needs an edge: give --edge ws://HOST:PORT")
         return chosen.number
+    if has_edge and not strict:
+        return None
     if has_edge and not has_rate:
-        raise UsageError("--plan auto needs the link's rate: give --rate, such as --rate 1Mbit/s, or --plan N")
+        raise UsageError("--strict --plan auto needs the link's rate: give --rate, such as --rate 1Mbit/s, or --plan N")
     from ..search.solve import search
     from .plan import goal_of
 
@@ -145,7 +257,7 @@ def _plan_number(bundle: Bundle, plan: str, *, has_edge: bool, has_rate: bool, o
 
 
 def _streamed(
-    device: Device,
+    device: Device | GuardedDevice,
     pending: Iterator[Request],
     policy: str,
     deadline: str | None,
@@ -160,7 +272,7 @@ def _streamed(
         # The device numbers its requests from 0 on.
         for number, request in enumerate(pending):
             sleep(max(0.0, begin_s + number * period_s - perf_counter()))
-            asked[number] = request
+            asked[number % 2**32] = request
             yield request.pixels
 
     for answer in device.stream(
@@ -172,25 +284,22 @@ def _streamed(
         yield asked.pop(answer.request), answer
 
 
-def _entry(bundle: Bundle, request: Request, answer: Answer) -> dict[str, Any]:
-    classes, outcome = bundle.manifest.classes, answer.outcome
-    label = answer.label if answer.is_answered else None
-    entry: dict[str, Any] = {
-        "request": answer.request,
-        "input": request.name,
-        "label": label,
-        "class": classes[label] if label is not None and label < len(classes) else None,
-        "plan": outcome.plan,
-        "answered": answer.answered,
-        "latency_s": round(outcome.latency_s, 6),
-        "payload_bytes": outcome.payload_bytes,
-        "wire_bytes": outcome.wire_bytes,
-    }
-    if outcome.exit is not None:
-        entry["exit"] = bundle.plan(outcome.plan).exits[outcome.exit].cut
-    if request.label is not None and label is not None:
-        entry["right"] = label == request.label
-    return entry
+def _observer(device: Any, port: int | None) -> Callable[[Answer], None]:
+    """What counts answers for Prometheus; nothing without a port."""
+    if port is None:
+        return lambda answer: None
+    from ..runtime.device_metrics import DeviceMetrics
+
+    counts = DeviceMetrics(device)
+    counts.serve(port)
+    return counts.answered
+
+
+def _log_to_stderr(form: str) -> None:
+    """Let the device's log lines appear on stderr."""
+    from .logs import log_to_stderr
+
+    log_to_stderr("coinfer.device", form)
 
 
 def _print_line(entry: dict[str, Any]) -> None:
@@ -198,57 +307,3 @@ def _print_line(entry: dict[str, Any]) -> None:
 
     sys.stdout.write(msgspec.json.encode(entry).decode() + "\n")
     sys.stdout.flush()
-
-
-@dataclass
-class Tally:
-    """What has been answered so far."""
-
-    latencies_s: list[float] = field(default_factory=list)
-    payload_bytes: int = 0
-    wire_bytes: int = 0
-    num_right: int = 0
-    num_labelled: int = 0
-    unanswered: dict[str, int] = field(default_factory=dict)
-
-    def add(self, entry: dict[str, Any]) -> None:
-        """Count what came of one request."""
-        if entry["label"] is None:
-            self.unanswered[entry["answered"]] = self.unanswered.get(entry["answered"], 0) + 1
-            return
-        self.latencies_s.append(entry["latency_s"])
-        self.payload_bytes += entry["payload_bytes"]
-        self.wire_bytes += entry["wire_bytes"]
-        self.num_labelled += "right" in entry
-        self.num_right += entry.get("right", False)
-
-    def summary(self, bundle: Bundle, number: int, device: str, elapsed_s: float) -> dict[str, Any]:
-        """Medians, means and the share of right answers (None where no picture had a class)."""
-        import numpy as np
-
-        count = len(self.latencies_s)
-        p50_s, p95_s = np.percentile(self.latencies_s, [50, 95]) if count else (float("nan"), float("nan"))
-        return {
-            "plan": number,
-            "label": bundle.plan(number).label,
-            "device": device,
-            "requests": count,
-            "latency_p50_s": float(p50_s),
-            "latency_p95_s": float(p95_s),
-            "throughput_hz": count / elapsed_s if elapsed_s > 0 else None,
-            "payload_bytes": self.payload_bytes / max(1, count),
-            "wire_bytes": self.wire_bytes / max(1, count),
-            "accuracy": 100 * self.num_right / self.num_labelled if self.num_labelled else None,
-            "unanswered": self.unanswered,
-        }
-
-
-def _summary_text(summary: dict[str, Any]) -> str:
-    accuracy = "" if summary["accuracy"] is None else f", {summary['accuracy']:.2f} % right"
-    accuracy += "".join(f", {count} {why}" for why, count in summary["unanswered"].items())
-    return (
-        f"{summary['requests']} requests by plan {summary['plan']} ({summary['label']}), {summary['device']}: "
-        f"latency p50 {format_duration(summary['latency_p50_s'])}, p95 {format_duration(summary['latency_p95_s'])}, "
-        f"{summary['throughput_hz'] or 0:.3g} a second, {format_bytes(summary['payload_bytes'])} payload, "
-        f"{format_bytes(summary['wire_bytes'])} on the wire{accuracy}"
-    )

@@ -22,7 +22,7 @@ import msgspec
 from ..bundle import Bundle
 from ..errors import Infeasible, PlanError
 from ..plan import Candidate, Plan
-from ..profile import Conditions, Slowdown
+from ..profile import Conditions, Link, Slowdown
 from ..protocol import HEADER_BYTES, PADDING_BYTES, Durations, message_wire_bytes
 from ..search.estimate import Table
 from ..search.goal import Goal
@@ -73,6 +73,10 @@ class Line(NamedTuple):
         return self.device_s + self.share * (link_s + self.exchange_s + self.edge_s * load + wait_s)
 
 
+_ASSUMED = Conditions(link=Link(rate_bps=1e6, delay_s=0.005))
+_UNKNOWN = Line(device_s=0.0, up_bits=0.0, down_bits=0.0, edge_s=0.0, share=1.0, exchange_s=0.0)
+
+
 def line_of(table: Table, row: int, base: Conditions) -> Line:
     """The line of one candidate on this device, from the price list that all else is priced by."""
     work = row_of(table.work, row)
@@ -92,16 +96,17 @@ class Pilot:
     """Chooses a plan of a bundle's menu for each request.
 
     Args:
-        bundle: with a map of plans, or none where `plan` is given.
+        bundle: with evidence, and a map of plans; without a map one is drawn.
         plan: the number of the one plan to use; None chooses.
         goal: what to make best; what the bundle was built for by default.
-        conditions: rate, round trip and device as assumed before anything is known; the map's by default.
+        conditions: rate, round trip and device as assumed before anything is known; what the bundle was built for by
+            default.
         fallback: number of the plan without an edge; the best one on the menu by default.
         probe_s: so often the link is measured where requests do not tell its rate.
 
     Raises:
         PlanError: no plan of the menu runs on the device alone, or the one named does not.
-        BundleError: a plan is not on the menu, or there is no map.
+        BundleError: a plan is not on the menu, or there is no evidence.
     """
 
     def __init__(
@@ -121,10 +126,9 @@ class Pilot:
         # The latest ones, and how many there were.
         self.decisions: deque[Decision] = deque(maxlen=_KEPT)
         self.num_decisions = 0
-        built = load_map(bundle) if plan is None or conditions is None else None
+        built = load_map(bundle) if "map.json" in bundle.manifest.files else None
         self.goal = goal or (built.goal if built is not None else built_goal(bundle.manifest))
-        base = conditions or (built.base if built is not None else None)
-        assert base is not None
+        base = conditions or (built.base if built is not None else bundle.manifest.conditions) or _ASSUMED
         self._base = base
         self._table = Table(_menu(bundle))
         self._lines = self._drawn(base)
@@ -201,6 +205,16 @@ class Pilot:
         """How many times as long as measured decoding and tails take, as of late."""
         return self._load
 
+    @property
+    def current(self) -> int:
+        """The number of the plan that the last request took."""
+        return self._current
+
+    def uplink_bps(self, now_s: float) -> float:
+        """Bits a second of the uplink, as far as is known."""
+        with self._lock:
+            return self.rate.at(now_s)
+
     def choose(self, now_s: float, request: int | None = None) -> Choice:
         """The plan of a request that is begun now."""
         with self._lock:
@@ -230,8 +244,12 @@ class Pilot:
             wanted = self._current
         return self._settle(now_s, request, self.bundle.plan(wanted), reason)
 
+    def _line(self, number: int) -> Line:
+        """A plan's line; of one that was asked for without evidence nothing is known."""
+        return self._lines.get(number, _UNKNOWN)
+
     def _latency_s(self, number: int, now_s: float, rate_bps: float) -> float:
-        line = self._lines[number]
+        line = self._line(number)
         line = line._replace(device_s=line.device_s * self._own_load)
         return line.latency_s(
             rate_bps, base_s=self.rate.base_s, load=self._load, wait_s=self._wait_s,
@@ -280,13 +298,13 @@ class Pilot:
         """A request was handed to the link."""
         with self._lock:
             self._asked[request] = plan.number
-            edge_s = self._lines[plan.number].edge_s * self._load + self._wait_s
+            edge_s = self._line(plan.number).edge_s * self._load + self._wait_s
             self.rate.sent(request, now_s, wire_bytes, edge_s=edge_s)
 
     def computed(self, plan: Plan, took_s: float) -> None:
         """The device computed its side of a request."""
         with self._lock:
-            expected_s = self._lines[plan.number].device_s
+            expected_s = self._line(plan.number).device_s
             if expected_s > 0 and took_s > 0:
                 # In logarithms, so that one long pause does not count for ever.
                 self._own_load *= (took_s / expected_s / self._own_load) ** _NEWEST
@@ -297,7 +315,7 @@ class Pilot:
         with self._lock:
             number = self._asked.pop(request, None)
             self.rate.heard(request, now_s, edge_s=wait_s + decode_s + tail_s)
-            if number is not None and (expected_s := self._lines[number].edge_s) > 0:
+            if number is not None and (expected_s := self._line(number).edge_s) > 0:
                 self._load += _NEWEST * ((decode_s + tail_s) / expected_s - self._load)
                 self._wait_s += _NEWEST * (wait_s - self._wait_s)
 

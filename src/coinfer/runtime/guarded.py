@@ -230,6 +230,7 @@ class GuardedDevice:
     Raises:
         BundleError: a plan is not on the menu, or does not fit its segments.
         PlanError: no plan of the menu runs on the device alone.
+        UsageError: `edge` is no address, or a file of `tls` cannot be used.
     """
 
     def __init__(
@@ -266,6 +267,9 @@ class GuardedDevice:
         self._is_streaming = False
         self._noted = 0
         self.keeper.wait_up(keep.notice_s)
+        if self.keeper.error is not None:
+            self.close()
+            raise self.keeper.error
 
     def __enter__(self) -> Self:
         return self
@@ -278,6 +282,10 @@ class GuardedDevice:
     def close(self) -> None:
         """Close the link and end its threads."""
         self.keeper.close()
+
+    def now_s(self) -> float:
+        """Seconds on the device's clock."""
+        return self.device.now_s()
 
     @property
     def bundle(self) -> Bundle:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import NamedTuple, Protocol
 
-from ..errors import LinkError, PlanError
+from ..errors import LinkError, PlanError, UsageError
 from ..protocol import Busy, Pong, Reply
 from .channel import Channel
 from .control import Pilot, ping_wire_bytes
@@ -102,6 +102,8 @@ class Keeper:
         if not min(self.terms) > 0:
             raise PlanError(f"a link's bounds must be above 0 s, got {self.terms}")
         self.num_connected = self.num_lost = 0
+        # What makes all tries useless, such as an address that is none.
+        self.error: UsageError | None = None
         self._connect, self._hear, self._pilot, self._now_s = connect, hear, pilot, now_s
         self._chance = random.Random(seed)
         self._channel: Channel | None = None
@@ -177,6 +179,11 @@ class Keeper:
         while not self._closed.is_set():
             try:
                 channel = self._connect()
+            except UsageError as error:
+                # No try will be better.
+                self.error = error
+                self._up.set()
+                return
             except LinkError as error:
                 _LOG.warning("no link: %s", error)
                 with self._lock:
