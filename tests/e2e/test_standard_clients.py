@@ -10,8 +10,13 @@ import contextlib
 import http.client
 import io
 import json
+import re
+import shlex
+import shutil
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -667,3 +672,66 @@ def test_what_was_begun_outlives_a_reload(tiny_bundle: Bundle, tmp_path: Path) -
             pass
     np.testing.assert_array_equal(outputs_of(found), reference(tiny_bundle, xs))
     np.testing.assert_array_equal(outputs_of(after), reference(fresh, xs))
+
+
+# --- what docs/open-inference.md says ----------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "open-inference.md"
+
+
+def blocks_of(language: str, where: str) -> str:
+    """The page's examples, for the edge and the models of this suite."""
+    text = "\n".join(re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S))
+    text = text.replace("127.0.0.1:8300", where).replace("resnet20.plan7.jpeg", "tiny.plan23.jpeg")
+    return text.replace("resnet20", "tiny")
+
+
+@pytest.fixture
+def pictures_folder(tmp_path: Path) -> Path:
+    (tmp_path / "cat.jpg").write_bytes(encoded(pictures(1)[0], format="JPEG"))
+    (tmp_path / "picture.raw").write_bytes(pictures(1).tobytes())
+    return tmp_path
+
+
+def test_the_pages_commands_run_as_they_stand(bundle: Bundle, edge: EdgeProcess, pictures_folder: Path) -> None:
+    lines = blocks_of("sh", address(edge)).splitlines()
+    lines = [line for line in lines if line]
+    assert len(lines) == 5 and shutil.which("curl") is not None
+    answers = []
+    for line in lines:
+        command = [*shlex.split(line), "--fail", "--silent", "--show-error", "--max-time", str(PATIENCE_S)]
+        done = subprocess.run(command, cwd=pictures_folder, capture_output=True, text=True)
+        assert done.returncode == 0, (line, done.stderr)
+        answers.append(json.loads(done.stdout))
+    assert answers[0] == {"ready": True} and answers[1]["name"] == "tiny" and answers[2][0]["name"] == "tiny"
+    seen = np.array(Image.open(pictures_folder / "cat.jpg"))[None]
+    for answer, xs in zip(answers[3:], (pictures(1), seen), strict=True):
+        found = np.array(answer["outputs"][0]["data"], np.float32)[None]
+        np.testing.assert_array_equal(found, reference(bundle, xs), strict=True)
+
+
+def test_the_pages_program_runs_as_it_stands(bundle: Bundle, edge: EdgeProcess, pictures_folder: Path) -> None:
+    program = blocks_of("python", address(edge))
+    program += "\nprint(logits.tolist(), classes.shape, logits_of_file.tolist(), sep='\\n')"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=pictures_folder, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    logits, shape, of_file = done.stdout.splitlines()
+    zeros = np.zeros((4, 8, 8, 3), np.uint8)
+    assert np.array(json.loads(logits), np.float32).tobytes() == reference(bundle, zeros).tobytes()
+    assert shape == "(4, 3)"
+    seen = np.array(Image.open(pictures_folder / "cat.jpg"))[None]
+    assert np.array(json.loads(of_file), np.float32).tobytes() == reference(bundle, seen).tobytes()
+
+
+def test_the_pages_limits_are_the_edges(edge: EdgeProcess) -> None:
+    text, limits = PAGE.read_text(encoding="utf-8"), EdgeLimits()
+    for name, shown in (
+        ("body_bytes", f"{limits.body_bytes >> 20} MiB"),
+        ("samples", str(limits.samples)),
+        ("hello_s", f"{limits.hello_s:g} s"),
+        ("in_flight", str(limits.in_flight)),
+        ("device_bytes", f"{limits.device_bytes >> 20} MiB"),
+        ("connections", str(limits.connections)),
+    ):
+        assert f"| `{name}` | {shown} |" in text
