@@ -1,8 +1,8 @@
 """One segment as deployed: an ONNX file, loaded and run by ONNX Runtime on the CPU.
 
-A segment is checked before ONNX Runtime sees it (it must carry its weights itself, since a file that points to other
-files could read anything on this machine, and use no operators but ONNX Runtime's own), and arrays are checked before they go in, so that a
-wrong shape is one clear line and not a C++ message.  Nothing here knows about cuts, plans or codecs.
+A segment is checked before ONNX Runtime sees it: it must carry its weights itself, since a file that points to other
+files could read anything on this machine, and use no operators but ONNX Runtime's own.  Arrays are checked before they
+go in, so that a wrong shape is one clear line and not a C++ message.  Nothing here knows about cuts, plans or codecs.
 """
 
 from __future__ import annotations

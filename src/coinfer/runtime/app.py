@@ -42,7 +42,7 @@ from ..timeline import Timeline
 from . import answers
 from .answers import unauthorised
 from .batch import Computed, Workers
-from .conversation import CLOSE_PROTOCOL_ERROR, Conversation
+from .conversation import CLOSE_AWAY, CLOSE_PROTOCOL_ERROR, Conversation
 from .door import Door, OpenDoor
 from .metrics import EdgeMetrics
 from .oip import OpenInference
@@ -247,10 +247,11 @@ class Edge:
         peer = f"{socket.client.host}:{socket.client.port}" if socket.client is not None else "a device"
         device = self.device_of(socket)
         if device is None:
-            _LOG.warning("refused %s: no token that this edge knows", peer)
+            _LOG.warning("refused %s: no token that this edge knows", peer, extra={"peer": peer})
             self.metrics.refused("token")
             await socket.send_denial_response(unauthorised())
             return
+        whose = {"peer": peer, "device": device or None}
         await socket.accept()
         serving, limits = self.serving, self.max_limits
         talk = Conversation(
@@ -262,25 +263,35 @@ class Edge:
             reason = self._no_room(talk.device)
             if reason is None:
                 reason = await talk.greet(limits.hello_s)
-            if reason is None and (serving is not self.serving or not self.is_ready):
-                reason = "this edge is being changed: connect again"
+            # What was so at the door need not be so any more.
+            reason = reason or self._no_room(talk.device) or self._changed(serving, device, socket)
             if reason is None:
                 await talk.welcome()
-                self._talks.add(talk)
-                await talk.run()
+                reason = self._changed(serving, device, socket)
+                if reason is None:
+                    self._talks.add(talk)
+                    await talk.run()
+                else:
+                    await talk.close(CLOSE_AWAY, reason)
             else:
-                _LOG.warning("refused %s: %s", peer, one_line(reason))
+                _LOG.warning("refused %s: %s", peer, one_line(reason), extra=whose)
                 self.metrics.refused("greeting")
                 await talk.refuse(reason)
         except ProtocolError as error:
             line = one_line(str(error))
-            _LOG.warning("closed the link to %s: %s", peer, line)
+            _LOG.warning("closed the link to %s: %s", peer, line, extra=whose)
             await talk.close(CLOSE_PROTOCOL_ERROR, line)
         except WebSocketDisconnect:
-            _LOG.info("%s is gone", peer)
+            _LOG.info("%s is gone", peer, extra=whose)
         finally:
             self._talks.discard(talk)
             self.connections -= 1
+
+    def _changed(self, serving: Serving, device: str, socket: WebSocket) -> str | None:
+        """Why a connection that came in before is not welcome now."""
+        if serving is not self.serving or not self.is_ready:
+            return "this edge is being changed: connect again"
+        return None if self.device_of(socket) == device else "its token is revoked"
 
     def _no_room(self, device: str) -> str | None:
         """Why a new connection of a device is one too many."""

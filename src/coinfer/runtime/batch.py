@@ -228,7 +228,8 @@ class Workers:
 
 
 def _failed(job: Job, error: Exception) -> Computed:
-    _LOG.warning("request %d failed: %s", job.request.request, one_line(str(error)))
+    whose = {"device": job.device or None, "request": job.request.request}
+    _LOG.warning("request %d failed: %s", job.request.request, one_line(str(error)), extra=whose)
     return Computed(job.request, job.connection.failure(job.request.request, str(error)), ())
 
 

@@ -18,6 +18,7 @@ from .access import Access
 from .app import EdgeLimits, make_app
 from .pace import Pace
 from .server import EdgeServer
+from .traces import Tracer
 
 __all__ = ["Access", "EdgeLimits", "listen", "make_app", "serve", "url_of"]
 
@@ -40,6 +41,7 @@ def serve(
     limits: EdgeLimits | None = None,
     timeline: Timeline | None = None,
     access: Access | None = None,
+    tracer: Tracer | None = None,
 ) -> None:
     """Serve `bundle` until SIGTERM or SIGINT, then return; SIGHUP reloads what may change (`server`).
 
@@ -64,7 +66,7 @@ def serve(
         _listen(listener, host, port)
         app = make_app(
             bundle, workers=workers, threads=threads, max_batch=max_batch, batch_wait_s=batch_wait_s,
-            load=load, pace=pace, limits=limits, timeline=timeline, door=door,
+            load=load, pace=pace, limits=limits, timeline=timeline, door=door, tracer=tracer,
         )  # fmt: skip
         url = url_of(listener, is_tls=access.tls is not None)
         menu = f"bundle {bundle.digest:.12}, {len(bundle.manifest.menu)} plans"
