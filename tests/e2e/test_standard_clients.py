@@ -674,6 +674,17 @@ def test_what_was_begun_outlives_a_reload(tiny_bundle: Bundle, tmp_path: Path) -
     np.testing.assert_array_equal(outputs_of(after), reference(fresh, xs))
 
 
+def test_an_edge_that_is_ended_by_a_signal_loses_nothing_that_it_took(bundle: Bundle) -> None:
+    xs = pictures(10)
+    # A tail takes a part of a second here.
+    with EdgeProcess(bundle.folder, load=5000.0) as edge:
+        with asking(address(edge), xs) as found:
+            eventually(lambda: json.loads(request(address(edge), "GET", "/healthz")[2])["waiting"] > 0)
+            edge.process.terminate()
+        assert edge.process.wait(PATIENCE_S) == 0
+    np.testing.assert_array_equal(outputs_of(found), reference(bundle, xs))
+
+
 # --- what docs/open-inference.md says ----------------------------------------------------------------
 
 PAGE = Path(__file__).parents[2] / "docs" / "open-inference.md"

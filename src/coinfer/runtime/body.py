@@ -12,8 +12,42 @@ from collections.abc import Callable
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
+from ..errors import BusyError
+
 # What a refused body may have, as a multiple of its cap, to be read to its end.
 _DROPPED = 4
+# Bodies of all devices together may have so many times what those of one may.
+_ALL_DEVICES = 4
+_RETRY_S = 1.0
+
+
+class Held:
+    """Bytes of bodies that are held, by whom they came from: of one device up to `most`, of all four times that."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._of: dict[str, int] = {}
+        self.num_bytes = 0
+
+    def take(self, device: str, num_bytes: int) -> None:
+        """Count bytes that are about to be kept.
+
+        Raises:
+            BusyError: they would be too many; they are not counted.
+        """
+        mine = self._of.get(device, 0) + num_bytes
+        if mine > self._most or self.num_bytes + num_bytes > _ALL_DEVICES * self._most:
+            whose = "this device" if mine > self._most else "all devices"
+            raise BusyError(f"too many bytes of {whose} are held", retry_after_s=_RETRY_S)
+        self._of[device] = mine
+        self.num_bytes += num_bytes
+
+    def give(self, device: str, num_bytes: int) -> None:
+        """Count bytes that are kept no more."""
+        self.num_bytes -= num_bytes
+        left = self._of.pop(device, 0) - num_bytes
+        if left > 0:
+            self._of[device] = left
 
 
 class Body:
@@ -23,13 +57,14 @@ class Body:
         request: whose body nobody else reads.
         most: bytes it may have.
         within_s: seconds from now in which it has to arrive.
-        hold: is told of bytes that are kept; may refuse by an error.
+        hold: is told of bytes that are kept, `num_held` in all; may refuse by an error.
     """
 
     def __init__(self, request: Request, most: int, within_s: float, hold: Callable[[int], None]) -> None:
         self._request, self._most, self._within_s, self._hold = request, most, within_s, hold
         self._end_s = asyncio.get_running_loop().time() + within_s
         self._num_read = 0
+        self.num_held = 0
         self.is_over = False
 
     async def read(self) -> bytes:
@@ -52,6 +87,7 @@ class Body:
             if self._num_read > self._most:
                 raise self._too_long(f"{self._num_read} B or more")
             self._hold(len(chunk))
+            self.num_held += len(chunk)
             content += chunk
         return bytes(content)
 

@@ -20,11 +20,11 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
-import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
@@ -32,23 +32,22 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .. import __version__
-from ..engine.sides import Values
 from ..errors import BusyError, PayloadError, ProtocolError
-from ..protocol import Durations, Request
+from ..protocol import Request
 from ..protocol.messages import one_line
 from . import openapi
 from .answers import error, unauthorised
 from .batch import Computed
-from .body import Body
+from .body import Body, Held
 from .oip_models import VERSION, Model
-from .oip_wire import BYTES, MAX_JSON_BYTES, Array, Asked, Tensor, best_classes, parse_json, read_request, write_answer
+from .oip_samples import JSON_LENGTH, HttpAsker, Sample, check, json_length, read_samples, write_outputs
+from .oip_wire import parse_json
 from .traces import Timed
 
 if TYPE_CHECKING:
     from .app import Edge, Serving
 
 _LOG = logging.getLogger("coinfer.edge")
-_JSON_LENGTH = "Inference-Header-Content-Length"
 _INDEX_BYTES = 65536
 # What is read or written in less time than a thread takes to begin.
 _AT_ONCE_BYTES = 65536
@@ -57,32 +56,6 @@ _RETRY_S = 1.0
 T = TypeVar("T")
 Endpoint = Callable[[HttpRequest], Awaitable[Response]]
 Asking = Callable[[HttpRequest, Body], Awaitable[Response]]
-
-
-class Answer(NamedTuple):
-    """What an asker of this door is given: the outputs, or why there are none."""
-
-    outputs: Sequence[Array] = ()
-    failure: str | None = None
-
-
-class HttpAsker:
-    """Takes the workers' answers as they are, see `turns.Asker`."""
-
-    def reply(self, request: int, durations: Durations, outputs: Sequence[Array], *, exit: int | None = None) -> Answer:
-        """The outputs, each (1, *shape)."""
-        return Answer(outputs)
-
-    def failure(self, request: int, text: str) -> Answer:
-        """Why there are none."""
-        return Answer(failure=text)
-
-
-class Sample(NamedTuple):
-    """One sample of a request: the payload of its plan, or what such a payload would hold."""
-
-    payload: bytes
-    values: Values | None
 
 
 class _Index(msgspec.Struct):
@@ -97,8 +70,7 @@ class OpenInference:
         self._asker = HttpAsker()
         self._numbers = count()
         self._num_open = 0
-        # Bytes of bodies that are held, by whom they came from.
-        self._held: dict[str, int] = {}
+        self._held = Held(edge.max_limits.device_bytes)
 
     def routes(self) -> list[Route]:
         """All of them."""
@@ -162,7 +134,7 @@ class OpenInference:
         self._model(request)
         self._check_ready()
         content = await body.read()
-        json_bytes = _json_bytes(request, len(content))
+        json_bytes = json_length(request, len(content))
         # It may have changed while the body came.
         self._check_ready()
         model, serving = self._model(request), self._edge.serving
@@ -172,11 +144,12 @@ class OpenInference:
         over: list[Timed] = []
         num_sent = 0
         try:
-            asked, samples = await _aside(len(content), _read, content, json_bytes, model, self._max_samples(model))
+            most = self._max_samples(model)
+            asked, samples = await _aside(len(content), read_samples, content, json_bytes, model, most)
             done = await self._compute(request, serving, model, samples, over)
             labels = serving.bundle.manifest.classes
             size = sum(array.nbytes for computed in done for array in computed.message.outputs)
-            answer, length = await _aside(size, _write, model, asked, done, labels)
+            answer, length = await _aside(size, write_outputs, model, asked, done, labels)
             num_sent = len(answer)
         finally:
             serving.guests.discard(task)
@@ -186,7 +159,7 @@ class OpenInference:
                 self._edge.tracer.record(over, door="http", device=self._asker_of(request), headers=request.headers)
         if length is None:
             return Response(answer, media_type="application/json")
-        return Response(answer, media_type="application/octet-stream", headers={_JSON_LENGTH: str(length)})
+        return Response(answer, media_type="application/octet-stream", headers={JSON_LENGTH: str(length)})
 
     async def _compute(
         self, request: HttpRequest, serving: Serving, model: Model, samples: Sequence[Sample], over: list[Timed]
@@ -222,7 +195,7 @@ class OpenInference:
                         raise BusyError("this edge is being changed", retry_after_s=_RETRY_S)
                     found[place] = future.result()
                     over.append(Timed(found[place], arrived_ns))
-                    _check(model, place, found[place])
+                    check(model, place, found[place])
         finally:
             gone.cancel()
             for future in running:
@@ -254,16 +227,7 @@ class OpenInference:
 
         async def answer(request: HttpRequest) -> Response:
             device = self._asker_of(request)
-            held = 0
-
-            def hold(num_bytes: int) -> None:
-                nonlocal held
-                if self._held.get(device, 0) + num_bytes > self._edge.max_limits.device_bytes:
-                    raise BusyError("too many bytes of this device are here", retry_after_s=_RETRY_S)
-                held += num_bytes
-                self._held[device] = self._held.get(device, 0) + num_bytes
-
-            body = Body(request, most, self._edge.max_limits.hello_s, hold)
+            body = Body(request, most, self._edge.max_limits.hello_s, partial(self._held.take, device))
             self._num_open += 1
             try:
                 said = await self._said(endpoint, request, body)
@@ -272,10 +236,7 @@ class OpenInference:
                 return said
             finally:
                 self._num_open -= 1
-                if held:
-                    self._held[device] -= held
-                    if not self._held[device]:
-                        del self._held[device]
+                self._held.give(device, body.num_held)
 
         return answer
 
@@ -333,66 +294,6 @@ class OpenInference:
         return max(1, min(limits.samples, limits.body_bytes // largest))
 
 
-def _json_bytes(request: HttpRequest, body_bytes: int) -> int | None:
-    """How much of a body its header says is JSON.
-
-    Raises:
-        ProtocolError: it says no number, or more than there is.
-        HTTPException: 413, more than this edge reads.
-    """
-    text = request.headers.get(_JSON_LENGTH)
-    # Thousands of digits are no length.
-    if text is not None and not (text.isascii() and text.isdigit() and len(text) < 16):
-        raise ProtocolError(f'{_JSON_LENGTH} must be a number of bytes, got "{text[:32]}"')
-    found = None if text is None else int(text)
-    if found is not None and found > body_bytes:
-        raise ProtocolError(f"{_JSON_LENGTH} must be up to {body_bytes} B, the body's length, got {found} B")
-    if (body_bytes if found is None else found) > MAX_JSON_BYTES:
-        raise HTTPException(413, f"JSON may have {MAX_JSON_BYTES} B: send tensors as binary data")
-    return found
-
-
 async def _aside(num_bytes: int, call: Callable[..., T], *given: Any) -> T:
     """The call's result, from a thread where it is about much."""
     return await asyncio.to_thread(call, *given) if num_bytes > _AT_ONCE_BYTES else call(*given)
-
-
-def _read(content: bytes, json_bytes: int | None, model: Model, max_samples: int) -> tuple[Asked, list[Sample]]:
-    """What is asked, and the samples as the model's plan takes them."""
-    asked = read_request(content, json_bytes, model.input, model.outputs, max_samples=max_samples)
-    if model.codec is None:
-        return asked, [Sample(b"", (sample,)) for sample in asked.samples if isinstance(sample, np.ndarray)]
-    samples = []
-    for place, file in enumerate(asked.samples):
-        assert isinstance(file, bytes)
-        try:
-            samples.append(Sample(model.codec.wrap(file), None))
-        except PayloadError as problem:
-            raise ProtocolError(f"{problem} (sample {place})") from problem
-    return asked, samples
-
-
-def _write(
-    model: Model, asked: Asked, done: Sequence[Computed], labels: Sequence[str]
-) -> tuple[bytes, int | None]:
-    """The body of the answer, and the length of its JSON."""
-    tensors = []
-    for wanted in asked.wanted:
-        port = model.outputs[wanted.output]
-        values = np.concatenate([computed.message.outputs[wanted.output] for computed in done])
-        if wanted.classes:
-            fitting = labels if len(labels) == math.prod(port.shape) else ()
-            best = best_classes(values, wanted.classes, fitting)
-            tensors.append(Tensor(port.name, BYTES, (len(values), wanted.classes), best, wanted.is_binary))
-        else:
-            tensors.append(Tensor(port.name, port.datatype, values.shape, values, wanted.is_binary))
-    return write_answer(model.name, VERSION, asked.id, tensors)
-
-
-def _check(model: Model, place: int, computed: Computed) -> None:
-    """Refuse where a sample has no answer: its file is at fault, or else this edge."""
-    failure = computed.message.failure
-    if failure is not None and model.codec is not None:
-        raise HTTPException(400, f"{failure} (sample {place})")
-    if failure is not None:
-        raise HTTPException(500, "this edge failed; its log says why")
