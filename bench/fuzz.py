@@ -42,7 +42,7 @@ RESULT = Path("docs/results/raw/runtime/fuzz.json")
 PARSERS = ("protocol", "payloads", "manifests")
 ENGINES = ("mutator", "hypothesis", "atheris")
 # Of `--inputs`: what the two other engines get on top of the mutator's.
-SHARES = {"mutator": 1.0, "hypothesis": 0.02, "atheris": 0.2}
+SHARES = {"mutator": 1.0, "hypothesis": 0.005, "atheris": 0.2}
 AT_A_TIME = 2000
 HANG_S = 1.0
 # A process that is this long at one input does not end by itself.

@@ -25,6 +25,7 @@ from ..errors import CoinferError
 from .bench import bench
 from .build import build
 from .demo import demo
+from .doctor import doctor
 from .evaluate import evaluate
 from .inspect import inspect
 from .plan import plan
@@ -45,6 +46,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": bench,
     "simulate": simulate,
     "demo": demo,
+    "doctor": doctor,
 }
 
 # Which extra of the package brings a module that a light installation does not have.
