@@ -26,9 +26,9 @@ from ..profile import Conditions, Link, Slowdown
 from ..protocol import HEADER_BYTES, PADDING_BYTES, Durations, message_wire_bytes
 from ..search.estimate import Table
 from ..search.goal import Goal
+from ..search.line import Line, lines_of
 from ..search.planmap import PlanMap, built_goal, load_map, plan_map
 from ..search.solve import search
-from ..stages import cost, row_of, stages
 from ..timeline import Decision
 from ..units import format_duration, format_rate
 from .rate import UplinkRate
@@ -55,41 +55,8 @@ class Choice(NamedTuple):
     is_fallback: bool
 
 
-class Line(NamedTuple):
-    """What a request of a plan takes, as a straight line in the link's seconds a bit and the edge's load."""
-
-    device_s: float
-    up_bits: float
-    down_bits: float
-    edge_s: float
-    share: float
-    exchange_s: float
-
-    def latency_s(self, rate_bps: float, *, base_s: float, load: float, wait_s: float, backlog_s: float) -> float:
-        """Seconds of a request: its bytes wait until the link is free, its tail until the edge is."""
-        if self.share == 0:
-            return self.device_s
-        link_s = max(0.0, backlog_s - self.device_s) + (self.up_bits + self.down_bits) / rate_bps + base_s
-        return self.device_s + self.share * (link_s + self.exchange_s + self.edge_s * load + wait_s)
-
-
 _ASSUMED = Conditions(link=Link(rate_bps=1e6, delay_s=0.005))
 _UNKNOWN = Line(device_s=0.0, up_bits=0.0, down_bits=0.0, edge_s=0.0, share=1.0, exchange_s=0.0)
-
-
-def line_of(table: Table, row: int, base: Conditions) -> Line:
-    """The line of one candidate on this device, from the price list that all else is priced by."""
-    work = row_of(table.work, row)
-    parts = {stage.name: stage for stage in stages(work, is_typical=True)}
-    busy_s = {name: float(stage.share * cost(stage, base).busy_s) for name, stage in parts.items()}
-    return Line(
-        device_s=busy_s["head"] + busy_s["exit"] + busy_s["encode"],
-        up_bits=8.0 * float(parts["send"].num_bytes),
-        down_bits=8.0 * float(parts["reply"].num_bytes),
-        edge_s=float(cost(parts["decode"], base).busy_s + cost(parts["tail"], base).busy_s),
-        share=float(work.remote_share),
-        exchange_s=base.exchange_s,
-    )
 
 
 class Pilot:
@@ -131,7 +98,7 @@ class Pilot:
         base = conditions or (built.base if built is not None else bundle.manifest.conditions) or _ASSUMED
         self._base = base
         self._table = Table(_menu(bundle))
-        self._lines = self._drawn(base)
+        self._lines = lines_of(self._table, base)
         self.fallback = self._fallback(fallback)
         self._fixed = None if plan is None else bundle.plan(plan)
         is_as_built = built is not None and goal is None and conditions is None
@@ -149,9 +116,6 @@ class Pilot:
         self._probed_s = -math.inf
         self._asked: dict[int, int] = {}
         self._lock = threading.RLock()
-
-    def _drawn(self, base: Conditions) -> dict[int, Line]:
-        return {int(number): line_of(self._table, row, base) for row, number in enumerate(self._table.numbers)}
 
     def _mapped(self, base: Conditions) -> PlanMap:
         return plan_map(self._table, self.goal, base, device_loads=(1.0,))
@@ -249,11 +213,9 @@ class Pilot:
         return self._lines.get(number, _UNKNOWN)
 
     def _latency_s(self, number: int, now_s: float, rate_bps: float) -> float:
-        line = self._line(number)
-        line = line._replace(device_s=line.device_s * self._own_load)
-        return line.latency_s(
+        return self._line(number).latency_s(
             rate_bps, base_s=self.rate.base_s, load=self._load, wait_s=self._wait_s,
-            backlog_s=self.rate.backlog_s(now_s),
+            backlog_s=self.rate.backlog_s(now_s), own_load=self._own_load,
         )  # fmt: skip
 
     def _is_worth_it(self, now_s: float, new_s: float, old_s: float) -> bool:
@@ -353,7 +315,7 @@ class Pilot:
         link = msgspec.structs.replace(self._base.link, delay_s=base_s / 2)
         device = Slowdown(fp32=own * self._base.device.fp32, int8=own * self._base.device.int8)
         base = msgspec.structs.replace(self._base, link=link, device=device)
-        lines, drawn = self._drawn(base), self._mapped(base)
+        lines, drawn = lines_of(self._table, base), self._mapped(base)
         with self._lock:
             self._base, self._lines, self._map = base, lines, drawn
             self._own_load /= own
