@@ -10,24 +10,35 @@ from typing import Any
 
 import uvicorn
 
-from coinfer.runtime.edge import listen
+from coinfer.runtime.edge import Access, listen
+from coinfer.runtime.server import EdgeServer
 
 PATIENCE_S = 30
 
 
 @contextlib.contextmanager
-def served(app: Any) -> Iterator[str]:
-    """HOST:PORT of an app that runs in a thread for as long as the block lasts."""
+def serving(app: Any) -> Iterator[tuple[str, uvicorn.Server]]:
+    """HOST:PORT of an app, and what carries it in a thread while the block lasts: of an edge its own server."""
     with listen("127.0.0.1", 0) as listener:
-        config = uvicorn.Config(app, http="h11", ws="websockets-sansio", lifespan="on", log_config=None)
-        server = uvicorn.Server(config)
+        where = f"127.0.0.1:{listener.getsockname()[1]}"
+        if hasattr(app.state, "edge"):
+            server: uvicorn.Server = EdgeServer(app, listener, Access(), "listening")
+        else:
+            server = uvicorn.Server(uvicorn.Config(app, http="h11", lifespan="on", log_config=None))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            yield f"127.0.0.1:{listener.getsockname()[1]}"
+            yield where, server
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextlib.contextmanager
+def served(app: Any) -> Iterator[str]:
+    """HOST:PORT of an app that runs for as long as the block lasts."""
+    with serving(app) as (where, _):
+        yield where
 
 
 def ask(

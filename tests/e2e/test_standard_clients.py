@@ -41,7 +41,7 @@ from coinfer.plan import CodecSpec, Plan
 from coinfer.runtime.app import EdgeLimits, make_app
 from coinfer.runtime.device import Device
 from coinfer.runtime.spawn import EdgeProcess
-from http_edge import PATIENCE_S, served
+from http_edge import PATIENCE_S, served, serving
 from http_edge import ask as request
 from tiny_bundle import CLASSES, INPUT, MENU, UPLOAD, make_tiny_bundle, pictures
 
@@ -634,17 +634,16 @@ def test_a_client_that_goes_away_takes_its_requests_along(tiny_bundle: Bundle) -
     np.testing.assert_array_equal(outputs_of(found), reference(tiny_bundle, xs))
 
 
-def test_an_edge_that_ends_answers_what_it_has_begun(tiny_bundle: Bundle) -> None:
+def test_an_edge_that_ends_answers_what_it_has_taken(tiny_bundle: Bundle) -> None:
     gate = Gate()
     app = make_app(tiny_bundle, pace=gate)
-    xs = pictures(3)
-    with served(app) as where:
-        with asking(where, xs) as found:
-            assert gate.begun.acquire(timeout=PATIENCE_S)
-            edge = app.state.edge
-            edge.is_ready = False
-            assert request(where, "POST", "/v2/models/tiny/infer", json_request(xs))[0] == 503
-            gate.opened.set()
+    edge, xs = app.state.edge, pictures(3)
+    with serving(app) as (where, server), asking(where, xs) as found:
+        assert gate.begun.acquire(timeout=PATIENCE_S)
+        eventually(lambda: edge.serving.workers.num_waiting == 2)
+        server.should_exit = True
+        eventually(lambda: not edge.is_ready)
+        gate.opened.set()
     np.testing.assert_array_equal(outputs_of(found), reference(tiny_bundle, xs))
 
 
@@ -674,15 +673,15 @@ def test_what_was_begun_outlives_a_reload(tiny_bundle: Bundle, tmp_path: Path) -
     np.testing.assert_array_equal(outputs_of(after), reference(fresh, xs))
 
 
-def test_an_edge_that_is_ended_by_a_signal_loses_nothing_that_it_took(bundle: Bundle) -> None:
-    xs = pictures(10)
-    # A tail takes a part of a second here.
-    with EdgeProcess(bundle.folder, load=5000.0) as edge:
-        with asking(address(edge), xs) as found:
-            eventually(lambda: json.loads(request(address(edge), "GET", "/healthz")[2])["waiting"] > 0)
-            edge.process.terminate()
-        assert edge.process.wait(PATIENCE_S) == 0
-    np.testing.assert_array_equal(outputs_of(found), reference(bundle, xs))
+def test_a_request_that_took_long_does_not_shut_an_idle_edge(tiny_bundle: Bundle) -> None:
+    # Everything takes longer than that.
+    app = make_app(tiny_bundle, limits=EdgeLimits(max_wait_s=1e-9))
+    xs = pictures(1)
+    with served(app) as where:
+        for _ in range(3):
+            with asking(where, xs) as found:
+                pass
+            np.testing.assert_array_equal(outputs_of(found), reference(tiny_bundle, xs))
 
 
 # --- what docs/open-inference.md says ----------------------------------------------------------------

@@ -146,7 +146,8 @@ class Workers:
         each_s = self._each_s.get(job.plan, 0.0)
         mean_s = sum(self._each_s.values()) / len(self._each_s) if self._each_s else 0.0
         wait_s = self._waiting.ahead_of(job.device) * mean_s / self._num_workers
-        if wait_s + each_s > self._max_wait_s:
+        # Who waits for nobody is let in however long the latest took: else nothing would ever be known to take less.
+        if wait_s > 0 and wait_s + each_s > self._max_wait_s:
             # When half of what is before it is done, there is room for as many again.
             raise BusyError(f"{len(self._waiting)} requests wait for this edge", retry_after_s=wait_s / 2)
         if (held := self._waiting.bytes_of(job.device)) + job.num_bytes > self._device_bytes:
