@@ -72,8 +72,9 @@ bench-pipeline: $(STAMP) ## measure everything in docs/results/pipeline.md with 
 	$(BIN)/python -m bench.solvers resnet56-exits
 	$(BIN)/python -m bench.pipeline_results
 
-fuzz: $(STAMP) ## a million inputs on each parser: protocol messages, payloads, bundle manifests (minutes)
+fuzz: $(STAMP) ## a million inputs on each parser (messages, payloads, manifests), 20,000 requests on the HTTP front (minutes)
 	nice -n 5 $(BIN)/python -m bench.fuzz protocol payloads manifests --inputs 1000000
+	nice -n 5 $(BIN)/python -m bench.fuzz_http --requests 20000
 
 results: $(STAMP) ## recompute the tables and JSON of docs/results from the raw logs
 	$(BIN)/python -m bench.results

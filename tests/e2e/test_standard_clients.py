@@ -25,9 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import tritonclient.http as triton
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, PngImagePlugin
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import Request
@@ -36,7 +38,7 @@ from starlette.routing import Route
 from tritonclient.utils import InferenceServerException
 
 import coinfer
-from coinfer.bundle import Bundle
+from coinfer.bundle import Bundle, write_manifest
 from coinfer.plan import CodecSpec, Plan
 from coinfer.runtime.app import EdgeLimits, make_app
 from coinfer.runtime.device import Device
@@ -682,6 +684,43 @@ def test_a_request_that_took_long_does_not_shut_an_idle_edge(tiny_bundle: Bundle
             with asking(where, xs) as found:
                 pass
             np.testing.assert_array_equal(outputs_of(found), reference(tiny_bundle, xs))
+
+
+def failing_network(path: Path) -> None:
+    """Logits are a row of a table of 200, by the first byte of the picture: from 200 on there is none."""
+    table = np.arange(1000, dtype=np.float32).reshape(200, CLASSES)
+    constants = {"table": table, "zero": np.zeros(1, np.int64), "one": np.ones(1, np.int64)}
+    nodes = [
+        helper.make_node("Flatten", ["input"], ["bytes"]),
+        helper.make_node("Gather", ["bytes", "zero"], ["first"], axis=1),
+        helper.make_node("Cast", ["first"], ["row"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "row"], ["rows"]),
+        helper.make_node("Squeeze", ["rows", "one"], ["logits"]),
+    ]
+    ins = [helper.make_tensor_value_info("input", TensorProto.UINT8, ["N", 8, 8, 3])]
+    outs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", CLASSES])]
+    weights = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "failing", ins, outs, weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+
+
+def test_an_edge_at_fault_says_no_more_than_that(tmp_path: Path) -> None:
+    made = make_tiny_bundle(tmp_path / "bundle")
+    failing_network(made.folder / "segments/whole.onnx")
+    write_manifest(made.folder, made.manifest)
+    with EdgeProcess(made.folder) as edge:
+        for first, status in ((199, 200), (200, 500), (3, 200)):
+            xs = np.full((1, 8, 8, 3), first, np.uint8)
+            got, _, body = request(address(edge), "POST", "/v2/models/tiny/infer", json_request(xs))
+            assert got == status
+            if status == 500:
+                assert json.loads(body) == {"error": "this edge failed; its log says why"}
+            else:
+                expected = [5.0 * first + k for k in range(CLASSES)]
+                assert json.loads(body)["outputs"][0]["data"] == expected
+        eventually(lambda: any("whole.onnx" in line and "failed" in line for line in [*edge.log]))
+        page = request(address(edge), "GET", "/metrics")[2].decode()
+    assert f'coinfer_requests_total{{door="http",outcome="failed",plan="{UPLOAD}"}} 1.0' in page
 
 
 # --- what docs/open-inference.md says ----------------------------------------------------------------

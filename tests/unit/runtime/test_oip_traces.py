@@ -17,9 +17,10 @@ from coinfer.errors import UsageError
 from coinfer.protocol import Request
 from coinfer.runtime.app import make_app
 from coinfer.runtime.batch import Computed
+from coinfer.runtime.device import Device
 from coinfer.runtime.traces import Timed, Tracer, tracer_to
 from http_edge import ask, served
-from tiny_bundle import UPLOAD, pictures
+from tiny_bundle import SPLIT32, UPLOAD, pictures
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
@@ -119,3 +120,18 @@ def test_without_the_extra_a_collector_is_one_line(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(UsageError, match=r'traces need OpenTelemetry: pip install "coinfer\[traces\]"'):
         tracer_to("http://127.0.0.1:4318/v1/traces")
+
+
+def test_requests_over_the_link_are_traced_too(
+    tiny_bundle: Bundle, tracer: Tracer, exporter: InMemorySpanExporter
+) -> None:
+    with served(make_app(tiny_bundle, tracer=tracer)) as where:
+        with Device(tiny_bundle, edge=f"ws://{where}", plan=SPLIT32, timeout_s=30) as device:
+            for picture in pictures(2):
+                device.infer(picture)
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans] == ["wait", "decode", "tail", "infer"] * 2
+    for span in (spans[3], spans[7]):
+        attributes = span.attributes or {}
+        assert (attributes["coinfer.door"], attributes["coinfer.plan"]) == ("link", SPLIT32)
+        assert span.parent is None and str(attributes["coinfer.device"]).startswith("127.0.0.1:")
