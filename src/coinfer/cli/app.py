@@ -24,6 +24,7 @@ from .. import __version__
 from ..errors import CoinferError
 from .bench import bench
 from .build import build
+from .cert import cert
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
@@ -32,7 +33,9 @@ from .plan import plan
 from .profile import profile
 from .run import run
 from .serve import serve
+from .sign import sign
 from .simulate import simulate
+from .token import token
 
 # In the order of use: what a network allows, a bundle from it, its evidence, the two machines.
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -47,6 +50,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "simulate": simulate,
     "demo": demo,
     "doctor": doctor,
+    "token": token,
+    "cert": cert,
+    "sign": sign,
 }
 
 # Which extra of the package brings a module that a light installation does not have.
@@ -58,6 +64,8 @@ EXTRAS = {
     "simpy": "build",
     "sklearn": "build",
     "matplotlib": "build",
+    "cryptography": "edge",
+    "prometheus_client": "edge",
     "starlette": "edge",
     "uvicorn": "edge",
 }

@@ -79,6 +79,10 @@ class GuardedHttp(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Say so, where that can still be said, and close."""
         _LOG.warning("closed the connection of %s: %s", peer_of(self), msg, extra={"peer": peer_of(self)})
+        if self.cycle is not None and not self.cycle.response_complete:
+            # Whoever is about to answer the request finds nobody there, instead of a connection that is over.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         try:
             super().send_400_response(msg)
         except h11.LocalProtocolError:

@@ -177,14 +177,16 @@ class Link:
         if token is not None:
             request.headers["Authorization"] = f"Bearer {token}"
         self._protocol.send_request(request)
-        deadline_s = time.monotonic() + self._timeout_s
         self._take()
-        self._flush()
-        while self._protocol.state is State.CONNECTING and self._protocol.handshake_exc is None:
-            self._socket.settimeout(max(0.001, deadline_s - time.monotonic()))
-            self._receive()
-        self._socket.settimeout(self._timeout_s)
+        try:
+            self._ask()
+        except LinkError as broken:
+            if isinstance(self._socket, TlsSocket) and isinstance(broken.__cause__, ConnectionError):
+                raise self._turned_away() from broken
+            raise
         error = self._protocol.handshake_exc
+        if isinstance(self._socket, TlsSocket) and error is not None and isinstance(error.__cause__, EOFError):
+            raise self._turned_away() from error
         if isinstance(error, InvalidStatus) and error.response.status_code == 401:
             known = "a token, and was given none" if token is None else "another token than was given"
             raise RefusedError(f"the edge at {self.url} wants {known}") from error
@@ -198,6 +200,21 @@ class Link:
         if error is not None:
             raise self._broken(f"no WebSocket came of it: {error}") from error
         self._collect()
+
+    def _ask(self) -> None:
+        """Send the request, and read until there is a response to it or the connection ends."""
+        deadline_s = time.monotonic() + self._timeout_s
+        self._flush()
+        while self._protocol.state is State.CONNECTING and self._protocol.handshake_exc is None:
+            self._socket.settimeout(max(0.001, deadline_s - time.monotonic()))
+            self._receive()
+        self._socket.settimeout(self._timeout_s)
+
+    def _turned_away(self) -> LinkError:
+        """An edge that is not content with a client's certificate hangs up when TLS seems agreed."""
+        return LinkError(
+            f"the edge at {self.url} hung up behind TLS: it may want a client certificate, or have revoked this one"
+        )
 
     def _advance(self) -> None:
         """Read once from the socket and sort what came."""

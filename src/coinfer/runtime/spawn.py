@@ -39,6 +39,7 @@ class EdgeProcess:
         core: pin the process to one core.
         ready_s: how long it may take to listen.
         options: more of `python -m coinfer.runtime`, such as ("--tokens", "tokens.json").
+        module: what is run in its place, with the same options.
 
     Raises:
         LinkError: it ended or did not listen in time; the message has its last line.
@@ -56,14 +57,15 @@ class EdgeProcess:
         core: int | None = None,
         ready_s: float = 60.0,
         options: Sequence[str] = (),
+        module: str = "coinfer.runtime",
     ) -> None:
-        command = [sys.executable, "-m", "coinfer.runtime", str(folder), "--end-with-stdin"]
+        command = [sys.executable, "-m", module, str(folder), "--end-with-stdin"]
         command += ["--port", str(port), "--workers", str(workers), "--threads", str(threads)]
         command += ["--load", str(load), "--max-batch", str(max_batch)]
         if core is not None:
             command += ["--core", str(core)]
         command += options
-        self.log: deque[str] = deque(maxlen=100)
+        self.log: deque[str] = deque(maxlen=1000)
         self.url = ""
         self._settled = threading.Event()
         self.process = subprocess.Popen(

@@ -283,7 +283,7 @@ def test_a_client_certificate_is_asked_for_and_shown(ca: Path) -> None:
         link.write(link.frame(b"x"))
         assert link.read() == b"x"
         link.close()
-        with pytest.raises(LinkError, match="certificate required|reset|handshake failure"):
+        with pytest.raises(LinkError, match="hung up behind TLS: it may want a client"):
             connect(url, ca)
 
 
@@ -297,7 +297,7 @@ def test_a_revoked_client_certificate_is_refused_by_a_new_context(tmp_path: Path
         connect(url, folder, **own).close()
     revoke_certificate(folder, folder / "client.pem")
     assert tls.admission() != before
-    with tls_server(echo, tls.context()) as url, pytest.raises(LinkError, match="certificate revoked|reset"):
+    with tls_server(echo, tls.context()) as url, pytest.raises(LinkError, match="hung up behind TLS: .*or have revoked this one"):
         connect(url, folder, **own)
 
 
