@@ -57,7 +57,7 @@ class Model(NamedTuple):
                 "variant": plan.variant,
                 "precision": plan.precision,
                 "takes": served,
-                "accuracy_percent": self.accuracy,
+                "accuracy_percent": None if self.accuracy is None else round(self.accuracy, 4),
                 "is_most_accurate": self.is_best,
             },
         }
