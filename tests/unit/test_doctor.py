@@ -321,6 +321,28 @@ def test_an_edge_with_another_bundle_is_wrong_and_so_is_none(tiny_bundle: Bundle
     assert found["edge"].advice == "is the edge running, and no firewall in between?"
 
 
+def test_an_edge_with_tls_and_tokens_is_verified_and_a_stranger_to_it_is_told(tiny_bundle: Bundle, tmp_path: Path):
+    pytest.importorskip("cryptography")
+    from coinfer.runtime.certificates import make_test_ca
+    from coinfer.runtime.tokens import add_token
+
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+        make_test_ca(tmp_path / name, ["127.0.0.1"])
+    tokens, token = tmp_path / "tokens.json", tmp_path / "token"
+    token.write_text(add_token(tokens, "camera") + "\n")
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    options = ["--cert", mine / "server.pem", "--key", mine / "server.key", "--tokens", tokens]
+    with EdgeProcess(tiny_bundle.folder, options=list(map(str, options))) as edge:
+        to_edge = [tiny_bundle.folder, "--edge", edge.url]
+        code, found = run_doctor(*to_edge, "--ca", mine / "ca.pem", "--token-file", token)
+        assert code == 0 and found["TLS"].text == "the edge's certificate and name were verified"
+        code, found = run_doctor(*to_edge, "--ca", mine / "ca.pem")
+        assert code == 1 and found["edge"].state == "wrong" and "token" in found["edge"].text
+        code, found = run_doctor(*to_edge, "--ca", other / "ca.pem", "--token-file", token)
+        assert code == 1 and found["edge"].state == "wrong" and "certificate" in found["edge"].text
+
+
 URLS = {
     "ws://127.0.0.1:8300": ("ok", "none is needed"),
     "ws://[::1]:8300": ("ok", "none is needed"),
