@@ -57,7 +57,7 @@ def document(models: Mapping[str, Model]) -> Json:
                 "model": _path("model", list(models)),
                 "version": _path("version", [VERSION]),
             },
-            "schemas": _schemas(),
+            "schemas": _schemas(models),
         },
     }
 
@@ -118,13 +118,19 @@ def _index() -> Json:
     return operation
 
 
-def _schemas() -> Json:
+def _schemas(models: Mapping[str, Model]) -> Json:
     port = _object("name", datatype=_DATATYPE, shape=_SHAPE)
     size = {"type": "object", "properties": {"binary_data_size": {"type": "integer", "minimum": 0}}}
     data: Json = {"type": "array", "description": "Flat, or nested as the shape says; row-major."}
     tensor = _object("name", datatype=_DATATYPE, shape=_SHAPE)
     tensor["properties"] |= {"parameters": size, "data": data}
-    asked = _object("name")
+    given = _object(
+        name=_one_of(model.input.name for model in models.values()),
+        datatype=_one_of(model.input.datatype for model in models.values()),
+        shape=_SHAPE,
+    )
+    given["properties"] |= {"parameters": size, "data": data}
+    asked = _object(name=_one_of(port.name for model in models.values() for port in model.outputs))
     asked["properties"]["parameters"] = {
         "type": "object",
         "properties": {
@@ -153,13 +159,14 @@ def _schemas() -> Json:
             output={"type": "array", "items": {"type": "object"}},
         ),
         "Tensor": tensor,
+        "Input": given,
         "Request": {
             "type": "object",
             "required": ["inputs"],
             "properties": {
                 "id": {"type": "string", "maxLength": MAX_ID_CHARS},
                 "parameters": {"type": "object", "properties": {"binary_data_output": {"type": "boolean"}}},
-                "inputs": {"type": "array", "items": _ref("Tensor"), "minItems": 1, "maxItems": 1},
+                "inputs": {"type": "array", "items": _ref("Input"), "minItems": 1, "maxItems": 1},
                 "outputs": {"type": "array", "items": asked},
             },
         },
@@ -199,8 +206,13 @@ def _ref(name: str) -> Json:
 
 
 def _path(name: str, values: list[str]) -> Json:
-    schema = {"type": "string", "enum": values} if values else {"type": "string"}
-    return {"name": name, "in": "path", "required": True, "schema": schema}
+    return {"name": name, "in": "path", "required": True, "schema": _one_of(values)}
+
+
+def _one_of(values: Iterable[str]) -> Json:
+    """The schema of one of these texts; of any where there are none."""
+    known = [*dict.fromkeys(values)]
+    return {"type": "string", "enum": known} if known else {"type": "string"}
 
 
 def _object(*texts: str, **others: str | Json) -> Json:
