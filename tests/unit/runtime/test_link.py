@@ -6,12 +6,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import pytest
+from websockets.server import ServerProtocol
 from websockets.sync.server import ServerConnection, serve
 
-from coinfer.errors import LinkError, ProtocolError, UsageError
+from coinfer.errors import LinkError, ProtocolError, RefusedError, UsageError
 from coinfer.runtime.link import Link
 
 Talk = Callable[[ServerConnection], None]
@@ -239,3 +240,123 @@ def test_is_open_sees_a_goodbye_that_nobody_has_read() -> None:
         while link.is_open():
             assert time.monotonic() < deadline_s
         link.close()
+
+
+# --- a hostile edge: whatever it sends, what is kept of it is bounded ---------------------------------------------
+
+
+def pouring(data: bytes, times: int) -> Talk:
+    """An edge that sends raw bytes behind the upgrade, as often as they are taken."""
+
+    def talk(connection: ServerConnection) -> None:
+        with suppress(OSError):
+            for _ in range(times):
+                connection.socket.sendall(data)
+
+    return talk
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (b"\x00\x00", "unexpected continuation frame"),
+        (b"\x02\x01x" + b"\x00\x00" * 2000, "in more than 1024 fragments"),
+        (b"\x02\x7e\x27\x10" + bytes(10_000) + (b"\x00\x7e\x27\x10" + bytes(10_000)) * 20, "exceeds limit"),
+        (b"\x82\x7f\x3f" + bytes(7), "exceeds limit"),
+        (b"\xc2\x05bytes", "reserved bits must be 0"),
+        (b"\x83\x00", "invalid opcode"),
+        (b"\x82\x85abcdxxxxx", "incorrect masking"),
+        (b"\x89\x7e\x00\x7e" + bytes(126), "control frame too long"),
+    ],
+)
+def test_a_malformed_or_endless_message_of_an_edge_is_a_protocol_error(data: bytes, line: str) -> None:
+    with websocket_server(pouring(data, 1)) as url:
+        with pytest.raises(ProtocolError, match=line), closing(connect(url)) as link:
+            link.read()
+
+
+def test_an_edge_that_pings_and_reads_nothing_is_a_broken_link() -> None:
+    """A thread is stuck in a write meanwhile, so that the answers to pings cannot leave."""
+    go, is_over = threading.Event(), threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def run() -> None:
+        with listener:
+            peer, _ = listener.accept()
+            with peer, suppress(OSError):
+                protocol = ServerProtocol()
+                while not (events := protocol.events_received()):
+                    protocol.receive_data(peer.recv(65536))
+                protocol.send_response(protocol.accept(events[0]))
+                peer.sendall(b"".join(protocol.data_to_send()))
+                go.wait()
+                while not is_over.is_set():
+                    peer.sendall((b"\x89\x7d" + bytes(125)) * 100)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    link = connect(f"ws://127.0.0.1:{listener.getsockname()[1]}", timeout_s=30.0)
+    frame = link.frame(bytes(50_000_000))
+
+    def write() -> None:
+        with pytest.raises(LinkError):
+            link.write(frame)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not link._writing.locked():
+        threading.Event().wait(0.001)
+    go.set()
+    with pytest.raises(LinkError, match="it asks more than it reads: 1024 answers wait"):
+        link.read()
+    is_over.set()
+    link.abort()
+    writer.join()
+    link.close()
+    thread.join()
+
+
+def test_a_flood_while_nothing_is_asked_is_not_taken_in() -> None:
+    go = threading.Event()
+    flood = b"\x82\x7e\x03\xe8" + bytes(1000)
+
+    def talk(connection: ServerConnection) -> None:
+        with suppress(OSError):
+            while not go.is_set():
+                connection.socket.sendall(flood * 60)
+
+    with websocket_server(talk) as url:
+        link = connect(url)
+        for _ in range(300):
+            assert link.is_open()
+        # What one read brought, and no more.
+        assert len(link._inbox) < 100
+        go.set()
+        link.abort()
+        link.close()
+
+
+def test_endless_headers_of_an_edge_are_a_protocol_error() -> None:
+    head = b"HTTP/1.1 101 Switching Protocols\r\n" + b"X: " + b"x" * 100_000
+    with tcp_server(head) as url, pytest.raises(ProtocolError, match="does not speak WebSocket"):
+        connect(url)
+    head = b"HTTP/1.1 101 Switching Protocols\r\n" + b"X: x\r\n" * 1000
+    with tcp_server(head) as url, pytest.raises(ProtocolError, match="does not speak WebSocket"):
+        connect(url)
+
+
+def test_a_token_goes_with_the_request_and_is_in_no_message() -> None:
+    seen: list[str | None] = []
+
+    def talk(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        seen.append(connection.request.headers.get("Authorization"))
+
+    with websocket_server(talk) as url:
+        Link(url, max_message_bytes=1000, timeout_s=10.0, token="camera.secret").close()
+    assert seen == ["Bearer camera.secret"]
+    refusal = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"
+    for token, line in (("camera.secret", "another token than was given"), (None, "a token, and was given none")):
+        with tcp_server(refusal) as url, pytest.raises(RefusedError, match=f"wants {line}") as caught:
+            Link(url, max_message_bytes=1000, timeout_s=10.0, token=token)
+        assert "secret" not in str(caught.value)
