@@ -27,6 +27,7 @@ from coinfer.data.live import Size, mjpeg_frames, path_frames, raw_frames, watch
 from coinfer.data.mjpeg import Broken, JpegSplitter
 from coinfer.errors import DataError
 from coinfer.plan import TensorSpec
+from coinfer.runtime.spawn import EdgeProcess
 from tiny_bundle import PICTURE, pictures
 
 SIZE = Size(8, 8, 3)
@@ -445,6 +446,21 @@ def test_a_polite_kill_ends_a_process_that_waits_for_a_frame(
     process.send_signal(signal.SIGTERM)
     # 1, and not a signal's number: it ended by itself.
     assert process.wait(30) == 1
+    said = process.stderr.read().decode()
+    assert "coinfer: interrupted" in said and "Traceback" not in said and "Fatal" not in said
+
+
+@both_ways
+def test_a_device_with_an_edge_ends_as_politely(
+    running: Callable[..., subprocess.Popen[bytes]], tiny_bundle: Bundle, options: list[str]
+):
+    with EdgeProcess(tiny_bundle.folder) as edge:
+        process = running("stdin:mjpeg", "--plan", "auto", "--edge", edge.url, *options)
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdin.write(PLAIN + OTHER[:100])
+        assert json.loads(process.stdout.readline())["input"] == "stdin:mjpeg#0"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 1
     said = process.stderr.read().decode()
     assert "coinfer: interrupted" in said and "Traceback" not in said and "Fatal" not in said
 
