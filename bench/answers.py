@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from coinfer.bundle import Bundle
 from coinfer.engine.segments import Segments
@@ -19,6 +20,7 @@ Verdict = Literal["same", "close", "wrong"]
 _CLOSE = 1e-4
 # Softmax scores cross as float16.
 _SCORE_CLOSE = 2e-3
+PICTURES = 48
 
 
 class References:
@@ -75,3 +77,18 @@ def _is_close(mine: NDArray[Any], theirs: NDArray[Any]) -> bool:
 def _first(result: Result) -> NDArray[Any]:
     found = result.scores if result.scores is not None else result.outputs[0]
     return np.asarray(found, np.float64).reshape(-1)
+
+
+def pictures_of(bundle: Bundle) -> NDArray[Any]:
+    """The bundle's own pictures, and some that are made of them: (N, H, W, C) uint8, all different."""
+    samples = bundle.folder / "samples.safetensors"
+    shape = (PICTURES, *bundle.manifest.input.shape)
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    if not samples.is_file():
+        return noise
+    given = load_file(samples)["pixels"]
+    # Each a mixture of a real picture, turned around, and of noise.
+    mixed = [
+        np.roll(given[k % len(given)], 3 * k, axis=1) * 0.7 + 0.3 * noise[k] for k in range(PICTURES - len(given))
+    ]
+    return np.concatenate([given, np.stack(mixed).astype(np.uint8)])

@@ -34,7 +34,6 @@ from typing import Any, NamedTuple, Self
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
 from coinfer.bundle import Bundle, load_bundle
 from coinfer.lab.slow import SlowedDevice
@@ -49,7 +48,7 @@ from coinfer.runtime.stream import Policy
 from coinfer.runtime.tls import DeviceTls
 from coinfer.runtime.tokens import add_token
 
-from .answers import References
+from .answers import References, pictures_of
 from .counted_edge import read_computed
 from .faults import Accidents, Meddler, Names, Way, exchange, expired, renumbered, replace
 from .figures import RAW, keep_figures, rounded
@@ -61,7 +60,6 @@ RETURN_S = 30.0
 POLL_S = 0.002
 SLOW_BPS = 4000.0
 RATE_HZ = 60.0
-PICTURES = 48
 
 
 class Setting(NamedTuple):
@@ -573,21 +571,6 @@ def _spread(values: list[float | None]) -> dict[str, float | None]:
         return {"median": None, "p95": None, "max": None}
     p95 = float(np.percentile(known, 95))
     return {"median": rounded(median(known)), "p95": rounded(p95), "max": rounded(max(known))}
-
-
-def pictures_of(bundle: Bundle) -> NDArray[Any]:
-    """The bundle's own pictures, and some that are made of them: (N, H, W, C) uint8, all different."""
-    samples = bundle.folder / "samples.safetensors"
-    shape = (PICTURES, *bundle.manifest.input.shape)
-    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    if not samples.is_file():
-        return noise
-    given = load_file(samples)["pixels"]
-    # Each a mixture of a real picture, turned around, and of noise.
-    mixed = [
-        np.roll(given[k % len(given)], 3 * k, axis=1) * 0.7 + 0.3 * noise[k] for k in range(PICTURES - len(given))
-    ]
-    return np.concatenate([given, np.stack(mixed).astype(np.uint8)])
 
 
 def chaos(

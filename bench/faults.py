@@ -52,7 +52,8 @@ class _Pair:
 
     def __init__(self, near: asyncio.StreamWriter, far: asyncio.StreamWriter | None) -> None:
         self.near, self.far = near, far
-        self.is_dead = False
+        # Lost without a word; or about to be reset.
+        self.is_dead = self.is_cut = False
         # A reply that waits until another has overtaken it.
         self.held: bytes | None = None
 
@@ -195,7 +196,7 @@ class Meddler:
         try:
             while data := await reader.read(_CHUNK_BYTES):
                 for unit in [data] if units is None else units.feed(data):
-                    if not pair.is_dead:
+                    if not (pair.is_dead or pair.is_cut):
                         await self._carry(pair, way, unit)
             sink = pair.far if way == "up" else pair.near
             if not pair.is_dead and sink is not None:
@@ -255,14 +256,15 @@ class Meddler:
             self._loop.call_later(_SWAP_S, self._let_go, pair)
             return []
         if how == "cut":
-            # What is written before goes out first.
+            # What is written before goes out first, and nothing behind it.
+            pair.is_cut = True
             self._loop.call_later(0.01, pair.reset)
             return [unit[: chance.randrange(1, max(2, len(unit)))]]
         return [unit]
 
     def _let_go(self, pair: _Pair) -> None:
         """Nothing has come that could overtake it."""
-        if pair.held is not None and not pair.near.is_closing() and not pair.is_dead:
+        if pair.held is not None and not (pair.near.is_closing() or pair.is_dead or pair.is_cut):
             held, pair.held = pair.held, None
             pair.near.write(held)
 

@@ -11,6 +11,7 @@ from .tls import DeviceTls
 class Channel:
     """An agreed connection to the edge at `url`; `token` and `tls` as a `Link`'s.
 
+    `is_watched`: once it is agreed on, somebody else notices that it is silent for too long, and cuts it.
     `frame` and `write` belong to one thread, `read` and `parse` to one other or the same.
 
     Raises:
@@ -20,17 +21,26 @@ class Channel:
     """
 
     def __init__(
-        self, url: str, terms: Terms, *, timeout_s: float, token: str | None = None, tls: DeviceTls | None = None
+        self,
+        url: str,
+        terms: Terms,
+        *,
+        timeout_s: float,
+        token: str | None = None,
+        tls: DeviceTls | None = None,
+        is_watched: bool = False,
     ) -> None:
         self._connection = DeviceConnection(terms)
         most = terms.max_reply_bytes()
         self._link = Link(url, max_message_bytes=most, timeout_s=timeout_s, token=token, tls=tls)
         self.limits = self._greet()
+        if is_watched:
+            self._link.wait_on()
 
     def _greet(self) -> Limits:
         agreed: Welcome | None = None
         try:
-            self._link.write(self._link.frame(self._connection.hello()))
+            self._say_hello()
             greeting = self._connection.receive(self._link.read())
             if not isinstance(greeting, Welcome):
                 raise ProtocolError(f"the first message is no greeting ({self._link.url})")
@@ -39,6 +49,14 @@ class Channel:
         finally:
             if agreed is None:
                 self._link.close()
+
+    def _say_hello(self) -> None:
+        try:
+            self._link.write(self._link.frame(self._connection.hello()))
+        except LinkError as error:
+            # An edge may refuse before it is greeted, and close: its reason has come, and is read next.
+            if isinstance(error.__cause__, TimeoutError):
+                raise
 
     def frame(self, request: int, plan: int, payload: bytes) -> tuple[bytes, int]:
         """The bytes that carry one request, ready for `write`, and the length of its message.

@@ -248,7 +248,7 @@ class GuardedDevice:
         threads: int = 1,
         timeline: Timeline | None = None,
         clock: Callable[[], float] = time.perf_counter,
-        connect: Callable[..., Channel] = Channel,
+        connect: Callable[..., Channel] | None = None,
         seed: int | None = None,
         **link: Any,
     ) -> None:
@@ -260,6 +260,8 @@ class GuardedDevice:
         self.device.prepare(*(other.number for other in bundle.manifest.menu if plan in (None, other.number)))
         self.device.prepare(self.pilot.fallback.number)
         terms, keep = Terms.of(bundle), KeepTerms() if keep is None else keep
+        # An idle link is silent for longer than a loss may go unnoticed, and so is one with a slow request.
+        connect = connect or partial(Channel, is_watched=True)
         self.keeper = Keeper(
             partial(connect, edge, terms, timeout_s=keep.notice_s, **link),
             self.device.hear_any, self.pilot, terms=keep, now_s=self.device.now_s, seed=seed,

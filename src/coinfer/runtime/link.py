@@ -28,6 +28,7 @@ from websockets.uri import WebSocketURI, parse_uri
 
 from ..errors import LinkError, ProtocolError, RefusedError, UsageError
 from ..protocol.messages import one_line
+from .addresses import is_loopback
 from .tls import DeviceTls, TlsSocket, is_readable
 
 RECEIVE_BYTES = 65536
@@ -38,6 +39,7 @@ MAX_FRAGMENTS = 1024
 MAX_WAITING = 1024
 _MAX_GLANCES = 64
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
+_LOG = logging.getLogger("coinfer.device")
 _QUIET = logging.getLogger("coinfer.link")
 
 
@@ -117,6 +119,10 @@ class Link:
             self._advance()
         return self._inbox.popleft()
 
+    def wait_on(self) -> None:
+        """From now on no silence breaks the connection: whoever watches over it cuts it by `abort`."""
+        self._socket.settimeout(None)
+
     def is_open(self) -> bool:
         """Whether the connection still stands, as far as this side can know without waiting."""
         try:
@@ -175,6 +181,8 @@ class Link:
         """Exchange the HTTP request and response that begin a WebSocket connection, within `timeout_s`."""
         request = self._protocol.connect()
         if token is not None:
+            if not isinstance(self._socket, TlsSocket) and not is_loopback(self._socket.getpeername()[0]):
+                _LOG.warning("the token goes to %s in the clear, without TLS", self.url)
             request.headers["Authorization"] = f"Bearer {token}"
         self._protocol.send_request(request)
         self._take()

@@ -248,8 +248,8 @@ class TlsSocket:
         while records:
             records = records[self._link.send(records) :]
 
-    def settimeout(self, timeout_s: float) -> None:
-        """How long a call may wait."""
+    def settimeout(self, timeout_s: float | None) -> None:
+        """How long a call may wait; None: without end."""
         self._link.settimeout(timeout_s)
 
     def fileno(self) -> int:
