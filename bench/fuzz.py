@@ -30,6 +30,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -45,12 +47,13 @@ ENGINES = ("mutator", "hypothesis", "atheris")
 SHARES = {"mutator": 1.0, "hypothesis": 0.005, "atheris": 0.2}
 AT_A_TIME = 2000
 HANG_S = 1.0
-# A process that is this long at one input does not end by itself.
-STUCK_S = 10.0
+# A process that is this long at one input does not end by itself; before the first there is much to import.
+STUCK_S, START_S = 10.0, 120.0
 ALLOWED_BYTES = 16 << 20
 SPACE_BYTES = 2 << 30
 KEPT_BYTES = 4096
-# What a process is at: how many inputs it has begun, how long the latest is, its bytes.
+# A file that says what a process is at: how many inputs it has begun, how long the latest is, its bytes.
+CURRENT = "current"
 _CURRENT = struct.Struct("<QQ")
 _CURRENT_BYTES = 1 << 20
 
@@ -91,20 +94,20 @@ class Tally(msgspec.Struct):
         return sum(fault.count for fault in self.faults if fault.kind == kind)
 
 
-def place_of(parser: str, engine: str, seed: int) -> Path:
+def place_of(out: Path, parser: str, engine: str, seed: int) -> Path:
     """Where a tally is kept."""
-    return OUT / f"{parser}-{engine}-{seed}.json"
+    return out / f"{parser}-{engine}-{seed}.json"
 
 
-def read_tally(parser: str, engine: str, seed: int) -> Tally:
+def read_tally(out: Path, parser: str, engine: str, seed: int) -> Tally:
     """What a former run has left, or a new tally."""
-    path = place_of(parser, engine, seed)
+    path = place_of(out, parser, engine, seed)
     return msgspec.json.decode(path.read_bytes(), type=Tally) if path.is_file() else Tally(parser, engine, seed)
 
 
-def keep(tally: Tally) -> None:
+def keep(out: Path, tally: Tally) -> None:
     """Write a tally whole."""
-    path = place_of(tally.parser, tally.engine, tally.seed)
+    path = place_of(out, tally.parser, tally.engine, tally.seed)
     fresh = path.with_suffix(".new")
     fresh.write_bytes(msgspec.json.format(msgspec.json.encode(tally), indent=1) + b"\n")
     fresh.rename(path)
@@ -196,9 +199,9 @@ def memory_folder() -> str | None:
 # --- in a process of its own -----------------------------------------------------------------------
 
 
-def work(parser: str, engine: str, seed: int, most: int, current: mmap.mmap) -> None:
-    """Go on with one tally until it has `most` inputs."""
-    tally = read_tally(parser, engine, seed)
+def work(out: Path, parser: str, engine: str, seed: int, most: int, folder: Path) -> None:
+    """Go on with one tally until it has `most` inputs; `folder` is empty but for the file that says where it is."""
+    tally = read_tally(out, parser, engine, seed)
     if engine == "atheris":
         import atheris
 
@@ -207,30 +210,31 @@ def work(parser: str, engine: str, seed: int, most: int, current: mmap.mmap) -> 
             from .fuzz_targets import make_target
     else:
         from .fuzz_targets import make_target
-    with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
-        bundle, scratch = bundle_and_scratch(Path(folder))
-        target = make_target(parser, bundle, scratch)
-        trial = Trial(target, tally, current)
-        start_s = time.monotonic() - tally.seconds
-        is_begun = False
+    bundle, scratch = bundle_and_scratch(folder)
+    target = make_target(parser, bundle, scratch)
+    with (folder / CURRENT).open("r+b") as file:
+        trial = Trial(target, tally, mmap.mmap(file.fileno(), _CURRENT_BYTES))
+    start_s = time.monotonic() - tally.seconds
+    is_begun = False
 
-        def give(data: bytes) -> None:
-            nonlocal is_begun
-            if not is_begun:
-                # What an engine itself holds, from its first call on, is none of the parser's.
-                trial.settle()
-                limit_space(peak_bytes() + SPACE_BYTES)
-                is_begun = True
-            trial(data)
-            if tally.inputs % AT_A_TIME == 0 or tally.inputs >= most:
-                tally.seconds = time.monotonic() - start_s
-                keep(tally)
+    def give(data: bytes) -> None:
+        nonlocal is_begun
+        if not is_begun:
+            # What an engine itself holds, from its first call on, is none of the parser's.
+            trial.settle()
+            limit_space(peak_bytes() + SPACE_BYTES)
+            is_begun = True
+        trial(data)
+        if tally.inputs % AT_A_TIME == 0 or tally.inputs >= most:
+            tally.seconds = time.monotonic() - start_s
+            keep(out, tally)
 
-        _ENGINES[engine](target, tally, most, give)
-        keep(tally)
+    corpus = out / f"corpus-{parser}-{seed}"
+    _ENGINES[engine](target, tally, most, give, corpus)
+    keep(out, tally)
 
 
-def _by_mutator(target: Any, tally: Tally, most: int, give: Callable[[bytes], None]) -> None:
+def _by_mutator(target: Any, tally: Tally, most: int, give: Callable[[bytes], None], corpus: Path) -> None:
     from .fuzz_inputs import Mutator
 
     mutator = Mutator(target.seeds, skip=target.skip)
@@ -244,7 +248,7 @@ def _by_mutator(target: Any, tally: Tally, most: int, give: Callable[[bytes], No
                 give(data)
 
 
-def _by_hypothesis(target: Any, tally: Tally, most: int, give: Callable[[bytes], None]) -> None:
+def _by_hypothesis(target: Any, tally: Tally, most: int, give: Callable[[bytes], None], corpus: Path) -> None:
     from hypothesis import HealthCheck, Phase, Verbosity, given, settings
     from hypothesis import seed as seeded
 
@@ -267,10 +271,9 @@ def _by_hypothesis(target: Any, tally: Tally, most: int, give: Callable[[bytes],
         every()
 
 
-def _by_atheris(target: Any, tally: Tally, most: int, give: Callable[[bytes], None]) -> None:
+def _by_atheris(target: Any, tally: Tally, most: int, give: Callable[[bytes], None], corpus: Path) -> None:
     import atheris
 
-    corpus = OUT / f"corpus-{tally.parser}-{tally.seed}"
     if not corpus.is_dir():
         corpus.mkdir(parents=True)
         for place, data in enumerate(target.seeds):
@@ -280,9 +283,11 @@ def _by_atheris(target: Any, tally: Tally, most: int, give: Callable[[bytes], No
         if tally.inputs < most:
             give(bytes(data))
 
-    # What is guided leaves the process by itself when it has had its runs.
+    # What is guided leaves the process by itself when it has had its runs.  Its own clock would also count what this
+    # program does between inputs: who is stuck is seen from outside, see `watch`.
     options = [f"-runs={most - tally.inputs}", f"-seed={tally.seed + tally.inputs}", "-max_len=8192", "-rss_limit_mb=0"]
-    atheris.Setup([sys.argv[0], *options, "-timeout=0", "-verbosity=0", str(corpus)], one)
+    options += ["-timeout=86400", "-verbosity=0", f"-artifact_prefix={corpus.parent}/"]
+    atheris.Setup([sys.argv[0], *options, str(corpus)], one)
     atheris.Fuzz()
 
 
@@ -292,50 +297,54 @@ _ENGINES = {"mutator": _by_mutator, "hypothesis": _by_hypothesis, "atheris": _by
 # --- over them ------------------------------------------------------------------------------------
 
 
-def watch(parser: str, engine: str, seed: int, most: int) -> Tally:
+def watch(out: Path, parser: str, engine: str, seed: int, most: int) -> Tally:
     """Run processes until a tally has its inputs; one that dies or is stuck leaves a fault, and the next goes on."""
-    OUT.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     before = -1
-    while (tally := read_tally(parser, engine, seed)).inputs < most:
+    while (tally := read_tally(out, parser, engine, seed)).inputs < most:
         if tally.inputs == before:
-            raise SystemExit(f"fuzz: {parser} by {engine} makes no progress, see out/fuzz")
+            raise SystemExit(f"fuzz: {parser} by {engine} makes no progress, see {out}")
         before = tally.inputs
-        with tempfile.NamedTemporaryFile(dir=memory_folder()) as file:
-            file.truncate(_CURRENT_BYTES)
-            current = mmap.mmap(file.fileno(), _CURRENT_BYTES)
-            command = [sys.executable, "-m", "bench.fuzz", parser, "--work", engine, file.name]
-            command += ["--inputs", str(most), "--seed", str(seed)]
-            log = OUT / f"{parser}-{engine}-{seed}.log"
-            with log.open("ab") as errors:
-                process = subprocess.Popen(command, stdout=errors, stderr=errors)
-                is_stuck = _wait(process, current)
+        log = out / f"{parser}-{engine}-{seed}.log"
+        # Here, since what atheris guides leaves its process without tidying up.
+        with tempfile.TemporaryDirectory(dir=memory_folder()) as folder, log.open("ab") as errors:
+            path = Path(folder) / CURRENT
+            path.write_bytes(bytes(_CURRENT_BYTES))
+            command = [sys.executable, "-m", "bench.fuzz", parser, "--work", engine, folder]
+            command += ["--inputs", str(most), "--seed", str(seed), "--out", str(out.resolve())]
+            process = subprocess.Popen(command, stdout=errors, stderr=errors, cwd=ROOT)
+            is_stuck = _wait(process, path)
             if process.returncode != 0 or is_stuck:
-                number, size = _CURRENT.unpack_from(current)
-                tally = read_tally(parser, engine, seed)
-                data = bytes(current[_CURRENT.size : _CURRENT.size + size])
-                how = "does not end" if is_stuck else f"ended the process ({process.returncode}), see {log.name}"
-                tally.add("hang" if is_stuck else "crash", how, data)
-                # What came between the latest tally and this input is not lost: it is counted again, up to here.
-                tally.inputs = max(tally.inputs, number) + 1
-                keep(tally)
-            current.close()
+                tally = read_tally(out, parser, engine, seed)
+                blame(tally, path, f"ended the process ({process.returncode}), see {log.name}", is_stuck=is_stuck)
+                keep(out, tally)
     return tally
 
 
-def _wait(process: subprocess.Popen[bytes], current: mmap.mmap) -> bool:
+def blame(tally: Tally, current: Path, how: str, *, is_stuck: bool) -> None:
+    """Count the input that a process was at as a fault, and go on behind it."""
+    raw = current.read_bytes()
+    number, size = _CURRENT.unpack_from(raw)
+    data = raw[_CURRENT.size : _CURRENT.size + size]
+    tally.add("hang" if is_stuck else "crash", "does not end" if is_stuck else how, data)
+    # What came between the latest tally and this input is not lost: it is counted again, up to here.
+    tally.inputs = max(tally.inputs, number) + 1
+
+
+def _wait(process: subprocess.Popen[bytes], current: Path) -> bool:
     """Wait for a process's end; whether it had to be ended, stuck at one input."""
     seen, since_s = -1, time.monotonic()
-    # Imports and the bundle come before the first input.
-    patience_s = 120.0
     while True:
         try:
-            process.wait(1.0)
+            process.wait(min(1.0, STUCK_S))
             return False
         except subprocess.TimeoutExpired:
-            number = _CURRENT.unpack_from(current)[0]
+            with current.open("rb") as file:
+                number = _CURRENT.unpack(file.read(_CURRENT.size))[0]
+        # Imports and the bundle come before the first input.
+        patience_s = STUCK_S if number else START_S
         if number != seen:
             seen, since_s = number, time.monotonic()
-            patience_s = STUCK_S if number else patience_s
         elif time.monotonic() - since_s > patience_s:
             process.send_signal(signal.SIGABRT)
             process.wait()
@@ -400,16 +409,19 @@ def main() -> int:
     parser.add_argument("parsers", nargs="*", choices=[*PARSERS, []], help="all by default")
     parser.add_argument("--inputs", type=int, default=1_000_000, help="of the mutator, for each parser")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--work", nargs=2, metavar=("ENGINE", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=OUT, help="where the tallies are kept")
+    parser.add_argument("--work", nargs=2, metavar=("ENGINE", "FOLDER"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.work:
-        with open(asked.work[1], "r+b") as file:
-            work(asked.parsers[0], asked.work[0], asked.seed, asked.inputs, mmap.mmap(file.fileno(), _CURRENT_BYTES))
+        engine, folder = asked.work
+        work(asked.out, asked.parsers[0], engine, asked.seed, asked.inputs, Path(folder))
         return 0
     names = asked.parsers or list(PARSERS)
     items = [(name, engine) for name in names for engine in engines_here()]
     with ThreadPoolExecutor(2) as pool:
-        tallies = list(pool.map(lambda item: watch(*item, asked.seed, round(SHARES[item[1]] * asked.inputs)), items))
+        shares = [round(SHARES[engine] * asked.inputs) for _, engine in items]
+        parsers, engines = zip(*items, strict=True)
+        tallies = list(pool.map(partial(watch, asked.out), parsers, engines, repeat(asked.seed), shares))
     found = [summary(name, [tally for tally in tallies if tally.parser == name]) for name in names]
     write_result(found, asked.seed, asked.inputs)
     for entry in found:

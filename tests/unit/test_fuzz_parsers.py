@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -15,7 +18,8 @@ from random import Random
 import msgspec
 import numpy as np
 import pytest
-from bench.fuzz import Fault, Tally, Trial, summary
+from bench import fuzz
+from bench.fuzz import Fault, Tally, Trial, blame, engines_here, read_tally, summary, watch
 from bench.fuzz_inputs import Mutator
 from bench.fuzz_strategies import inputs_of
 from bench.fuzz_targets import TARGETS, Target, make_target
@@ -105,6 +109,37 @@ def test_a_fault_is_found_counted_and_its_input_kept():
     counted = summary("faulty", [trial.tally])
     assert (counted["inputs"], counted["accepted"]) == (5, 1)
     assert (counted["crashes"], counted["hangs"], counted["allocations"]) == (2, 0, 1)
+
+
+# --- processes of their own --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", sorted(engines_here()))
+def test_every_engine_gives_its_inputs_in_a_process_of_its_own(tmp_path: Path, engine: str):
+    tally = watch(tmp_path, "protocol", engine, 1, 150)
+    assert (tally.inputs, tally.faults) == (150, [])
+    assert read_tally(tmp_path, "protocol", engine, 1) == tally
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_inputs_that_are_left(tmp_path: Path):
+    watch(tmp_path / "in two", "payloads", "mutator", 3, 200)
+    in_two = watch(tmp_path / "in two", "payloads", "mutator", 3, 500)
+    at_once = watch(tmp_path / "at once", "payloads", "mutator", 3, 500)
+    assert (in_two.inputs, in_two.accepted) == (at_once.inputs, at_once.accepted)
+    assert 0 < in_two.accepted < in_two.inputs == 500
+
+
+def test_a_process_that_is_stuck_is_ended_and_its_input_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fuzz, "STUCK_S", 0.05)
+    current = tmp_path / "current"
+    current.write_bytes(fuzz._CURRENT.pack(41, 4) + b"evil" + bytes(100))
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], stderr=subprocess.DEVNULL)
+    assert fuzz._wait(process, current) and process.returncode == -signal.SIGABRT
+    tally = Tally("protocol", "mutator", 1, inputs=30)
+    blame(tally, current, "", is_stuck=True)
+    assert (tally.inputs, tally.faults) == (42, [Fault("hang", "does not end", 1, b"evil".hex())])
+    blame(tally, current, "ended the process (-11), see x.log", is_stuck=False)
+    assert (tally.count("hang"), tally.count("crash")) == (1, 1)
 
 
 # --- what was found: payloads ------------------------------------------------------------------------
