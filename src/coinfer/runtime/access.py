@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 
 from ..errors import UsageError
 from ..plan import Value
+from .addresses import is_loopback
 from .door import Door, OpenDoor
 from .tls import EdgeTls
 from .tokens import Tokens
@@ -78,14 +78,3 @@ def access_of(
     if cert is not None and key is not None:
         tls = EdgeTls(certificate=cert, key=key, client_ca=client_ca, crl=crl)
     return Access(tls=tls, tokens=tokens, verify_key=verify_key, is_insecure=is_insecure)
-
-
-def is_loopback(address: str) -> bool:
-    """Whether a resolved address is of this machine alone: 127.0.0.0/8 or ::1.
-
-    >>> is_loopback("127.8.9.10"), is_loopback("::1"), is_loopback("0.0.0.0"), is_loopback("::")
-    (True, True, False, False)
-    """
-    found = ipaddress.ip_address(address.partition("%")[0])
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return (mapped or found).is_loopback

@@ -12,7 +12,11 @@ import pytest
 from websockets.server import ServerProtocol
 from websockets.sync.server import ServerConnection, serve
 
+from coinfer.bundle import Bundle
 from coinfer.errors import LinkError, ProtocolError, RefusedError, UsageError
+from coinfer.protocol import PROTOCOL_VERSION, Terms
+from coinfer.runtime import link as link_module
+from coinfer.runtime.channel import Channel
 from coinfer.runtime.link import Link
 
 Talk = Callable[[ServerConnection], None]
@@ -360,3 +364,38 @@ def test_a_token_goes_with_the_request_and_is_in_no_message() -> None:
         with tcp_server(refusal) as url, pytest.raises(RefusedError, match=f"wants {line}") as caught:
             Link(url, max_message_bytes=1000, timeout_s=10.0, token=token)
         assert "secret" not in str(caught.value)
+
+
+def test_a_refusal_that_comes_before_the_greeting_is_read(tiny_bundle: Bundle) -> None:
+    """An edge that has no room says so and closes at once, with the response that opens the connection."""
+    refusal = f'{{"type": "refusal", "protocol": {PROTOCOL_VERSION}, "reason": "no room"}}'
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def run() -> None:
+        with listener:
+            peer, _ = listener.accept()
+            with peer:
+                protocol = ServerProtocol()
+                while not (events := protocol.events_received()):
+                    protocol.receive_data(peer.recv(65536))
+                protocol.send_response(protocol.accept(events[0]))
+                protocol.send_text(refusal.encode())
+                protocol.send_close(1008, "no room")
+                peer.sendall(b"".join(protocol.data_to_send()))
+                peer.recv(65536)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    with pytest.raises(RefusedError, match="the edge refused: no room"):
+        Channel(f"ws://127.0.0.1:{listener.getsockname()[1]}", Terms.of(tiny_bundle), timeout_s=10.0)
+    thread.join()
+
+
+def test_a_token_in_the_clear_is_warned_of(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    with websocket_server(lambda connection: None) as url:
+        Link(url, max_message_bytes=1000, timeout_s=10.0, token="camera.secret").close()
+        assert caplog.records == []
+        # As if the edge were another machine.
+        monkeypatch.setattr(link_module, "is_loopback", lambda address: address != "127.0.0.1")
+        Link(url, max_message_bytes=1000, timeout_s=10.0, token="camera.secret").close()
+    assert [record.getMessage() for record in caplog.records] == [f"the token goes to {url} in the clear, without TLS"]

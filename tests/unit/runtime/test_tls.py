@@ -297,7 +297,8 @@ def test_a_revoked_client_certificate_is_refused_by_a_new_context(tmp_path: Path
         connect(url, folder, **own).close()
     revoke_certificate(folder, folder / "client.pem")
     assert tls.admission() != before
-    with tls_server(echo, tls.context()) as url, pytest.raises(LinkError, match="hung up behind TLS: .*or have revoked this one"):
+    line = "hung up behind TLS: .*or have revoked this one"
+    with tls_server(echo, tls.context()) as url, pytest.raises(LinkError, match=line):
         connect(url, folder, **own)
 
 
