@@ -41,10 +41,10 @@ _NEWEST = 0.3
 # The device is another than it was taken for where its times are off by a third.
 _OWN_IS_OTHER = math.log(4 / 3)
 # A heartbeat that measures the link takes it for so long, at the rate that is assumed.
-_PROBE_S, _LEAST_PROBE_BYTES = 0.02, 256
+_PROBE_S, _LEAST_PROBE_BYTES = 0.02, 1024
 # How far from what is assumed a rate may be that nothing has told for a while.
 _MAY_BE = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
-_SELDOM = 16
+_SELDOM, _MOVED = 16, 0.1
 _KEPT = 1000
 
 
@@ -84,7 +84,7 @@ class Pilot:
         goal: Goal | None = None,
         conditions: Conditions | None = None,
         fallback: int | None = None,
-        probe_s: float = 1.0,
+        probe_s: float = 0.5,
     ) -> None:
         if not probe_s > 0:
             raise PlanError(f"a link is measured every so many seconds above 0, got {probe_s}")
@@ -149,7 +149,7 @@ class Pilot:
         """Whether the link should be measured now, if it is idle; whoever asks then does.
 
         That is where what crosses it has not told its rate for `probe_s`, unless no other rate would change anything;
-        ever more seldom where measuring tells nothing either.
+        ever more seldom where measuring changes nothing either.
         """
         with self._lock:
             known_s = self.rate.last_known_s
@@ -159,8 +159,6 @@ class Pilot:
             rates_bps = (self.rate.at(now_s) * factor for factor in _MAY_BE)
             if all(self._map.at(rate_bps, edge_load=load) == self._current for rate_bps in rates_bps):
                 return False
-            told = known_s >= self._probed_s
-            self._probe_every_s = self._probe_s if told else min(2 * self._probe_every_s, _SELDOM * self._probe_s)
             self._probed_s = now_s
             return True
 
@@ -248,6 +246,7 @@ class Pilot:
             self._is_up = True
             self._busy_until_s = -math.inf
             self._load, self._wait_s = 1.0, 0.0
+            self._probe_every_s = self._probe_s
 
     def lost(self, now_s: float, why: str) -> None:
         """There is none any more; what was on it is not acknowledged."""
@@ -299,7 +298,12 @@ class Pilot:
         with self._lock:
             if was_idle:
                 self.rate.beat(sent_s, now_s, wire_bytes)
+            before_bps = self.rate.at(now_s)
             self.rate.heard(token, now_s)
+            if not was_idle:
+                has_told = self.rate.last_known_s >= now_s or abs(math.log(self.rate.at(now_s) / before_bps)) > _MOVED
+                every_s = self._probe_s if has_told else 2 * self._probe_every_s
+                self._probe_every_s = min(every_s, _SELDOM * self._probe_s)
 
     def adapt(self) -> None:
         """Draw the map anew where the round trip or the device is another than it was drawn for.
@@ -319,6 +323,17 @@ class Pilot:
         with self._lock:
             self._base, self._lines, self._map = base, lines, drawn
             self._own_load /= own
+
+    def late_s(self, plan: Plan, now_s: float, hedge: float) -> float:
+        """When the answer to a request that is sent now is late: by `hedge` times what the device would take alone.
+
+        Not before the clocks' noise is passed.
+        """
+        with self._lock:
+            own_s = self._own_load * self._line(plan.number).device_s
+            alone_s = self._own_load * self._line(self.fallback.number).device_s
+            late_s = max(hedge * alone_s, 4 * self.rate.noise_s)
+            return now_s + self._latency_s(plan.number, now_s, self.rate.at(now_s)) - own_s + late_s
 
     def expected_s(self, plan: Plan, now_s: float) -> float:
         """Seconds that a request of a plan is expected to take from here."""

@@ -8,11 +8,12 @@
 
     camera -> [read] -> waiting -> [compute: plan, head, encode] -> [send] -> link -> [receive] -> answers
                            ^              '--- the device's own answers ------------------------->'
-                           '---- again: lost, or refused -----------------------------'
+                           '---- again: lost, refused, or late -----------------------'
 
 Every request ends in exactly one Answer: from the edge, an exit, the device by its plan, the device in place of the
-edge ("fallback"), dropped by the stream's policy, or late, past the deadline that the caller named.  `Pilot` chooses,
-`Keeper` holds the link; both live as long as the device, a stream comes and goes.
+edge ("fallback"), dropped by the stream's policy, or late, past the deadline that the caller named.  What the link is
+slow with a device that has nothing else to do computes as well (`hedge`); whichever answer is there first is the one.
+`Pilot` chooses, `Keeper` holds the link; both live as long as the device, a stream comes and goes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from math import inf
@@ -30,163 +30,21 @@ from typing import Any, Self
 from numpy.typing import ArrayLike
 
 from ..bundle import Bundle
-from ..errors import LinkError, PlanError
+from ..errors import PlanError
 from ..profile import Conditions
 from ..protocol import Reply, Terms
 from ..search.goal import Goal
-from ..timeline import Decision, Span, Timeline
+from ..timeline import Decision, Timeline
 from .channel import Channel
 from .control import Pilot
 from .device import Device
 from .keeper import Keeper, KeepTerms
 from .pace import Pace
 from .request import Answer, Asked, Ended, Event, Handed
-from .stream import POLICIES, Done, Intake, Policy, Stream, StreamTerms, Worker
+from .stream import POLICIES, Policy, StreamTerms
 
 _LOG = logging.getLogger("coinfer.device")
-_OWN_STAGES = ("head", "exit", "encode")
-
-
-class _GuardedIntake(Intake):
-    """An intake to which requests come back that the device shall answer itself; they go before all others.
-
-    Under "block" a request has its slot before it is read.
-    """
-
-    def __init__(self, terms: StreamTerms) -> None:
-        super().__init__(terms)
-        self._window, self._is_held = terms.window, terms.policy == "block"
-        self._back: deque[Handed] = deque()
-        self._own: set[int] = set()
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the source gives no more."""
-        return self._has_ended
-
-    def again(self, handed: Handed) -> None:
-        """The device shall answer this one itself."""
-        with self._changed:
-            self._back.append(handed)
-            self._own.add(handed.request)
-            self._changed.notify_all()
-
-    def is_own(self, request: int) -> bool:
-        """Whether the device shall answer this one itself; asked once."""
-        with self._changed:
-            is_own = request in self._own
-            self._own.discard(request)
-            return is_own
-
-    def put_held(self, handed: Handed) -> None:
-        """Let one wait that has its slot."""
-        with self._changed:
-            self._waiting.append(handed)
-            self._changed.notify_all()
-
-    def take(self) -> Handed | None:
-        """The next one; None when no more can come, not even back."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_stopped or self._back or self._can_take() or self._is_over())
-            if self._is_stopped:
-                return None
-            if self._back:
-                return self._back.popleft()
-            if not self._can_take():
-                return None
-            self._free -= not self._is_held
-            return self._waiting.popleft()
-
-    def _can_take(self) -> bool:
-        return bool(self._waiting) and (self._is_held or self._free > 0)
-
-    def _is_over(self) -> bool:
-        return self._has_ended and not self._waiting and self._free == self._window
-
-
-class _GuardedStream(Stream):
-    """A stream whose requests each have a plan of their own, and come back where the link does not answer them."""
-
-    def __init__(self, device: Device, keeper: Keeper, pilot: Pilot, terms: StreamTerms) -> None:
-        super().__init__(device, None, pilot.fallback, terms)
-        self._keeper, self._pilot = keeper, pilot
-        self._guarded = _GuardedIntake(terms)
-        self.intake = self._guarded
-        self.has_reader = True
-
-    def read(self, xs: Iterable[ArrayLike]) -> None:
-        """Take what the source gives; under "block" not before there is a slot for it."""
-        if self.terms.policy != "block":
-            super().read(xs)
-            return
-        is_handed = True
-        try:
-            source = iter(xs)
-            while self.intake.take_slot():
-                is_handed = False
-                x = next(source)
-                self._guarded.put_held(self._hand(x))
-                is_handed = True
-        except StopIteration:
-            pass
-        finally:
-            if not is_handed:
-                self.intake.free_slot()
-            self.intake.end()
-
-    def _is_finished(self, compute: Worker) -> bool:
-        """What is late needs nobody who waits until the link is rid of it."""
-        return (self._guarded.has_ended and not self.order) or super()._is_finished(compute)
-
-    def _compute(self, handed: Handed) -> None:
-        is_own = self._guarded.is_own(handed.request)
-        if self._left_s(handed) <= 0:
-            self.done.put(Done(handed, None))
-            return
-        begun = _begin(self.device, self._keeper, self._pilot, handed, is_own=is_own)
-        if isinstance(begun, Ended):
-            self.done.put(Done(handed, begun))
-        else:
-            self._keeper.ask(handed, *begun, self)
-
-    def heard(self, handed: Handed, asked: Asked, event: Event, received_s: float) -> None:
-        """From the keeper: the edge answered, or said that it cannot."""
-        if isinstance(event, Reply):
-            self.done.put(Done(handed, self.device.answer(asked, event, received_s)))
-        else:
-            self._guarded.again(handed)
-
-    def again(self, handed: Handed, asked: Asked) -> None:
-        """From the keeper: the link is lost."""
-        self._guarded.again(handed)
-
-
-def _begin(
-    device: Device, keeper: Keeper, pilot: Pilot, handed: Handed, *, is_own: bool = False
-) -> Ended | tuple[Asked, Channel]:
-    """The device's own answer, or what it asks of the edge and on which connection; `is_own`: without the edge."""
-    choice = None if is_own else pilot.choose(device.now_s(), handed.request)
-    plan = pilot.fallback if choice is None else choice.plan
-    is_fallback = choice is None or choice.is_fallback
-    if plan.kind != "device":
-        channel = keeper.channel
-        try:
-            if channel is not None:
-                asked = device.ask(handed, plan, channel)
-                pilot.computed(plan, _own_s(asked.answer.spans if isinstance(asked, Ended) else asked.spans))
-                return asked if isinstance(asked, Ended) else (asked, channel)
-        except LinkError as error:
-            # It closed meanwhile, or takes no message of that size.
-            _LOG.warning("request %d is answered by the device: %s", handed.request, error)
-        plan, is_fallback = pilot.fallback, True
-    ended = device.alone(handed, plan, is_fallback=is_fallback)
-    pilot.computed(plan, _own_s(ended.answer.spans))
-    return ended
-
-
-def _own_s(spans: Iterable[Span]) -> float:
-    """Seconds that the device computed."""
-    return sum(span.end_s - span.start_s for span in spans if span.stage in _OWN_STAGES)
+HEDGE = 0.3
 
 
 class _One:
@@ -218,6 +76,7 @@ class GuardedDevice:
         edge: where the edge listens.
         plan: number of the one plan to use; None chooses for each request.
         goal, conditions, fallback, probe_s: as for `Pilot`.
+        hedge: an answer is slow that is late by so many times what the device would take alone; infinity: none is.
         keep: how the link is kept, see `KeepTerms`.
         pace, threads, timeline, clock, connect: as for `Device`.
         token: what the edge knows this device by.
@@ -242,7 +101,8 @@ class GuardedDevice:
         goal: Goal | None = None,
         conditions: Conditions | None = None,
         fallback: int | None = None,
-        probe_s: float = 1.0,
+        probe_s: float = 0.5,
+        hedge: float = HEDGE,
         keep: KeepTerms | None = None,
         pace: Pace | None = None,
         threads: int = 1,
@@ -266,6 +126,9 @@ class GuardedDevice:
             partial(connect, edge, terms, timeout_s=keep.notice_s, **link),
             self.device.hear_any, self.pilot, terms=keep, now_s=self.device.now_s, seed=seed,
         )  # fmt: skip
+        if not hedge >= 0:
+            raise PlanError(f"hedge must be 0 or more, got {hedge}")
+        self._hedge = hedge
         self._is_streaming = False
         self._noted = 0
         self.keeper.wait_up(keep.notice_s)
@@ -321,16 +184,18 @@ class GuardedDevice:
 
     def _answered(self, handed: Handed, deadline_s: float | None) -> Ended | None:
         """What comes of a request; None where nothing does in time."""
-        begun = _begin(self.device, self.keeper, self.pilot, handed)
+        begun = begin(self.device, self.keeper, self.pilot, handed)
         if isinstance(begun, Ended):
             return begun
-        one = _One()
+        one, asked = _One(), begun[0]
+        until_s = inf if deadline_s is None else handed.start_s + deadline_s
+        slow_s = self.pilot.late_s(asked.plan, self.device.now_s(), self._hedge)
         self.keeper.ask(handed, *begun, one)
-        left_s = None if deadline_s is None else max(0.0, handed.start_s + deadline_s - self.device.now_s())
-        if not one.wait(left_s):
+        left_s = min(until_s, slow_s) - self.device.now_s()
+        if not one.wait(None if left_s == inf else max(0.0, left_s)) and until_s <= slow_s:
             return None
         if one.event is not None and isinstance(one.event[0], Reply):
-            return self.device.answer(begun[0], *one.event)
+            return self.device.answer(asked, *one.event)
         return self.device.alone(handed, self.pilot.fallback, is_fallback=True)
 
     def stream(
@@ -358,7 +223,7 @@ class GuardedDevice:
         self._check_free()
         self._is_streaming = True
         try:
-            for answer in _GuardedStream(self.device, self.keeper, self.pilot, terms).answers(xs):
+            for answer in GuardedStream(self.device, self.keeper, self.pilot, terms, self._hedge).answers(xs):
                 self._note()
                 yield answer
         finally:

@@ -18,7 +18,7 @@ from collections import OrderedDict, deque
 from typing import NamedTuple
 
 # The share of the way (in logarithms) that one frame moves the estimate, and how fast the past is forgotten.
-_GAIN, _FORGET_S = 0.5, 1.0
+_GAIN, _FORGET_S = 0.7, 1.0
 _LEAST_NOISE_S, _BEATS = 0.0005, 5
 # A transfer that takes so many times the noise tells the rate within a third.
 _TELLING = 3.0

@@ -136,8 +136,8 @@ class Intake:
 class Done(NamedTuple):
     """What is said of a request: how it ended, or why it has no answer.
 
-    `held_slot`: it has been computed, or was about to be.  `is_last` False: its deadline has passed, and whoever has it
-    will say so once more when he is rid of it.
+    `held_slot`: its slot is given back by this.  `is_last` False: somebody else has it still, and will say so when he
+    is rid of it; nobody will be told what he made of it.
     """
 
     handed: Handed
@@ -260,7 +260,8 @@ class Stream:
                 continue
             request = done.handed.request
             if request in late:
-                late.remove(request)
+                if done.is_last:
+                    late.remove(request)
                 if done.held_slot:
                     self.intake.free_slot()
                 continue

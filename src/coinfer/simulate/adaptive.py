@@ -107,6 +107,7 @@ class _Pending(NamedTuple):
     plan: Any
     since_s: float
     patience_s: float
+    hedge_s: float
 
 
 class _World:
@@ -140,7 +141,9 @@ class _Run:
         *,
         window: int,
         notice_s: float,
+        hedge: float,
     ) -> None:
+        self.hedge = hedge
         self.world, self.chooser, self.lines = _World(), chooser, lines
         self.link, self.window, self.notice_s = link, window, notice_s
         self.uplink, self.downlink = Transfer(link, is_uplink=True), Transfer(link, is_uplink=False)
@@ -151,6 +154,9 @@ class _Run:
         self.waiting: deque[int] = deque()
         self.back: deque[int] = deque()
         self.pending: dict[int, _Pending] = {}
+        # Requests on the link that the device computes as well, and those that have ended.
+        self.hedged: set[int] = set()
+        self.over: set[int] = set()
         self.beats: dict[int, float] = {}
         self.tokens = count(2**31)
         self.ended: list[Ended] = []
@@ -181,6 +187,21 @@ class _Run:
             self.outstanding += 1
             plan, is_fallback = self.chooser.choose(self.world.now_s, request)
             self._compute(request, plan, is_fallback=is_fallback)
+        else:
+            self._hedge()
+
+    def _hedge(self) -> None:
+        """With nothing else to do, the device computes what the link is late with."""
+        due = [(entry.hedge_s, request) for request, entry in self.pending.items() if request not in self.hedged]
+        if not due:
+            return
+        due_s, request = min(due)
+        if due_s > self.world.now_s:
+            if due_s < math.inf:
+                self.world.at(due_s, self._begin)
+            return
+        self.hedged.add(request)
+        self._compute(request, self.chooser.fallback, is_fallback=True)
 
     def _compute(self, request: int, plan: Any, *, is_fallback: bool) -> None:
         self.is_computing = True
@@ -199,6 +220,9 @@ class _Run:
         self._begin()
 
     def _end(self, request: int, plan: Any, answered: str) -> None:
+        if request in self.over:
+            return
+        self.over.add(request)
         self.outstanding -= 1
         start_s = float(self.arrivals_s[request])
         self.ended.append(Ended(request, plan.number, answered, start_s, self.world.now_s))
@@ -208,7 +232,9 @@ class _Run:
     def _send(self, request: int, plan: Any) -> None:
         now_s, line = self.world.now_s, self.lines[plan.number]
         patience_s = max(self.notice_s, _PATIENCE * self.chooser.expected_s(plan, now_s))
-        self.pending[request] = _Pending(plan, now_s, patience_s)
+        margin_s = self.hedge * self.lines[self.chooser.fallback.number].device_s
+        hedge_s = now_s + self.chooser.expected_s(plan, now_s) - line.device_s + margin_s
+        self.pending[request] = _Pending(plan, now_s, patience_s, hedge_s)
         self.chooser.sent(request, plan, now_s, round(line.up_bits / 8))
         arrived_s = self._carried(line.up_bits / 8) + self.link.delay_s
         done_s = max(arrived_s, self.edge_free_s) + line.edge_s
@@ -253,7 +279,7 @@ class _Run:
         self.epoch += 1
         self.is_up = False
         self.chooser.lost(now_s, "link lost: silent")
-        self.back.extend(sorted(self.pending))
+        self.back.extend(sorted(self.pending.keys() - self.hedged))
         self.pending.clear()
         self.beats.clear()
         self.link_free_s = min(self.link_free_s, float(self.uplink.end_s(now_s, _BUFFERED_BYTES)))
@@ -300,6 +326,7 @@ def simulate_pilot(
     *,
     window: int = 8,
     notice_s: float = 2.0,
+    hedge: float = math.inf,
 ) -> list[Ended]:
     """What becomes of each request, by plans that `chooser` chooses.
 
@@ -317,7 +344,7 @@ def simulate_pilot(
     if not len(arrivals_s) or window < 1 or not notice_s > 0:
         given = f"{len(arrivals_s)} requests, window {window}, {notice_s} s"
         raise PlanError(f"a simulation needs a request, a window of 1 or more and a bound above 0 s, got {given}")
-    return _Run(chooser, lines, arrivals_s, link, window=window, notice_s=notice_s).run()
+    return _Run(chooser, lines, arrivals_s, link, window=window, notice_s=notice_s, hedge=hedge).run()
 
 
 def oracle(

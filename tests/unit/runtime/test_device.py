@@ -51,7 +51,7 @@ def connect(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Connect:
     def connect(behaviour: Behaviour = answer, **options: Any) -> tuple[Device, MemoryChannel]:
         made: list[MemoryChannel] = []
 
-        def channel(url: str, terms: Terms, *, timeout_s: float) -> MemoryChannel:
+        def channel(url: str, terms: Terms, *, timeout_s: float, **link: object) -> MemoryChannel:
             made.append(MemoryChannel(terms, behaviour))
             return made[-1]
 

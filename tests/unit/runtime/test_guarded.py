@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def guard(known: Bundle) -> Iterator[Open]:
         channels: list[MemoryChannel] = []
         tries: list[int] = []
 
-        def connect(url: str, terms: Terms, *, timeout_s: float) -> MemoryChannel:
+        def connect(url: str, terms: Terms, *, timeout_s: float, **link: object) -> MemoryChannel:
             behaviour = behaviours[min(len(tries), len(behaviours) - 1)]
             tries.append(len(tries))
             if isinstance(behaviour, LinkError):
@@ -49,7 +50,7 @@ def guard(known: Bundle) -> Iterator[Open]:
             channels.append(MemoryChannel(terms, behaviour))
             return channels[-1]
 
-        given = {"plan": UPLOAD, "keep": SOON, "seed": 0, **options}
+        given = {"plan": UPLOAD, "keep": SOON, "seed": 0, "hedge": inf, **options}
         made.append(GuardedDevice(known, edge="ws://memory", connect=connect, **given))
         return made[-1], channels
 
@@ -170,6 +171,63 @@ def test_a_message_too_large_for_the_edge_is_the_devices(guard: Open) -> None:
     assert device.infer(pictures(1)[0]).answered == "fallback"
 
 
+@pytest.mark.parametrize("policy", ["block", "drop-newest"])
+def test_what_the_link_is_slow_with_the_device_computes_as_well(guard: Open, policy: str) -> None:
+    held: list[tuple[MemoryChannel, Request]] = []
+
+    def slow(channel: MemoryChannel, request: Request) -> None:
+        held.append((channel, request))
+
+    device, channels = guard(slow, hedge=0.0, keep=KeepTerms(notice_s=30.0))
+    xs = pictures(6)
+    wanted = want(device, xs)
+    answers = list(device.stream(xs, window=8, policy=policy, queue=10))  # type: ignore[arg-type]
+    assert [a.answered for a in answers] == ["fallback"] * 6 and not channels[0].is_aborted
+    check_own(answers, wanted)
+    # Too late: each has its answer already.
+    for channel, request in held:
+        channel.reply(request)
+    outcomes = Counter(outcome.request for outcome in device.timeline.outcomes)
+    assert all(outcomes[a.request] == 1 for a in answers) and device.keeper.num_lost == 0
+    (alone,) = want(device, pictures(1))
+    np.testing.assert_array_equal(device.infer(pictures(1)[0]).outputs[0], alone)
+
+
+@pytest.mark.parametrize("fate", ["answered", "lost", "refused"])
+def test_whichever_answer_is_first_is_the_one(known: Bundle, fate: str) -> None:
+    """The order of both sides' ends, one by one, without threads."""
+    from coinfer.runtime.guarded_stream import GuardedIntake
+    from coinfer.runtime.request import Handed
+    from coinfer.runtime.stream import StreamTerms
+
+    now_s = [0.0]
+    intake = GuardedIntake(StreamTerms(window=2), lambda: now_s[0])
+    handed = Handed(7, pictures(1)[0], 0.0)
+    assert intake.take_slot()
+    intake.put_held(handed)
+    assert intake.take() is handed and not intake.is_own(7)
+    intake.put_out(handed, 1.0)
+    now_s[0] = 1.5
+    # It is slow: the device has it as well.
+    assert intake.take() is handed and intake.is_own(7)
+    if fate == "answered":
+        first, second = intake.ended(handed, None), intake.ended(handed, None)
+        assert (first.held_slot, first.is_last) == (False, False)
+        assert (second.held_slot, second.is_last) == (True, True)
+    else:
+        # The link will not answer: the device's answer is the only one, and is not computed twice.
+        assert intake.again(handed) is None and not intake.is_own(7)
+        only = intake.ended(handed, None)
+        assert (only.held_slot, only.is_last) == (True, True)
+    # The other way round: the device was first, then the link was lost.
+    intake.put_out(handed, 2.0)
+    now_s[0] = 2.5
+    assert intake.take() is handed
+    assert not intake.ended(handed, None).is_last
+    rid = intake.again(handed)
+    assert rid is not None and rid.is_last and rid.held_slot and rid.ended is None
+
+
 def test_the_newest_frame_wins_while_the_link_is_down(guard: Open) -> None:
     device, _ = guard(LinkError("nobody"))
     gate = threading.Event()
@@ -256,9 +314,12 @@ def test_bounds_must_be_above_zero(known: Bundle) -> None:
         GuardedDevice(known, edge="ws://memory", probe_s=-1.0)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("hedge", [0.0, 1.0, inf])
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("policy", ["block", "drop-oldest"])
-def test_nothing_is_lost_answered_twice_or_wrong_whatever_happens(guard: Open, seed: int, policy: str) -> None:
+def test_nothing_is_lost_answered_twice_or_wrong_whatever_happens(
+    guard: Open, seed: int, policy: str, hedge: float
+) -> None:
     chance = random.Random(seed)
     held: list[tuple[MemoryChannel, Request]] = []
 
@@ -281,7 +342,7 @@ def test_nothing_is_lost_answered_twice_or_wrong_whatever_happens(guard: Open, s
             where, which = held.pop(chance.randrange(len(held)))
             where.reply(which)
 
-    device, channels = guard(anything, keep=SOON._replace(notice_s=0.06))
+    device, channels = guard(anything, keep=SOON._replace(notice_s=0.06), hedge=hedge)
     xs = pictures(200, seed=seed)
     answers = list(device.stream(xs, window=6, policy=policy))  # type: ignore[arg-type]
     assert [a.request for a in answers] == list(range(200))

@@ -25,7 +25,7 @@ def connect(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Open:
     def connect(behaviour: Behaviour = answer, plan: int = UPLOAD) -> tuple[Device, list[MemoryChannel]]:
         made: list[MemoryChannel] = []
 
-        def channel(url: str, terms: Terms, *, timeout_s: float) -> MemoryChannel:
+        def channel(url: str, terms: Terms, *, timeout_s: float, **link: object) -> MemoryChannel:
             made.append(MemoryChannel(terms, behaviour))
             return made[-1]
 
