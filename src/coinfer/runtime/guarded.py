@@ -38,6 +38,7 @@ from ..timeline import Decision, Timeline
 from .channel import Channel
 from .control import Pilot
 from .device import Device
+from .guarded_stream import GuardedStream, begin
 from .keeper import Keeper, KeepTerms
 from .pace import Pace
 from .request import Answer, Asked, Ended, Event, Handed
