@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import strategies as st
 
 from .fuzz_inputs import INTEGERS, MOST_BYTES
-from .fuzz_targets import ManifestTarget, PayloadTarget, ProtocolTarget, joined
+from .fuzz_targets import ManifestTarget, PayloadTarget, ProtocolTarget, joined, parted
 
 WHOLE = st.one_of(st.sampled_from(INTEGERS), st.integers(-(2**70), 2**70), st.integers(0, 40))
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -54,7 +54,9 @@ def _messages(draw: st.DrawFn, target: ProtocolTarget) -> bytes:
     )  # fmt: skip
     text = st.one_of(greeting, JSON).map(_encoded).map(bytes.decode)
     binary = st.builds(bytes.__add__, header, body)
-    return joined(draw(st.integers(0, 3)), draw(st.lists(st.one_of(binary, binary, text), min_size=1, max_size=6)))
+    # Right ones as well, in any order: what was answered already, what was not asked yet.
+    right = st.sampled_from([message for seed in target.seeds for message in parted(seed[1:])])
+    return joined(draw(st.integers(0, 3)), draw(st.lists(st.one_of(binary, text, right), min_size=1, max_size=6)))
 
 
 @st.composite
