@@ -181,8 +181,9 @@ class Link:
         """Exchange the HTTP request and response that begin a WebSocket connection, within `timeout_s`."""
         request = self._protocol.connect()
         if token is not None:
-            if not isinstance(self._socket, TlsSocket) and not is_loopback(self._socket.getpeername()[0]):
-                _LOG.warning("the token goes to %s in the clear, without TLS", self.url)
+            with suppress(OSError):
+                if not isinstance(self._socket, TlsSocket) and not is_loopback(self._socket.getpeername()[0]):
+                    _LOG.warning("the token goes to %s in the clear, without TLS", self.url)
             request.headers["Authorization"] = f"Bearer {token}"
         self._protocol.send_request(request)
         self._take()
