@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gzip
 import io
 import json
 import socket
@@ -456,7 +457,7 @@ def main() -> int:
     parser.add_argument("--result", type=Path, default=RESULT)
     given_ = parser.parse_args()
     given_.result.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, given_.result.with_suffix(".log").open("w") as log:
+    with tempfile.TemporaryDirectory() as folder, gzip.open(given_.result.with_suffix(".log.gz"), "wt") as log:
         found = fuzz_edge(
             uploads_bundle(Path(folder)),
             num_schema=given_.requests, num_hostile=given_.hostile, seed=given_.seed, log=log,
