@@ -1,0 +1,278 @@
+"""Adaptation over recorded links: a device that chooses each request's plan, beside every fixed plan and an oracle.
+
+    python -m bench.traces live        six traces, replayed for two minutes each: adaptive, and the best fixed plan
+    python -m bench.traces simulate    all traces: adaptive, every fixed plan, the oracle; with the live runs' own times
+
+One device asks every PERIOD_S.  The oracle knows the link's future and its own queue, and takes for each request the
+plan with the earliest finish, the device alone included.  Raw logs go to docs/results/raw/runtime.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from coinfer.bundle import Bundle, load_bundle
+from coinfer.data import load_source
+from coinfer.engine.measure import allowed_cores, pin
+from coinfer.lab.shape import ShapedLink
+from coinfer.lab.trace import load_trace, mean_rate_bps
+from coinfer.profile import Conditions, Link, Slowdown, Trace
+from coinfer.report.results import read_raw, write_raw
+from coinfer.runtime.control import Pilot
+from coinfer.runtime.guarded import HEDGE
+from coinfer.runtime.spawn import EdgeProcess
+from coinfer.search.line import Line
+from coinfer.simulate.adaptive import Ended, oracle, simulate_pilot
+
+from .cells import note_commit, note_machine
+from .epochs import say
+
+RAW = Path("docs/results/raw/runtime")
+TRACES = Path("../shared/data/traces")
+NETWORK = "resnet56-units"
+SLOWDOWN, PERIOD_S, DELAY_S, DOWN_BPS, DURATION_S = 100.0, 0.15, 0.01, 1e7, 120.0
+# A robot that must have its answer within two periods.
+DEADLINE_S = 2 * PERIOD_S
+CALIBRATION = 9
+# Replayed live: the one measured uplink, two of 3G, one of 4G, two of 5G.
+LIVE = (
+    "mahimahi_lte/ATT-LTE-driving-2016.up",
+    "hsdpa_3g_sabre/report.2010-09-14_2303CEST.json",
+    "hsdpa_3g_sabre/report.2010-12-09_1222CET.json",
+    "ghent_4g_sabre/report_train_0001.json",
+    "ucc_5g/*Driving*2020.01.16*",
+    "ucc_5g/*Static*2020.02.14*",
+)
+
+
+class Run(NamedTuple):
+    """What a way of choosing gave on one trace."""
+
+    mean_s: float
+    p95_s: float
+    p99_s: float
+    late_share: float
+    plans: dict[int, int]
+    answered: dict[str, int]
+
+
+def bundle() -> Bundle:
+    return load_bundle(Path("out") / NETWORK)
+
+
+def trace_files() -> list[Path]:
+    """Every recorded link, by folder and name."""
+    kinds = ("*.json", "*.csv", "*.up", "*.down")
+    return sorted(path for kind in kinds for path in TRACES.glob(f"*/{kind}"))
+
+
+def named(path: Path) -> str:
+    """A trace's name in tables: its folder's first word, and what tells it from the others."""
+    return f"{path.parent.name.split('_')[0]}/{path.name.removesuffix('.json').removesuffix('.csv')}"
+
+
+def link_of(trace: Trace) -> Link:
+    return Link(rate_bps=mean_rate_bps(trace), delay_s=DELAY_S, down_rate_bps=DOWN_BPS, trace=trace)
+
+
+def summed(ended: list[Ended] | list[dict[str, Any]]) -> Run:
+    """Figures of a run's requests."""
+    rows = [one._asdict() if isinstance(one, Ended) else one for one in ended]
+    latency_s = np.array([row["end_s"] - row["start_s"] for row in rows])
+    p95_s, p99_s = np.percentile(latency_s, (95, 99))
+    plans: dict[int, int] = {}
+    answered: dict[str, int] = {}
+    for row in rows:
+        plans[row["plan"]] = plans.get(row["plan"], 0) + 1
+        answered[row["answered"]] = answered.get(row["answered"], 0) + 1
+    late = float(np.mean(latency_s > DEADLINE_S))
+    return Run(float(latency_s.mean()), float(p95_s), float(p99_s), late, plans, answered)
+
+
+def lines_from(rows: list[dict[str, Any]], exchange_beyond_s: float) -> dict[int, Line]:
+    """Lines of the plans from their measured stages; the link's own delays are left to the link."""
+    lines = {}
+    for row in rows:
+        stages_s = row["stages_s"]
+        crosses = row["wire_bytes"] > 0
+        lines[row["plan"]] = Line(
+            device_s=stages_s["head"] + stages_s["exit"] + stages_s["encode"],
+            up_bits=8.0 * row["wire_bytes"],
+            down_bits=8.0 * row["reply_wire_bytes"],
+            edge_s=stages_s["decode"] + stages_s["tail"],
+            share=1.0 if crosses else 0.0,
+            exchange_s=max(0.0, row["exchange_s"] - exchange_beyond_s) if crosses else 0.0,
+        )
+    return lines
+
+
+def conditions(held: Bundle) -> Conditions:
+    """What a device assumes of itself and the link before it knows."""
+    ratio = held.manifest.int8_slowdown_ratio
+    return Conditions(
+        link=Link(rate_bps=1e6, delay_s=DELAY_S),
+        device=Slowdown(fp32=SLOWDOWN, int8=SLOWDOWN * ratio),
+        exchange_s=held.profile().exchange_s,
+    )
+
+
+def allowed(held: Bundle, lines: Mapping[int, Line]) -> dict[int, Line]:
+    """The plans that keep the goal's loss."""
+    most = held.manifest.max_loss_points
+    fine = {
+        candidate.plan.number
+        for candidate in held.candidates()
+        if candidate.dropped is None and (candidate.evidence.loss_points or 0.0) <= most
+    }
+    return {number: line for number, line in lines.items() if number in fine}
+
+
+def simulated(held: Bundle, lines: dict[int, Line], trace: Trace, plan: int | None) -> tuple[Pilot, list[Ended]]:
+    """One way of choosing over one trace, in made-up time; what it takes is what was measured."""
+    pilot = Pilot(held, conditions=conditions(held), plan=plan)
+    return pilot, simulate_pilot(pilot, lines, arrivals_s(trace), link_of(trace), hedge=HEDGE)
+
+
+def arrivals_s(trace: Trace) -> list[float]:
+    """A request every period, for as long as the trace lasts, two minutes at most."""
+    return (PERIOD_S * np.arange(int(min(DURATION_S, trace.duration_s) / PERIOD_S))).tolist()
+
+
+class Live:
+    """An edge, a shaped link and a device, each a process or a thread of its own."""
+
+    def __init__(self, held: Bundle, scratch: Path) -> None:
+        self.held, self.scratch = held, scratch
+        cores = sorted(allowed_cores())
+        self.device_core, self.edge_core = cores[-1], cores[0]
+        images = load_source("cifar10").images("test")
+        # The part that choices were not made on.
+        rest = np.arange(len(images)) % 5 != 0
+        self.pixels, self.labels = images.pixels[rest][:1500], images.labels[rest][:1500]  # type: ignore[index]
+        np.save(scratch / "x.npy", self.pixels)
+
+    def device(self, url: str, out: Path, *options: object) -> subprocess.Popen[str]:
+        ratio = self.held.manifest.int8_slowdown_ratio
+        command = [sys.executable, "-m", "bench.trace_device", self.held.folder, self.scratch / "x.npy"]
+        command += ["--edge", url, "--out", out, "--slowdown", SLOWDOWN, SLOWDOWN * ratio]
+        command += ["--rtt", 2 * DELAY_S, "--core", self.device_core, *options]
+        return subprocess.Popen(
+            [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def calibrate(self) -> dict[int, Line]:
+        """Times of every plan, measured now over loopback."""
+        out = self.scratch / "calibration.json"
+        with EdgeProcess(self.held.folder, core=self.edge_core) as edge:
+            process = self.device(edge.url, out, "--calibrate", CALIBRATION)
+            process.communicate(timeout=600)
+        return lines_from(msgspec.json.decode(out.read_bytes()), 0.0)
+
+    def run(self, trace: Trace, plan: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """One way of choosing over one trace, in real time: what the device says of itself, and its requests."""
+        out = self.scratch / "run.jsonl"
+        count = len(arrivals_s(trace))
+        before = Link(rate_bps=1e7, delay_s=DELAY_S, down_rate_bps=DOWN_BPS)
+        with EdgeProcess(self.held.folder, core=self.edge_core) as edge:
+            host, _, port = edge.url.removeprefix("ws://").rpartition(":")
+            with ShapedLink((host, int(port)), link=before) as link:
+                options = ["--period", PERIOD_S, "--count", count, *([] if plan is None else ["--plan", plan])]
+                process = self.device(f"ws://127.0.0.1:{link.port}", out, *options)
+                assert process.stdout is not None and process.stdin is not None
+                if process.stdout.readline().strip() != "ready":
+                    raise SystemExit("the device's process ended before it was ready")
+                link.set(link_of(trace))
+                process.stdin.write("go\n")
+                process.stdin.flush()
+                process.communicate(timeout=DURATION_S + 120)
+        head, *rows = [msgspec.json.decode(line) for line in out.read_bytes().splitlines()]
+        for row in rows:
+            row["right"] = row["label"] == int(self.labels[row["request"] % len(self.labels)])
+        return head, rows
+
+
+def live() -> None:
+    """Six traces in real time, adaptive and the fixed plan that the simulation likes best."""
+    held = bundle()
+    pin(sorted(allowed_cores())[0])
+    logs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Live(held, Path(scratch))
+        for pattern in LIVE:
+            (path,) = TRACES.glob(pattern) if "*" not in pattern else sorted(TRACES.glob(pattern))[:1]
+            trace = load_trace(path)
+            lines = bench.calibrate()
+            fine = allowed(held, lines)
+            fixed = min(fine, key=lambda number: summed(simulated(held, lines, trace, number)[1]).mean_s)
+            for plan in (None, fixed):
+                head, rows = bench.run(trace, plan)
+                logs.append(
+                    {
+                        "trace": named(path), "plan": plan, "lines": {str(n): line for n, line in lines.items()},
+                        "losses": head["losses"], "decisions": head["decisions"], "requests": rows,
+                    }
+                )  # fmt: skip
+                got, expected = summed(rows), summed(simulated(held, lines, trace, plan)[1])
+                say(
+                    f"{named(path)} {'adaptive' if plan is None else f'plan {plan}'}: {1e3 * got.mean_s:.1f} ms live, "
+                    f"{1e3 * expected.mean_s:.1f} simulated, {got.answered}"
+                )
+                write_raw(RAW / "traces_live.jsonl.gz", logs)
+    note_commit(RAW, "traces_live")
+    note_machine(RAW)
+
+
+def simulate() -> None:
+    """All traces, every way of choosing, with the mean of the times that the live runs measured."""
+    held = bundle()
+    lines = mean_lines()
+    fine = allowed(held, lines)
+    rows = []
+    for path in trace_files():
+        trace = load_trace(path)
+        started_s = time.perf_counter()
+        best = summed(oracle(fine, arrivals_s(trace), link_of(trace)))
+        pilot, ended = simulated(held, lines, trace, None)
+        adaptive = summed(ended)
+        fixed = {number: summed(simulated(held, lines, trace, number)[1]) for number in fine}
+        rows.append(
+            {
+                "trace": named(path), "how": "simulated", "mean_rate_bps": mean_rate_bps(trace),
+                "oracle": best._asdict(), "adaptive": adaptive._asdict(), "switches": pilot.num_decisions,
+                "fixed": {str(number): run._asdict() for number, run in fixed.items()},
+                "losses": {str(number): loss_of(held, number) for number in fine},
+            }
+        )  # fmt: skip
+        least = min(fixed, key=lambda number: fixed[number].mean_s)
+        say(
+            f"{named(path)}: oracle {1e3 * best.mean_s:.1f} ms, adaptive {adaptive.mean_s / best.mean_s:.3f} of it, "
+            f"{adaptive.mean_s / fixed[least].mean_s:.3f} of plan {least}; {time.perf_counter() - started_s:.0f} s"
+        )
+    write_raw(RAW / "traces_simulated.jsonl.gz", rows)
+    note_commit(RAW, "traces_simulated")
+
+
+def loss_of(held: Bundle, number: int) -> float | None:
+    """Points of loss of a plan on the images that choices were made on."""
+    return next(c.evidence.loss_points for c in held.candidates() if c.plan.number == number)
+
+
+def mean_lines() -> dict[int, Line]:
+    """Of every plan the median times of the live runs' calibrations."""
+    logs = read_raw(RAW / "traces_live.jsonl.gz")
+    numbers = logs[0]["lines"]
+    columns = {n: np.array([log["lines"][n] for log in logs]) for n in numbers}
+    return {int(n): Line(*map(float, np.median(rows, axis=0))) for n, rows in columns.items()}
+
+
+if __name__ == "__main__":
+    {"live": live, "simulate": simulate}[sys.argv[1]]()
