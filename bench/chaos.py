@@ -66,7 +66,8 @@ class Setting(NamedTuple):
     """How a share of the requests is run.
 
     `way`: "adaptive", or the kind of the fixed plan.  `share`: of all requests, relative to the others'.  `slowdown`:
-    of the device, so that it is worth asking the edge.
+    of the device, so that it is worth asking the edge.  `rate`: of the requests, relative to the others': the longer a
+    fault may go unnoticed, the longer a stream has to be for as many.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Setting(NamedTuple):
     policy: Policy = "block"
     deadline_s: float | None = None
     slowdown: float = 1.0
+    rate: float = 1.0
 
     @property
     def keep(self) -> KeepTerms:
@@ -87,15 +89,15 @@ class Setting(NamedTuple):
 
 
 SETTINGS = (
-    Setting("chosen plans", "adaptive", False, 0.3, 3, slowdown=30.0),
+    Setting("chosen plans", "adaptive", False, 0.3, 3, slowdown=100.0),
     Setting("upload", "upload", False, 0.3, 2),
     Setting("split", "split", False, 0.3, 3),
-    Setting("chosen plans, TLS", "adaptive", True, 0.3, 3, slowdown=30.0),
+    Setting("chosen plans, TLS", "adaptive", True, 0.3, 3, slowdown=100.0),
     Setting("split, TLS", "split", True, 0.3, 3),
     Setting("split in batches", "split", False, 0.3, 1, max_batch=8),
     Setting("upload, newest first, deadline", "upload", False, 0.3, 1, policy="drop-oldest", deadline_s=0.5),
-    Setting("split, 2 s", "split", False, 2.0, 2),
-    Setting("upload, 2 s, TLS", "upload", True, 2.0, 2),
+    Setting("split, 2 s", "split", False, 2.0, 2, rate=0.2),
+    Setting("upload, 2 s, TLS", "upload", True, 2.0, 2, rate=0.2),
 )
 
 
@@ -441,7 +443,7 @@ def run_setting(
 
     def source() -> Iterator[NDArray[Any]]:
         for _ in range(requests):
-            time.sleep(chance.expovariate(rate_hz))
+            time.sleep(chance.expovariate(rate_hz * setting.rate))
             tally.given.append(chance.randrange(len(pictures)))
             yield pictures[tally.given[-1]]
 
