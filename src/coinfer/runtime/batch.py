@@ -36,6 +36,10 @@ from .turns import Asker, Job, Turns
 _LOG = logging.getLogger("coinfer.edge")
 # How much the latest batch counts in what a request takes.
 _NEWEST = 0.2
+# How far one that took longer than foreseen, or less long, moves what is allowed for: nineteen of twenty take less.
+_LATER, _SOONER, _MOST_LATER = 0.1, 0.005, 4.0
+# What was foreseen to be computed sooner says nothing about waiting.
+_LEAST_FORESEEN_S = 0.02
 
 
 class Computed(NamedTuple):
@@ -108,6 +112,9 @@ class Workers:
         self._waiting = Turns()
         # Seconds that a worker takes of each request of a plan, as of late.
         self._each_s: dict[int, float] = {}
+        # How many times as long as foreseen requests take: others come meanwhile whose turn is before theirs, and
+        # whoever reads and writes needs this machine's core, too.
+        self._later = 1.0
         self._changed = threading.Condition()
         self._is_closed = False
         self._threads = [
@@ -132,8 +139,8 @@ class Workers:
         """
         job = Job(connection, request, arrived_s, Future(), device, values)
         with self._changed:
-            self._check_room(job)
-            self._waiting.put(job)
+            foreseen_s = self._check_room(job)
+            self._waiting.put(job._replace(foreseen_s=foreseen_s))
             self._changed.notify_all()
         return job.future
 
@@ -142,17 +149,19 @@ class Workers:
         """Requests that nobody has begun."""
         return len(self._waiting)
 
-    def _check_room(self, job: Job) -> None:
+    def _check_room(self, job: Job) -> float:
+        """Seconds after which a request should be computed."""
         each_s = self._each_s.get(job.plan, 0.0)
         mean_s = sum(self._each_s.values()) / len(self._each_s) if self._each_s else 0.0
         wait_s = self._waiting.ahead_of(job.device) * mean_s / self._num_workers
         # Who waits for nobody is let in however long the latest took: else nothing would ever be known to take less.
-        if wait_s > 0 and wait_s + each_s > self._max_wait_s:
+        if wait_s > 0 and self._later * (wait_s + each_s) > self._max_wait_s:
             # When half of what is before it is done, there is room for as many again.
-            raise BusyError(f"{len(self._waiting)} requests wait for this edge", retry_after_s=wait_s / 2)
+            raise BusyError(f"{len(self._waiting)} requests wait for this edge", retry_after_s=self._later * wait_s / 2)
         if (held := self._waiting.bytes_of(job.device)) + job.num_bytes > self._device_bytes:
             limit = f"{held + job.num_bytes} B of one device would wait, at most {self._device_bytes:g} B may"
             raise BusyError(limit, retry_after_s=max(0.01, wait_s / 2))
+        return wait_s + each_s
 
     def close(self) -> None:
         """End the threads, each behind the batch it is at; what waits is cancelled."""
@@ -221,11 +230,20 @@ class Workers:
                     found[id(one.job)] = _replied(one, result, done_s, done_s - since_s, len(decoded))
             except EngineError as error:
                 found |= {id(one.job): _failed(one.job, error) for one in decoded}
-        each_s = (self._clock() - begin_s) / len(jobs)
-        with self._changed:
-            before_s = self._each_s.get(plan.number, each_s)
-            self._each_s[plan.number] = before_s + _NEWEST * (each_s - before_s)
+        self._learn(jobs, begin_s, self._clock())
         return [found[id(job)] for job in jobs]
+
+    def _learn(self, jobs: Sequence[Job], begin_s: float, end_s: float) -> None:
+        """What a batch says about how long those to come will take."""
+        plan, each_s = jobs[0].plan, (end_s - begin_s) / len(jobs)
+        with self._changed:
+            before_s = self._each_s.get(plan, each_s)
+            self._each_s[plan] = before_s + _NEWEST * (each_s - before_s)
+            for job in jobs:
+                if job.foreseen_s > _LEAST_FORESEEN_S:
+                    later = min((end_s - job.arrived_s) / job.foreseen_s, _MOST_LATER)
+                    self._later += (_LATER if later > self._later else _SOONER) * (later - self._later)
+            self._later = max(1.0, self._later)
 
 
 def _failed(job: Job, error: Exception) -> Computed:

@@ -36,7 +36,8 @@ class Asker(Protocol):
 class Job(NamedTuple):
     """A request that waits to be computed, and who is told what came of it.
 
-    `values` is what its payload holds, where somebody has decoded it already.  `device` is in whose line it waits.
+    `values` is what its payload holds, where somebody has decoded it already.  `device` is in whose line it waits,
+    `foreseen_s` how long it should take from its arrival until it is computed.
     """
 
     connection: Asker
@@ -45,6 +46,7 @@ class Job(NamedTuple):
     future: Future[Any]
     device: str = ""
     values: Values | None = None
+    foreseen_s: float = 0.0
 
     @property
     def plan(self) -> int:
