@@ -214,7 +214,7 @@ def fallback(bundle: Bundle) -> Finding:
 def edge_findings(bundle: Bundle, url: str, *files: Path | None) -> Iterator[Finding]:
     """Whether the edge is there, trusted, of the same protocol and bundle, and how far away it is."""
     from ..runtime.device import Device
-    from .run import _secrets as secrets_of
+    from .run import secrets_of
 
     try:
         with Device(bundle, edge=url, timeout_s=EDGE_S, **secrets_of(url, *files)) as device:

@@ -13,6 +13,7 @@ import typer
 
 from ..bundle import Bundle, load_bundle
 from ..errors import UsageError
+from ..files import write_atomically
 from ..units import parse_duration_s
 from .conditions import Options, conditions_of, slowdown_of
 from .options import BundleFolder, DataFolder, DataSource, Int8Slowdown, Json, Slowdown
@@ -117,6 +118,14 @@ def run(
             show_default=False,
         ),
     ] = None,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(
+            "--timeline", metavar="FILE",
+            help="Keep outcomes, changes of plan with their reasons, and spans as JSON lines; the latest 50,000.",
+            show_default=False,
+        ),
+    ] = None,
     log: Annotated[str, typer.Option("--log", help="Log lines on stderr as text or json.")] = "text",
     data_dir: DataFolder = None,
     json: Json = False,
@@ -148,7 +157,7 @@ def run(
     pending = requests(data, loaded, limit=limit, data_dir=data_dir)
     factors = slowdown_of(loaded, slowdown, int8_slowdown)
     pace = None if factors is None else SlowedDevice(factors)
-    secrets = _secrets(edge, token_file, ca, cert, key)
+    secrets = secrets_of(edge, token_file, ca, cert, key)
     device: Device | GuardedDevice
     if edge is None or strict:
         device = Device(
@@ -178,6 +187,8 @@ def run(
                     _print_line(entry)
     finally:
         # Also where the link broke: what was answered until then was answered.
+        if timeline is not None:
+            write_atomically(timeline, device.timeline.to_json_lines())
         if tally:
             name = "this machine, not slowed" if pace is None else pace.label
             summary = tally.summary(loaded, name, perf_counter() - start_s)
@@ -215,7 +226,7 @@ def _guarded(
     )  # fmt: skip
 
 
-def _secrets(
+def secrets_of(
     edge: str | None, token_file: Path | None, ca: Path | None, cert: Path | None, key: Path | None
 ) -> dict[str, Any]:
     """What a device shows its edge, and whom it trusts."""

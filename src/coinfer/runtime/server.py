@@ -37,7 +37,8 @@ from .http_guard import HEAD_BYTES, GuardedHttp, GuardedWebSocket, peer_of
 from .tokens import Tokens
 
 _LOG = logging.getLogger("coinfer.edge")
-DRAIN_S = 5
+# What has been read waits for `EdgeLimits.max_wait_s` at most, and is then computed.
+DRAIN_S = 30
 _GONE_S = 2
 # Sockets beyond those of the links: of HTTP, and of whoever is still at the door.
 SPARE_SOCKETS = 64

@@ -35,7 +35,7 @@ def connect(exit_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Connect:
     def connect(behaviour: Behaviour = answer, **options: object) -> tuple[Device, MemoryChannel]:
         made: list[MemoryChannel] = []
 
-        def channel(url: str, terms: Terms, *, timeout_s: float) -> MemoryChannel:
+        def channel(url: str, terms: Terms, *, timeout_s: float, **link: object) -> MemoryChannel:
             made.append(MemoryChannel(terms, behaviour))
             return made[-1]
 
