@@ -215,13 +215,15 @@ def live() -> None:
             fixed = min(fine, key=lambda number: summed(simulated(held, lines, trace, number)[1]).mean_s)
             for plan in (None, fixed):
                 head, rows = bench.run(trace, plan)
+                got, expected = summed(rows), summed(simulated(held, lines, trace, plan)[1])
                 logs.append(
                     {
                         "trace": named(path), "plan": plan, "lines": {str(n): line for n, line in lines.items()},
-                        "losses": head["losses"], "decisions": head["decisions"], "requests": rows,
+                        "labels": {str(plan.number): plan.label for plan in held.manifest.menu},
+                        "simulated_mean_s": expected.mean_s, "losses": head["losses"],
+                        "decisions": head["decisions"], "requests": rows,
                     }
                 )  # fmt: skip
-                got, expected = summed(rows), summed(simulated(held, lines, trace, plan)[1])
                 say(
                     f"{named(path)} {'adaptive' if plan is None else f'plan {plan}'}: {1e3 * got.mean_s:.1f} ms live, "
                     f"{1e3 * expected.mean_s:.1f} simulated, {got.answered}"

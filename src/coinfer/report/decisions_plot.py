@@ -73,6 +73,8 @@ def plot_decisions(
         for axes in (plan, latency):
             axes.axvline(decision.at_s, color="#e2e2e2", linewidth=0.8, zorder=0)
     latency.set_yscale("log")
+    latencies_s = [max(outcome.latency_s, 1e-6) for outcome in outcomes]
+    latency.set_ylim(min(latencies_s) / 1.3, max(latencies_s) * 1.3)
     unit_axis(latency.yaxis, format_duration, latency.get_ylim())
     latency.set_ylabel("latency")
     latency.set_xlabel("seconds")

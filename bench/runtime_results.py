@@ -1,0 +1,320 @@
+"""docs/results/runtime.{md,json} and its pictures, from the raw logs alone; what has not been measured is left out.
+
+python -m bench.runtime_results      (what `make results` runs)
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from coinfer.files import write_atomically
+from coinfer.lab.trace import load_trace
+from coinfer.profile import Trace
+from coinfer.report.decisions_plot import plot_decisions
+from coinfer.report.results import Results, Row, read_raw, results_markdown, write_results
+from coinfer.report.table import TextTable, markdown
+from coinfer.timeline import Decision, Outcome
+from coinfer.units import format_rate
+
+from .figures import RAW
+from .tables import DOCS, measured_commit
+from .traces import DEADLINE_S, named, summed, trace_files
+
+LIVE, SIMULATED = "traces_live.jsonl.gz", "traces_simulated.jsonl.gz"
+
+
+def live_logs() -> list[dict[str, Any]]:
+    """The live runs, in order."""
+    return read_raw(RAW / LIVE) if (RAW / LIVE).is_file() else []
+
+
+def simulated_rows() -> list[dict[str, Any]]:
+    """The simulated traces."""
+    return read_raw(RAW / SIMULATED) if (RAW / SIMULATED).is_file() else []
+
+
+def best_fixed(row: dict[str, Any]) -> str:
+    """The fixed plan with the least mean latency on a trace."""
+    return min(row["fixed"], key=lambda number: row["fixed"][number]["mean_s"])
+
+
+def trace_rows() -> Iterator[Row]:
+    """The simulated ratios of every trace, and the live ones where a trace was replayed."""
+    simulated = {row["trace"]: row for row in simulated_rows()}
+    count = 0
+    for name, row in simulated.items():
+        count = sum(row["adaptive"]["plans"].values())
+        for key, against, least in (
+            ("oracle_ratio", "the oracle's mean latency", row["oracle"]["mean_s"]),
+            ("best_fixed_ratio", f"plan {best_fixed(row)} for all", row["fixed"][best_fixed(row)]["mean_s"]),
+        ):
+            yield Row(
+                name=f"{key}@{name}", value=row["adaptive"]["mean_s"] / least, unit="x", how="simulated", n=count,
+                against=against, raw=SIMULATED,
+            )  # fmt: skip
+    for log in live_logs():
+        run, row = summed(log["requests"]), simulated.get(log["trace"])
+        if log["plan"] is None and row is not None:
+            yield Row(
+                name=f"oracle_ratio_live@{log['trace']}", value=run.mean_s / row["oracle"]["mean_s"], unit="x",
+                how="measured", n=len(log["requests"]), against="the oracle's mean latency, simulated", raw=LIVE,
+            )  # fmt: skip
+    errors = [abs(error) for _, _, error in agreements()]
+    if errors:
+        yield Row(
+            name="live_simulated_error_max", value=max(errors), unit="share", how="measured", n=len(errors),
+            against="mean latency of a live run, simulated with times taken right before it", raw=LIVE,
+        )  # fmt: skip
+
+
+def agreements() -> Iterator[tuple[dict[str, Any], float, float]]:
+    """Each live run, its simulated mean latency, and how far that is off."""
+    for log in live_logs():
+        expected_s = log["simulated_mean_s"]
+        yield log, expected_s, expected_s / summed(log["requests"]).mean_s - 1
+
+
+def simulated_table() -> TextTable:
+    """All traces: oracle, adaptive, best fixed plan, device alone."""
+
+    def cells(run: dict[str, Any]) -> tuple[str, ...]:
+        return (f"{1e3 * run['mean_s']:.1f}", f"{1e3 * run['p95_s']:.0f}", f"{1e3 * run['p99_s']:.0f}")
+
+    rows = []
+    for row in simulated_rows():
+        least = best_fixed(row)
+        adaptive, fixed = row["adaptive"], row["fixed"][least]
+        loss = np.average(
+            [row["losses"].get(number) or 0.0 for number in adaptive["plans"]],
+            weights=list(adaptive["plans"].values()),
+        )
+        rows.append(
+            (
+                row["trace"],
+                format_rate(row["mean_rate_bps"]),
+                *cells(row["oracle"])[:1],
+                *cells(adaptive),
+                f"{adaptive['mean_s'] / row['oracle']['mean_s']:.2f}",
+                *cells(fixed)[:2],
+                least,
+                f"{adaptive['mean_s'] / fixed['mean_s']:.2f}",
+                f"{100 * adaptive['late_share']:.1f}",
+                f"{100 * fixed['late_share']:.1f}",
+                f"{loss:.2f}",
+                str(row["switches"]),
+            )
+        )
+    return TextTable(
+        title=(
+            "Every trace, simulated (two minutes): latency in ms; misses of a deadline of "
+            f"{1e3 * DEADLINE_S:.0f} ms in %; loss in points by the choice images"
+        ),
+        columns=(
+            "trace", "mean rate", "oracle mean", "adaptive mean", "p95", "p99", "over oracle", "best fixed mean",
+            "p95", "its plan", "over best fixed", "misses", "misses of best fixed", "loss", "changes",
+        ),
+        rows=tuple(rows),
+    )  # fmt: skip
+
+
+def live_table() -> TextTable:
+    """The live runs beside what the simulator says of them."""
+    simulated = {row["trace"]: row for row in simulated_rows()}
+    rows = []
+    for log, expected_s, error in agreements():
+        run = summed(log["requests"])
+        oracle_s = simulated[log["trace"]]["oracle"]["mean_s"] if log["trace"] in simulated else None
+        right = [request["right"] for request in log["requests"] if request["label"] is not None]
+        rows.append(
+            (
+                log["trace"],
+                "adaptive" if log["plan"] is None else f"plan {log['plan']}",
+                f"{1e3 * run.mean_s:.1f}",
+                f"{1e3 * run.p95_s:.0f}",
+                f"{1e3 * run.p99_s:.0f}",
+                f"{1e3 * expected_s:.1f}",
+                f"{100 * error:+.0f}",
+                "" if oracle_s is None else f"{run.mean_s / oracle_s:.2f}",
+                f"{100 * run.late_share:.1f}",
+                f"{100 * float(np.mean(right)):.1f}",
+                f"{100 * run.answered.get('fallback', 0) / len(log['requests']):.1f}",
+                str(log["losses"]),
+                str(len(log["decisions"])),
+                str(len(log["requests"])),
+            )
+        )
+    return TextTable(
+        title="Live, replayed in user space for two minutes each: latency in ms",
+        columns=(
+            "trace", "plans", "mean", "p95", "p99", "simulated mean", "off by %", "over oracle", "misses %",
+            "right %", "by fallback %", "links lost", "changes", "n",
+        ),
+        rows=tuple(rows),
+    )  # fmt: skip
+
+
+def trace_pictures() -> Iterator[tuple[str, str]]:
+    """A picture of each live adaptive run: its file's name and its title."""
+    paths = {named(path): path for path in trace_files()}
+    for log in live_logs():
+        if log["plan"] is not None:
+            continue
+        labels = {int(number): label for number, label in log["labels"].items()}
+        trace: Trace = load_trace(paths[log["trace"]])
+        outcomes = [
+            Outcome(
+                request=request["request"], plan=request["plan"], answered=request["answered"],
+                start_s=request["start_s"], end_s=request["end_s"],
+            )
+            for request in log["requests"]
+        ]  # fmt: skip
+        decisions = [msgspec.convert(decision, Decision) for decision in log["decisions"]]
+        file = f"runtime-{log['trace'].replace('/', '-').replace('.', '-').lower()}.png"
+        title = f"{log['trace']}: every request of a live run"
+        plot_decisions(DOCS / file, outcomes, decisions, labels, title=title, trace=trace)
+        yield file, title
+
+
+def figures_of(name: str) -> dict[str, Any] | None:
+    """What another bench of the runtime left, or nothing."""
+    path = RAW / f"{name}.json"
+    return msgspec.json.decode(path.read_bytes()) if path.is_file() else None
+
+
+def chaos_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """Requests under faults."""
+    count = found["chaos_requests"]
+    for key in ("chaos_requests", "chaos_lost", "chaos_duplicated", "chaos_wrong"):
+        yield Row(name=key, value=found[key], unit="requests", how="measured", n=count, raw="chaos.jsonl.gz")
+    for key, what in (("notice_s", "from a fault to its notice"), ("return_s", "from its end to the edge's answers")):
+        times = found[key]
+        if times:
+            yield Row(
+                name=key, value=times["median"], unit="s", how="measured", n=max(1, times.get("n", 1)),
+                against=f"{what}; at most {times['max']:.3g} s", raw="chaos.jsonl.gz",
+            )  # fmt: skip
+    yield Row(name="chaos_local_share", value=found["local_share"], unit="share", how="measured", n=count)
+
+
+def fuzz_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """Inputs of the parsers, and of the HTTP front."""
+    parsers = found["parsers"]
+    least = min(parser["inputs"] for parser in parsers)
+    bad = sum(parser["crashes"] + parser["hangs"] + parser["allocations"] for parser in parsers)
+    what = ", ".join(f"{parser['parser']} {parser['inputs']}" for parser in parsers)
+    yield Row(name="fuzz_inputs", value=least, unit="inputs", how="measured", n=least, against=what, raw="fuzz.json")
+    yield Row(name="fuzz_crashes", value=bad, unit="inputs", how="measured", n=sum(p["inputs"] for p in parsers),
+              against="crashes, calls over 1 s, allocations beyond their bound", raw="fuzz.json")  # fmt: skip
+    slowest = max(parser["slowest_call_s"] for parser in parsers)
+    yield Row(name="fuzz_slowest_call_s", value=slowest, unit="s", how="measured", n=least, raw="fuzz.json")
+
+
+def http_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """Requests of the fuzz of the HTTP front."""
+    count = sum(found["requests"].values())
+    yield Row(name="fuzz_http_requests", value=count, unit="requests", how="measured", n=count, raw="fuzz_http.json")
+    yield Row(name="fuzz_http_faults", value=found["num_faults"], unit="requests", how="measured", n=count,
+              raw="fuzz_http.json")  # fmt: skip
+
+
+def soak_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """Half a million requests."""
+    count = found["soak_requests"]
+    yield Row(name="soak_requests", value=count, unit="requests", how="measured", n=count, raw="soak.json")
+    yield Row(name="soak_rss_growth_pct", value=found["soak_rss_growth_pct"], unit="%", how="measured", n=count,
+              against="after warm-up, the larger of device and edge", raw="soak.json")  # fmt: skip
+
+
+def load_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """Two hundred devices."""
+    devices = found["load_devices"]
+    for key, unit, against in (
+        ("load_devices", "devices", None),
+        ("load_efficiency", "share", "the tail's raw batched throughput in ONNX Runtime on the edge's core"),
+        ("load_fairness", "x", "most served over least served device"),
+    ):
+        yield Row(name=key, value=found[key], unit=unit, how="measured", n=devices, against=against, raw="load.json")
+    for course, value in found["load_p95_s"].items():
+        against = f"of accepted requests; the bound is {found['load_bound_s']:g} s"
+        yield Row(name=f"load_p95_s@{course}", value=value, unit="s", how="measured", n=devices, against=against,
+                  raw="load.json")  # fmt: skip
+
+
+def tls_rows(found: dict[str, Any]) -> Iterator[Row]:
+    """What TLS and a token cost."""
+    yield Row(name="tls_overhead_ms", value=found["tls_overhead_ms"], unit="ms", how="measured",
+              n=max(1, found.get("requests", 1)), against="wss:// with a token over ws://, a request",
+              raw="tls.json")  # fmt: skip
+
+
+OTHERS = {
+    "chaos": chaos_rows, "fuzz": fuzz_rows, "fuzz_http": http_rows, "soak": soak_rows, "load": load_rows,
+    "tls": tls_rows,
+}  # fmt: skip
+
+
+def chaos_table(found: dict[str, Any]) -> TextTable:
+    """What each kind of fault did."""
+
+    def shown(times: dict[str, Any] | None) -> tuple[str, str]:
+        return ("", "") if not times else (f"{times['median']:.2f}", f"{times['max']:.2f}")
+
+    return TextTable(
+        title="Faults: seconds until noticed, and until the edge answered again after the fault's end",
+        columns=("fault", "times", "noticed", "median", "most", "return, median", "most"),
+        rows=tuple(
+            (
+                name, str(one["times"]), str(one["noticed"]), *shown(one["notice_s"]), *shown(one["return_s"]),
+            )
+            for name, one in found["faults"].items()
+        ),
+    )  # fmt: skip
+
+
+def main() -> None:
+    """The page, of what has been measured."""
+    rows: list[Row] = [*trace_rows()]
+    page = [(Path(__file__).parent / "runtime.head.md").read_text()]
+    body: list[str] = []
+    if live_logs():
+        body += [markdown(live_table()), ""]
+        for file, title in trace_pictures():
+            body += [f"![{title}]({file})", ""]
+    if simulated_rows():
+        body += [markdown(simulated_table()), ""]
+    for name, make_rows in OTHERS.items():
+        found = figures_of(name)
+        if found is not None:
+            rows += make_rows(found)
+            if name == "chaos":
+                body += [markdown(chaos_table(found)), ""]
+    if not rows:
+        print(f"the runtime is not measured yet: there is no log in {RAW}")
+        return
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    has_traces = (RAW / "commits.json").is_file()
+    dated = [found for name in OTHERS if (found := figures_of(name)) is not None]
+    machine = next((found["machine"] for found in dated if "machine" in found), "unknown")
+    results = Results(
+        commit=measured_commit(commit, RAW, ["traces_live", "traces_simulated"]) if has_traces else commit,
+        date=max(found["date"] for found in dated) if dated else read_raw(RAW / "machine.jsonl.gz")[0]["date"],
+        machine=machine,
+        command="make bench-runtime chaos fuzz soak",
+        rows=tuple(
+            msgspec.structs.replace(row, raw=None if row.raw is None else f"{RAW.name}/{row.raw}") for row in rows
+        ),
+    )
+    write_results(DOCS / "runtime.json", results)
+    page += ["## Rows", "", results_markdown(results), "", *body]
+    write_atomically(DOCS / "runtime.md", ("\n".join(page).rstrip() + "\n").encode())
+    print(f"{len(rows)} rows written to {DOCS / 'runtime.json'}")
+
+
+if __name__ == "__main__":
+    main()
