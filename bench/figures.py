@@ -19,6 +19,7 @@ from coinfer.files import write_atomically
 from coinfer.report.results import write_raw
 
 RAW = Path("docs/results/raw/runtime")
+_MODULES = {"tls": "tls_overhead"}
 
 
 def keep_figures(
@@ -27,7 +28,7 @@ def keep_figures(
     """Write a bench's figures, and what they are made of."""
     machine = describe_machine()
     told = {
-        "command": " ".join(["python -m", f"bench.{name}", *sys.argv[1:]]),
+        "command": " ".join(["python -m", f"bench.{_MODULES.get(name, name)}", *sys.argv[1:]]),
         "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": f"{machine.processor}, {machine.cores} cores, {machine.system}",

@@ -52,6 +52,7 @@ from .recent import RecentTimeline
 from .traces import Timed, Tracer
 
 _LOG = logging.getLogger("coinfer.edge")
+_KEPT = 10_000
 
 
 class EdgeLimits(Value, frozen=True, kw_only=True):
@@ -151,7 +152,8 @@ class Edge:
     ) -> None:
         if pace is not None and load != 1.0:
             raise PlanError(f"give an edge a pace or a load, not both (load {load})")
-        self.timeline = RecentTimeline() if timeline is None else timeline
+        # Nobody asks an edge for what was long ago, and it is full before long.
+        self.timeline = RecentTimeline(keep=_KEPT) if timeline is None else timeline
         self.requests = self.failures = self.connections = self.largest_batch = 0
         self.max_limits = EdgeLimits() if limits is None else limits
         self.door: Door = OpenDoor() if door is None else door

@@ -36,8 +36,8 @@ from .turns import Asker, Job, Turns
 _LOG = logging.getLogger("coinfer.edge")
 # How much the latest batch counts in what a request takes.
 _NEWEST = 0.2
-# How far one that took longer than foreseen, or less long, moves what is allowed for: nineteen of twenty take less.
-_LATER, _SOONER, _MOST_LATER = 0.1, 0.005, 4.0
+# How far one that took longer than foreseen, or less long, moves what is allowed for: nearly all take less than that.
+_LATER, _SOONER, _MOST_LATER = 0.2, 0.004, 4.0
 # What was foreseen to be computed sooner says nothing about waiting.
 _LEAST_FORESEEN_S = 0.02
 
