@@ -23,7 +23,6 @@ from .tally import Tally, entry_of, summary_text
 if TYPE_CHECKING:
     from ..runtime.device import Device
     from ..runtime.guarded import GuardedDevice
-    from ..runtime.pace import Pace
     from ..runtime.request import Answer
     from .pictures import Request
 
@@ -53,6 +52,13 @@ def run(
     notice: Annotated[
         str, typer.Option("--notice", help="How soon a lost link must be noticed, or 3 times a request if longer.")
     ] = "2s",
+    hedge: Annotated[
+        float,
+        typer.Option(
+            "--hedge",
+            help="An answer late by so many times what the device would take alone is computed there too; inf: never.",
+        ),
+    ] = 0.3,
     rate: Annotated[
         str | None,
         typer.Option("--rate", help="Rate of the uplink; without --strict, until it is measured.", show_default=False),
@@ -165,7 +171,10 @@ def run(
         )
     else:
         assumed = conditions_of(loaded, options) if rate or rtt or factors else None
-        device = _guarded(loaded, edge, number, fallback, notice, assumed, pace, threads, secrets)
+        device = _guarded(
+            loaded, edge, plan=number, fallback=fallback, hedge=hedge, conditions=assumed, notice=notice,
+            pace=pace, threads=threads, **secrets,
+        )  # fmt: skip
     tally = Tally()
     answers: list[dict[str, Any]] = []
     observe = _observer(device, metrics)
@@ -206,24 +215,11 @@ def _loaded(folder: Path, verify_key: Path | None) -> Bundle:
     return load_signed_bundle(folder, verify_key)
 
 
-def _guarded(
-    bundle: Bundle,
-    edge: str,
-    number: int | None,
-    fallback: int | None,
-    notice: str,
-    conditions: Any,
-    pace: Pace | None,
-    threads: int,
-    secrets: dict[str, Any],
-) -> GuardedDevice:
+def _guarded(bundle: Bundle, edge: str, *, notice: str, **options: Any) -> GuardedDevice:
     from ..runtime.guarded import GuardedDevice
     from ..runtime.keeper import KeepTerms
 
-    return GuardedDevice(
-        bundle, edge=edge, plan=number, fallback=fallback, conditions=conditions,
-        keep=KeepTerms(notice_s=parse_duration_s(notice)), pace=pace, threads=threads, **secrets,
-    )  # fmt: skip
+    return GuardedDevice(bundle, edge=edge, keep=KeepTerms(notice_s=parse_duration_s(notice)), **options)
 
 
 def secrets_of(
