@@ -37,7 +37,9 @@ _LOG = logging.getLogger("coinfer.edge")
 # How much the latest batch counts in what a request takes.
 _NEWEST = 0.2
 # How far one that took longer than foreseen, or less long, moves what is allowed for: nearly all take less than that.
-_LATER, _SOONER, _MOST_LATER = 0.2, 0.004, 4.0
+_LATER, _SOONER = 0.2, 0.004
+# How many times as long as foreseen is allowed for, before anything is known of it and at most.
+_LEAST_LATER, _MOST_LATER = 1.25, 4.0
 # What was foreseen to be computed sooner says nothing about waiting.
 _LEAST_FORESEEN_S = 0.02
 
@@ -114,7 +116,7 @@ class Workers:
         self._each_s: dict[int, float] = {}
         # How many times as long as foreseen requests take: others come meanwhile whose turn is before theirs, and
         # whoever reads and writes needs this machine's core, too.
-        self._later = 1.0
+        self._later = _LEAST_LATER
         self._changed = threading.Condition()
         self._is_closed = False
         self._threads = [
@@ -243,7 +245,7 @@ class Workers:
                 if job.foreseen_s > _LEAST_FORESEEN_S:
                     later = min((end_s - job.arrived_s) / job.foreseen_s, _MOST_LATER)
                     self._later += (_LATER if later > self._later else _SOONER) * (later - self._later)
-            self._later = max(1.0, self._later)
+            self._later = max(_LEAST_LATER, self._later)
 
 
 def _failed(job: Job, error: Exception) -> Computed:
