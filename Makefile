@@ -9,7 +9,7 @@ DATA ?= scene-digits
 RETRAIN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow docs bench-main bench-bottleneck bench-pruning bench-pruning-small bench-pipeline fuzz results clean
+.PHONY: help install demo test test-slow docs bench-main bench-bottleneck bench-pruning bench-pruning-small bench-pipeline bench-runtime-faults chaos soak fuzz results clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -71,6 +71,19 @@ bench-pipeline: $(STAMP) ## measure everything in docs/results/pipeline.md with 
 	$(BIN)/python -m bench.queueing resnet56-exits
 	$(BIN)/python -m bench.solvers resnet56-exits
 	$(BIN)/python -m bench.pipeline_results
+
+bench-runtime-faults: chaos soak ## chaos, soak, many devices at one edge, TLS: a part of docs/results/runtime.md (an hour)
+	$(BIN)/python -m bench.load
+	$(BIN)/python -m bench.tls_overhead
+
+chaos: $(STAMP) out/demo/bundle ## 20,000 requests under faults: none lost, answered twice or wrong (a quarter of an hour)
+	$(BIN)/python -m bench.chaos --requests 20000 --seed 0
+
+soak: $(STAMP) out/demo/bundle ## 500,000 requests: memory, descriptors and threads that do not grow (half an hour)
+	$(BIN)/python -m bench.soak --requests 500000
+
+out/demo/bundle: | $(STAMP)
+	$(BIN)/coinfer demo -o out/demo
 
 fuzz: $(STAMP) ## a million inputs on each parser (messages, payloads, manifests), 20,000 requests on the HTTP front (minutes)
 	nice -n 5 $(BIN)/python -m bench.fuzz protocol payloads manifests --inputs 1000000
