@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import inf
 from typing import Any, NamedTuple
 
@@ -58,7 +58,7 @@ class Computed(NamedTuple):
 
     def spans(self) -> list[Span]:
         """Wait, decode and tail, on a clock that starts at the arrival of the request."""
-        ends = np.cumsum([0.0, *self.durations_s]).tolist()
+        ends = accumulate(self.durations_s, initial=0.0)
         return [
             Span(request=self.request.request, stage=stage, start_s=begin_s, end_s=end_s, clock="edge")
             for stage, (begin_s, end_s) in zip(("wait", "decode", "tail"), pairwise(ends), strict=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -12,6 +13,15 @@ from .batch import Computed
 # From half a millisecond to ten seconds.
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+class _OfPlan(NamedTuple):
+    """The counts of one plan: to find them by their labels takes longer than to count."""
+
+    requests: dict[tuple[str, str], Counter]
+    received: Counter
+    sent: Counter
+    stages: tuple[Histogram, ...]
 
 
 class EdgeMetrics:
@@ -43,6 +53,7 @@ class EdgeMetrics:
         self._batches = Histogram(
             "coinfer_batch_size", "Requests that were computed together.", buckets=_BATCHES, registry=registry
         )
+        self._of_plan: dict[int, _OfPlan] = {}
         waiting = Gauge("coinfer_queue_depth", "Requests that nobody has begun.", registry=registry)
         waiting.set_function(num_waiting)
         connections = Gauge("coinfer_connections", "Devices that are connected.", registry=registry)
@@ -50,15 +61,27 @@ class EdgeMetrics:
 
     def answered(self, computed: Computed, *, door: str, sent_bytes: int) -> None:
         """A request is over; `door` is where it came in ("link" or "http")."""
-        plan = str(computed.request.plan.number)
+        plan = computed.request.plan.number
+        counts = self._of_plan.get(plan)
+        if counts is None:
+            counts = self._of_plan[plan] = self._labelled(plan)
         is_answered = bool(computed.durations_s)
-        self._requests.labels(door, plan, "answered" if is_answered else "failed").inc()
-        self._received.labels(plan).inc(len(computed.request.payload))
-        self._sent.labels(plan).inc(sent_bytes)
-        for stage, took_s in zip(("wait", "decode", "tail"), computed.durations_s, strict=False):
-            self._stages.labels(plan, stage).observe(took_s)
+        outcome = "answered" if is_answered else "failed"
+        requests = counts.requests.get((door, outcome))
+        if requests is None:
+            requests = counts.requests[door, outcome] = self._requests.labels(door, str(plan), outcome)
+        requests.inc()
+        counts.received.inc(len(computed.request.payload))
+        counts.sent.inc(sent_bytes)
+        for stage, took_s in zip(counts.stages, computed.durations_s, strict=False):
+            stage.observe(took_s)
         if is_answered:
             self._batches.observe(computed.batch)
+
+    def _labelled(self, number: int) -> _OfPlan:
+        plan = str(number)
+        stages = tuple(self._stages.labels(plan, stage) for stage in ("wait", "decode", "tail"))
+        return _OfPlan({}, self._received.labels(plan), self._sent.labels(plan), stages)
 
     def refused(self, reason: str) -> None:
         """A request (`reason` "busy") or a connection was refused: "token", "connections", "greeting"."""
