@@ -153,7 +153,8 @@ class Live:
     def __init__(self, held: Bundle, scratch: Path) -> None:
         self.held, self.scratch = held, scratch
         cores = sorted(allowed_cores())
-        self.device_core, self.edge_core = cores[-1], cores[0]
+        self.device_core: int | None = cores[-1]
+        self.edge_core: int | None = cores[0]
         images = load_source("cifar10").images("test")
         # The part that choices were not made on.
         rest = np.arange(len(images)) % 5 != 0
@@ -164,7 +165,8 @@ class Live:
         ratio = self.held.manifest.int8_slowdown_ratio
         command = [sys.executable, "-m", "bench.trace_device", self.held.folder, self.scratch / "x.npy"]
         command += ["--edge", url, "--out", out, "--slowdown", SLOWDOWN, SLOWDOWN * ratio]
-        command += ["--rtt", 2 * DELAY_S, "--core", self.device_core, *options]
+        command += ["--rtt", 2 * DELAY_S, *options]
+        command += [] if self.device_core is None else ["--core", self.device_core]
         return subprocess.Popen(
             [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -188,12 +190,14 @@ class Live:
                 options = ["--period", PERIOD_S, "--count", count, *([] if plan is None else ["--plan", plan])]
                 process = self.device(f"ws://127.0.0.1:{link.port}", out, *options)
                 assert process.stdout is not None and process.stdin is not None
-                if process.stdout.readline().strip() != "ready":
-                    raise SystemExit("the device's process ended before it was ready")
-                link.set(link_of(trace))
-                process.stdin.write("go\n")
-                process.stdin.flush()
-                process.communicate(timeout=DURATION_S + 120)
+                try:
+                    if process.stdout.readline().strip() != "ready":
+                        raise SystemExit("the device's process ended before it was ready")
+                    link.set(link_of(trace))
+                    process.communicate("go\n", timeout=DURATION_S + 120)
+                finally:
+                    process.kill()
+                    process.communicate()
         head, *rows = [msgspec.json.decode(line) for line in out.read_bytes().splitlines()]
         for row in rows:
             row["right"] = row["label"] == int(self.labels[row["request"] % len(self.labels)])

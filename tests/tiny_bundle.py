@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from coinfer.bundle import FORMAT, Bundle, Manifest, load_bundle, new_folder, write_manifest
 from coinfer.plan import Candidate, CodecSpec, Evidence, Exit, ExitRule, Plan, Preprocess, Side, TensorSpec
-from coinfer.profile import Conditions, Link
+from coinfer.profile import Conditions, Link, Machine, Profile
 from coinfer.search.goal import Goal
 from coinfer.search.planmap import plan_map
 
@@ -276,7 +276,7 @@ def make_tiny_bundle(
 ) -> Bundle:
     """Write the bundle to `folder` and load it; another seed is another network.
 
-    With `has_evidence` it has EVIDENCE and the map of plans that follows from it under ASSUMED.
+    With `has_evidence` it has EVIDENCE, the map of plans that follows from it under ASSUMED, and a profile of no times.
     """
     with new_folder(folder) as temporary:
         _segments(temporary, seed)
@@ -284,6 +284,9 @@ def make_tiny_bundle(
             known = candidates(menu)
             (temporary / "evidence.json").write_bytes(msgspec.json.encode(known))
             (temporary / "map.json").write_bytes(msgspec.json.encode(plan_map(known, Goal(), ASSUMED)))
+            machine = Machine(name="here", processor="made up", cores=1, system="Linux", python="", versions={})
+            profile = Profile(machine=machine, threads=1, date="2000-01-01", segments={}, codecs={})
+            (temporary / "profile.json").write_bytes(msgspec.json.encode(profile))
         write_manifest(
             temporary,
             Manifest(
