@@ -47,6 +47,7 @@ from coinfer.engine.segments import Segments
 from coinfer.engine.sides import run_side
 from coinfer.plan import CodecSpec, Plan
 from coinfer.protocol import Busy, DeviceConnection, Reply, Terms
+from coinfer.runtime.edge import EdgeLimits
 from coinfer.runtime.spawn import EdgeProcess
 
 from .answers import pictures_of
@@ -60,7 +61,8 @@ CALIBRATION = 200
 BATCHES = (1, 2, 4, 8, 16, 32)
 # Of the batches that are as good as the best, the largest: what the edge does once for each is shared by more.
 AS_GOOD = 0.98
-MAX_WAIT_S = 1.0
+# The edge's own default.
+MAX_WAIT_S = EdgeLimits().max_wait_s
 PAYLOADS = 32
 LOADS = (1.0, 3.0)
 # So long a step may take to answer all that was asked in it.
