@@ -9,7 +9,7 @@ DATA ?= scene-digits
 RETRAIN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow docs bench-main bench-bottleneck bench-pruning bench-pruning-small bench-pipeline bench-runtime-faults chaos soak fuzz results clean
+.PHONY: help install demo test test-slow docs bench-main bench-bottleneck bench-pruning bench-pruning-small bench-pipeline bench-runtime chaos soak fuzz results clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -72,9 +72,15 @@ bench-pipeline: $(STAMP) ## measure everything in docs/results/pipeline.md with 
 	$(BIN)/python -m bench.solvers resnet56-exits
 	$(BIN)/python -m bench.pipeline_results
 
-bench-runtime-faults: chaos soak ## chaos, soak, many devices at one edge, TLS: a part of docs/results/runtime.md (an hour)
+bench-runtime: $(STAMP) out/resnet56-units ## recorded links, many devices at one edge, TLS: docs/results/runtime.md, with chaos, soak, fuzz (an hour)
+	$(BIN)/python -m bench.traces live
+	$(BIN)/python -m bench.traces simulate
 	$(BIN)/python -m bench.load
 	$(BIN)/python -m bench.tls_overhead
+	$(BIN)/python -m bench.runtime_results
+
+out/resnet56-units: | $(STAMP)
+	$(BIN)/coinfer build bench/jobs/resnet56-units.toml -o $@
 
 chaos: $(STAMP) out/demo/bundle ## 20,000 requests under faults: none lost, answered twice or wrong (a quarter of an hour)
 	$(BIN)/python -m bench.chaos --requests 20000 --seed 0
@@ -94,6 +100,7 @@ results: $(STAMP) ## recompute the tables and JSON of docs/results from the raw 
 	$(BIN)/python -m bench.bottleneck_results
 	$(BIN)/python -m bench.pruning_results
 	$(BIN)/python -m bench.pipeline_results
+	$(BIN)/python -m bench.runtime_results
 
 clean: ## remove what can be made again, .venv excepted
 	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
