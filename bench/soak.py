@@ -6,10 +6,10 @@
                       plans chosen; a fixed upload; a fixed split   --> edge with TLS and a token (the last one's)
                     and now and then one that lives for one turn alone
 
-Devices take turns of some hundred requests; at the beginning of each turn the connection is cut and made anew.
-Memory of all three processes is read ten times a minute and oftener; its growth is that of a line through what was read
+Devices take turns of some dozens of requests; at the beginning of each turn the connection is cut and made anew.
+Memory of all three processes is read four hundred times; its growth is that of a line through what was read
 after the first tenth of the requests (the median of all slopes, Theil 1950), in percent of where that line begins.
-Each device keeps the spans of its latest requests alone (5,000), so that its record is full by then.
+Each device keeps the spans of its latest requests alone (5,000), so that its record is full by then; so do edges.
 
 Written: soak.json with the figures, soak.jsonl.gz with a line for each look.
 """
@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from coinfer.bundle import Bundle, load_bundle
 from coinfer.runtime.certificates import make_test_ca
 from coinfer.runtime.guarded import GuardedDevice
+from coinfer.runtime.keeper import KeepTerms
 from coinfer.runtime.recent import RecentTimeline
 from coinfer.runtime.spawn import EdgeProcess
 from coinfer.runtime.tls import DeviceTls
@@ -46,8 +47,10 @@ from coinfer.runtime.tokens import add_token
 from .answers import pictures_of
 from .figures import RAW, keep_figures, rounded
 
-TURN = 500
+TURN = 50
 KEEP = 5000
+# Connections are cut on purpose: nobody has to wait before the next.
+SOON = KeepTerms(backoff_s=0.005, most_backoff_s=0.01)
 # Every so many turns a device of its own has one.
 GUEST = 10
 LOOKS = 400
@@ -110,7 +113,7 @@ def _first(bundle: Bundle, kind: str) -> int:
 
 
 def _device(bundle: Bundle, way: dict[str, Any]) -> GuardedDevice:
-    return GuardedDevice(bundle, timeline=RecentTimeline(keep=KEEP), seed=0, **way)
+    return GuardedDevice(bundle, timeline=RecentTimeline(keep=KEEP), keep=SOON, seed=0, **way)
 
 
 def _cut(device: GuardedDevice) -> int:
