@@ -154,8 +154,7 @@ class Workers:
     def _check_room(self, job: Job) -> float:
         """Seconds after which a request should be computed."""
         each_s = self._each_s.get(job.plan, 0.0)
-        mean_s = sum(self._each_s.values()) / len(self._each_s) if self._each_s else 0.0
-        wait_s = self._waiting.ahead_of(job.device) * mean_s / self._num_workers
+        wait_s = self._waiting.ahead_of(job.device) * self._mean_s() / self._num_workers
         # Who waits for nobody is let in however long the latest took: else nothing would ever be known to take less.
         if wait_s > 0 and self._later * (wait_s + each_s) > self._max_wait_s:
             # When half of what is before it is done, there is room for as many again.
@@ -164,6 +163,16 @@ class Workers:
             limit = f"{held + job.num_bytes} B of one device would wait, at most {self._device_bytes:g} B may"
             raise BusyError(limit, retry_after_s=max(0.01, wait_s / 2))
         return wait_s + each_s
+
+    def _mean_s(self) -> float:
+        """Seconds that a worker takes of one of those that wait, in the mean; 0 where none does."""
+        if not self._waiting:
+            return 0.0
+        known = self._each_s
+        # A plan of which nothing is known yet takes what the others do.
+        usual_s = sum(known.values()) / len(known) if known else 0.0
+        sum_s = sum(count * known.get(plan, usual_s) for plan, count in self._waiting.counts().items())
+        return sum_s / len(self._waiting)
 
     def close(self) -> None:
         """End the threads, each behind the batch it is at; what waits is cancelled."""

@@ -10,7 +10,8 @@ when it comes: before it are those of its own line and, of every other, at most 
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
@@ -69,6 +70,7 @@ class Turns:
         # At k: how many lines have more than k requests.
         self._longer_than: list[int] = []
         self._bytes: dict[str, int] = {}
+        self._of_plan: Counter[int] = Counter()
         self._count = 0
 
     def __len__(self) -> int:
@@ -80,14 +82,22 @@ class Turns:
 
     def count(self, plan: int) -> int:
         """Requests of a plan that wait."""
-        return sum(job.plan == plan for line in self._lines.values() for job in line)
+        return self._of_plan[plan]
+
+    def counts(self) -> Mapping[int, int]:
+        """How many wait of each plan, by its number; plans of which none does are left out."""
+        return self._of_plan
 
     def bytes_of(self, device: str) -> int:
         """Memory that a device's waiting requests take."""
         return self._bytes.get(device, 0)
 
     def ahead_of(self, device: str) -> int:
-        """Requests that would be served before a new one of this device."""
+        """At most so many requests are served before a new one of this device, of those that wait.
+
+        All of its line are and, of each other line, as many and one more; of a line whose turn is behind this device's,
+        that one more is not.
+        """
         own = len(self._lines.get(device, ()))
         # Each other line serves as many as this one has, and its next one before it, where it has that many.
         return sum(self._longer_than[: own + 1])
@@ -100,6 +110,7 @@ class Turns:
         self._longer_than[len(line)] += 1
         line.append(job)
         self._bytes[job.device] = self._bytes.get(job.device, 0) + job.num_bytes
+        self._of_plan[job.plan] += 1
         self._count += 1
 
     def take(self, most: int) -> list[Job]:
@@ -127,6 +138,9 @@ class Turns:
         del line[place]
         self._longer_than[len(line)] -= 1
         self._count -= 1
+        self._of_plan[plan] -= 1
+        if not self._of_plan[plan]:
+            del self._of_plan[plan]
         self._bytes[device] -= job.num_bytes
         if not line:
             del self._lines[device], self._bytes[device]
@@ -135,5 +149,7 @@ class Turns:
     def clear(self) -> list[Job]:
         """All that waited."""
         left = [job for line in self._lines.values() for job in line]
-        self.__init__()  # type: ignore[misc]
+        for held in (self._lines, self._longer_than, self._bytes, self._of_plan):
+            held.clear()
+        self._count = 0
         return left
