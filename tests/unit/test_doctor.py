@@ -346,6 +346,8 @@ def test_an_edge_with_tls_and_tokens_is_verified_and_a_stranger_to_it_is_told(ti
 URLS = {
     "ws://127.0.0.1:8300": ("ok", "none is needed"),
     "ws://[::1]:8300": ("ok", "none is needed"),
+    "ws://[::ffff:127.0.0.1]:8300": ("ok", "none is needed"),
+    "ws://[::ffff:192.0.2.7]:8300": ("warning", "reads and alters"),
     "ws://localhost:8300": ("ok", "none is needed"),
     "ws://192.0.2.7:8300": ("warning", "reads and alters"),
     "ws://edge.local:8300": ("warning", "reads and alters"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -233,15 +232,17 @@ def encryption(url: str) -> Finding:
     parts = urlsplit(url)
     if parts.scheme == "wss":
         return Finding(check="TLS", state="ok", text="the edge's certificate and name were verified")
-    if _is_loopback(parts.hostname or ""):
+    if _is_own(parts.hostname or ""):
         return Finding(check="TLS", state="ok", text="none, and none is needed on this machine itself")
     text, advice = "none: whoever is on the way reads and alters everything", "serve with --cert, use wss://"
     return Finding(check="TLS", state="warning", text=text, advice=advice)
 
 
-def _is_loopback(host: str) -> bool:
+def _is_own(host: str) -> bool:
+    from ..runtime.addresses import is_loopback
+
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return is_loopback(host)
     except ValueError:
         return host == "localhost"
 
