@@ -51,8 +51,6 @@ from coinfer.runtime.edge import EdgeLimits
 from coinfer.runtime.spawn import EdgeProcess
 
 from .answers import pictures_of
-from .cells import OUT, workshop_of
-from .cells import pictures_of as pictures_of_job
 from .figures import RAW, keep_figures, rounded
 
 JOB, NETWORK, CUT = "resnet56-units", "resnet56", "layer1.8#0"
@@ -106,7 +104,11 @@ class Course(NamedTuple):
 
 def divided_bundle(target: Path, codec: CodecSpec = CODEC) -> Bundle:
     """The network of the finished build in one piece, and divided behind its first stage, as a bundle at `target`."""
+    # What needs torch: neither the tail alone nor the devices do.
     from coinfer.model.export import cut_onnx, load_whole
+
+    from .cells import pictures_of as pictures_of_job
+    from .cells import workshop_of
 
     workshop = workshop_of(JOB)
     manifest, work = workshop.manifest, workshop.folder
@@ -453,7 +455,8 @@ def main() -> int:
             pin(given.core)
         print(json.dumps(raw_throughput(load_bundle(given.bundle), given.tail, given.seconds)))
         return 0
-    bundle = load_bundle(given.bundle) if given.bundle is not None else divided_bundle(OUT / f"{NETWORK}-layer1")
+    divided = Path("out") / f"{NETWORK}-layer1"
+    bundle = divided_bundle(divided) if given.bundle is None else load_bundle(given.bundle)
     figures = load(
         bundle, devices=given.devices, seconds=given.seconds, rounds=given.rounds, raw=given.raw,
         tell=lambda line: print(f"{time.strftime('%H:%M:%S')} {line}", flush=True),
