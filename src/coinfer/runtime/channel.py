@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import LinkError, ProtocolError
-from ..protocol import Busy, DeviceConnection, Failure, Limits, Ping, Pong, Reply, Terms, Welcome
+from ..protocol import HEADER_BYTES, Busy, DeviceConnection, Failure, Limits, Ping, Pong, Reply, Terms, Welcome
 from .link import Link
 from .tls import DeviceTls
 
@@ -64,9 +64,9 @@ class Channel:
         Raises:
             LinkError: the connection is closed, or the edge does not take that many bytes.
         """
+        if (size := HEADER_BYTES + len(payload)) > self.limits.max_message_bytes:
+            raise LinkError(f"the edge takes messages up to {self.limits.max_message_bytes} B, got {size} B")
         message = self._connection.request(request, plan, payload)
-        if len(message) > self.limits.max_message_bytes:
-            raise LinkError(f"the edge takes messages up to {self.limits.max_message_bytes} B, got {len(message)} B")
         return self._link.frame(message), len(message)
 
     def warm_up(self, payload: bytes) -> None:

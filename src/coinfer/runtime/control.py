@@ -45,6 +45,8 @@ _PROBE_S, _LEAST_PROBE_BYTES = 0.02, 1024
 # How far from what is assumed a rate may be that nothing has told for a while.
 _MAY_BE = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 _SELDOM, _MOVED = 16, 0.1
+# How far from a border of the map the rate must be for a change, where gains are not counted in seconds.
+_NEAR = (0.8, 1.25)
 _KEPT = 1000
 
 
@@ -99,7 +101,8 @@ class Pilot:
         self._base = base
         self._table = Table(_menu(bundle))
         self._lines = lines_of(self._table, base)
-        self.fallback = self._fallback(fallback)
+        # Where the fallback does not keep the goal, it is for want of an edge alone.
+        self.fallback, self._keeps_goal = self._fallback(fallback)
         self._fixed = None if plan is None else bundle.plan(plan)
         is_as_built = built is not None and goal is None and conditions is None
         self._map: PlanMap | None = None if plan is not None else built if is_as_built else self._mapped(base)
@@ -115,17 +118,20 @@ class Pilot:
         self._probe_s = self._probe_every_s = probe_s
         self._probed_s = -math.inf
         self._asked: dict[int, int] = {}
+        # Plans that the edge does not take.
+        self._left_out: set[int] = set()
         self._lock = threading.RLock()
 
     def _mapped(self, base: Conditions) -> PlanMap:
         return plan_map(self._table, self.goal, base, device_loads=(1.0,))
 
-    def _fallback(self, number: int | None) -> Plan:
+    def _fallback(self, number: int | None) -> tuple[Plan, bool]:
+        """What the device does alone, and whether that keeps the goal."""
         if number is not None:
             plan = self.bundle.plan(number)
             if plan.kind != "device":
                 raise PlanError(f"a fallback must run on the device alone, plan {number} is {plan.label}")
-            return plan
+            return plan, True
         alone = [candidate for candidate in self._table.candidates if candidate.plan.kind == "device"]
         if not alone:
             raise PlanError(
@@ -133,10 +139,10 @@ class Pilot:
                 f"(bundle {self.bundle.folder})"
             )
         try:
-            return alone[search(alone, self._base, self.goal).best].plan
+            return alone[search(alone, self._base, self.goal).best].plan, True
         except Infeasible:
             # Better an answer that loses more than none.
-            return min(alone, key=_loss).plan
+            return min(alone, key=_loss).plan, False
 
     # What is known.
 
@@ -167,6 +173,18 @@ class Pilot:
         """How many times as long as measured decoding and tails take, as of late."""
         return self._load
 
+    def decisions_from(self, count: int) -> tuple[list[Decision], int]:
+        """Those behind the first `count`, as far as they are kept; and how many there are by now."""
+        with self._lock:
+            left_out = max(0, len(self.decisions) - (self.num_decisions - count))
+            return list(self.decisions)[left_out:], self.num_decisions
+
+    def leave_out(self, plan: Plan, why: str) -> None:
+        """Choose a plan no more as long as this link lasts: the edge does not take it."""
+        with self._lock:
+            self._left_out.add(plan.number)
+            _LOG.warning("plan %d is left out: %s", plan.number, why, extra={"plan": plan.number})
+
     @property
     def current(self) -> int:
         """The number of the plan that the last request took."""
@@ -189,21 +207,29 @@ class Pilot:
             left = format_duration(self._busy_until_s - now_s)
             return self._settle(now_s, request, self.fallback, f"the edge is busy for {left}", is_fallback=True)
         if self._fixed is not None:
+            if self._fixed.number in self._left_out:
+                return self._settle(now_s, request, self.fallback, "the edge does not take it", is_fallback=True)
             return self._settle(now_s, request, self._fixed, "the plan that was asked for")
         assert self._map is not None
         rate_bps = self.rate.at(now_s)
         number = self._map.at(rate_bps, edge_load=max(self._load, 1e-3))
-        wanted = self.fallback.number if number is None else number
+        wanted = self.fallback.number if number is None or number in self._left_out else number
         reason = f"{format_rate(rate_bps)}, the edge at {self._load:.2g} times its times"
         costs = {n: self._latency_s(n, now_s, rate_bps) for n in {wanted, self._current, self.fallback.number}}
-        if costs[self.fallback.number] < costs[wanted] and self.goal.minimise == "latency":
+        is_latency = self.goal.minimise == "latency"
+        if is_latency and self._keeps_goal and costs[self.fallback.number] < costs[wanted]:
             # The map knows no queues.
-            backlog_s = self.rate.backlog_s(now_s)
+            backlog_s = self.rate.backlog_s(now_s, rate_bps)
             queues = f"{format_duration(backlog_s)} of bytes on the link, {format_duration(self._wait_s)} at the edge"
             reason = f"{reason}, {queues}"
             wanted = self.fallback.number
-        if wanted != self._current and not self._is_worth_it(now_s, costs[wanted], costs[self._current]):
-            wanted = self._current
+        if wanted != self._current and self._may_stay():
+            is_worth_it = (
+                self._is_worth_it(now_s, costs[wanted], costs[self._current])
+                if is_latency
+                else self._is_sure(now_s, rate_bps, wanted)
+            )
+            wanted = wanted if is_worth_it else self._current
         return self._settle(now_s, request, self.bundle.plan(wanted), reason)
 
     def _line(self, number: int) -> Line:
@@ -213,16 +239,26 @@ class Pilot:
     def _latency_s(self, number: int, now_s: float, rate_bps: float) -> float:
         return self._line(number).latency_s(
             rate_bps, base_s=self.rate.base_s, load=self._load, wait_s=self._wait_s,
-            backlog_s=self.rate.backlog_s(now_s), own_load=self._own_load,
+            backlog_s=self.rate.backlog_s(now_s, rate_bps), own_load=self._own_load,
         )  # fmt: skip
+
+    def _may_stay(self) -> bool:
+        """Whether the plan of the request before may be kept."""
+        is_makeshift = self._current == self.fallback.number and not self._keeps_goal
+        return not is_makeshift and self._current not in self._left_out
 
     def _is_worth_it(self, now_s: float, new_s: float, old_s: float) -> bool:
         """Whether a change gains enough: more right after another one, so that plans do not flap."""
         since_s = now_s - self._changed_s
-        if self.goal.minimise != "latency":
-            return since_s > CALM_S
         needed = GAIN + GAIN_AFTER_CHANGE * math.exp(-since_s / CALM_S)
         return new_s < (1 - needed) * old_s
+
+    def _is_sure(self, now_s: float, rate_bps: float, wanted: int) -> bool:
+        """Whether a plan would also be the best if the rate were somewhat lower or higher."""
+        assert self._map is not None
+        load = max(self._load, 1e-3)
+        near = (self._map.at(rate_bps * factor, edge_load=load) for factor in _NEAR)
+        return now_s - self._changed_s > CALM_S and all(number == wanted for number in near)
 
     def _settle(
         self, now_s: float, request: int | None, plan: Plan, reason: str, *, is_fallback: bool = False
@@ -235,7 +271,8 @@ class Pilot:
             )  # fmt: skip
             self.decisions.append(decision)
             self.num_decisions += 1
-            _LOG.info("plan %d (%s): %s", plan.number, plan.label, reason)
+            extra = {"request": request, "plan": plan.number}
+            _LOG.info("plan %d (%s) from request %s on: %s", plan.number, plan.label, request, reason, extra=extra)
         return Choice(plan, is_fallback)
 
     # What happens.
@@ -247,6 +284,7 @@ class Pilot:
             self._busy_until_s = -math.inf
             self._load, self._wait_s = 1.0, 0.0
             self._probe_every_s = self._probe_s
+            self._left_out.clear()
 
     def lost(self, now_s: float, why: str) -> None:
         """There is none any more; what was on it is not acknowledged."""
@@ -291,7 +329,7 @@ class Pilot:
     def beats(self, token: int, now_s: float, wire_bytes: int) -> None:
         """A heartbeat was handed to the link."""
         with self._lock:
-            self.rate.sent(token, now_s, wire_bytes)
+            self.rate.sent(_beat_key(token), now_s, wire_bytes)
 
     def beaten(self, token: int, sent_s: float, now_s: float, wire_bytes: int, *, was_idle: bool) -> None:
         """A heartbeat came back; `was_idle`: nothing else was on the link when it was sent."""
@@ -299,7 +337,7 @@ class Pilot:
             if was_idle:
                 self.rate.beat(sent_s, now_s, wire_bytes)
             before_bps = self.rate.at(now_s)
-            self.rate.heard(token, now_s)
+            self.rate.heard(_beat_key(token), now_s)
             if not was_idle:
                 has_told = self.rate.last_known_s >= now_s or abs(math.log(self.rate.at(now_s) / before_bps)) > _MOVED
                 every_s = self._probe_s if has_told else 2 * self._probe_every_s
@@ -327,13 +365,13 @@ class Pilot:
     def late_s(self, plan: Plan, now_s: float, hedge: float) -> float:
         """When the answer to a request that is sent now is late: by `hedge` times what the device would take alone.
 
-        Not before the clocks' noise is passed.
+        Not before the clocks' noise is passed.  A link that is silent just now does not make it later.
         """
         with self._lock:
             own_s = self._own_load * self._line(plan.number).device_s
             alone_s = self._own_load * self._line(self.fallback.number).device_s
             late_s = max(hedge * alone_s, 4 * self.rate.noise_s)
-            return now_s + self._latency_s(plan.number, now_s, self.rate.at(now_s)) - own_s + late_s
+            return now_s + self._latency_s(plan.number, now_s, self.rate.known_bps) - own_s + late_s
 
     def expected_s(self, plan: Plan, now_s: float) -> float:
         """Seconds that a request of a plan is expected to take from here."""
@@ -345,6 +383,11 @@ class Pilot:
         with self._lock:
             wanted = self.rate.at(now_s) * max(_PROBE_S, 4 * self.rate.noise_s) / 8
         return int(min(max(wanted, _LEAST_PROBE_BYTES), PADDING_BYTES))
+
+
+def _beat_key(token: int) -> int:
+    """A heartbeat among the frames: requests have the numbers from 0 on."""
+    return -1 - token
 
 
 def _menu(bundle: Bundle) -> Sequence[Candidate]:

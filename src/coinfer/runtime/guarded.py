@@ -113,6 +113,8 @@ class GuardedDevice:
         seed: int | None = None,
         **link: Any,
     ) -> None:
+        if not hedge >= 0:
+            raise PlanError(f"hedge must be 0 or more, got {hedge}")
         self.pilot = Pilot(
             bundle, plan=plan, goal=goal, conditions=conditions, fallback=fallback, probe_s=probe_s
         )
@@ -127,8 +129,6 @@ class GuardedDevice:
             partial(connect, edge, terms, timeout_s=keep.notice_s, **link),
             self.device.hear_any, self.pilot, terms=keep, now_s=self.device.now_s, seed=seed,
         )  # fmt: skip
-        if not hedge >= 0:
-            raise PlanError(f"hedge must be 0 or more, got {hedge}")
         self._hedge = hedge
         self._is_streaming = False
         self._noted = 0
@@ -211,6 +211,9 @@ class GuardedDevice:
     ) -> Iterator[Answer]:
         """What came of each request of a stream, once for each.  As `Device.stream`, but no link ends it.
 
+        A request's memory belongs to the stream until it has its answer: a source that fills one buffer again and again
+        must give copies.
+
         Raises:
             PlanError: a number or policy is none that is allowed, or a stream is under way.
             DataError: while iterating, a request is of another size or dtype.
@@ -240,10 +243,8 @@ class GuardedDevice:
 
     def _note(self) -> None:
         """Put new decisions into the timeline."""
-        new = self.pilot.num_decisions - self._noted
-        if new:
-            self.timeline.add(*self.decisions[-new:])
-            self._noted += new
+        new, self._noted = self.pilot.decisions_from(self._noted)
+        self.timeline.add(*new)
 
 
 def _check(window: int, queue: int, deadline_s: float | None) -> None:

@@ -45,6 +45,7 @@ class GuardedIntake(Intake):
         # one of both has ended.
         self._out: dict[int, tuple[float, Handed]] = {}
         self._own: set[int] = set()
+        self._has_failed = False
         self._with_both: set[int] = set()
         self._ended_once: set[int] = set()
 
@@ -65,7 +66,9 @@ class GuardedIntake(Intake):
             while not self._is_stopped:
                 if self._back:
                     return self._back.popleft()
-                if self._waiting and (self._is_held or self._free > 0):
+                if self._has_failed and not self._out:
+                    return None
+                if not self._has_failed and self._waiting and (self._is_held or self._free > 0):
                     self._free -= not self._is_held
                     return self._waiting.popleft()
                 if self._has_ended and not self._waiting and self._free == self._window:
@@ -79,6 +82,11 @@ class GuardedIntake(Intake):
                     return slow
                 self._changed.wait(None if left_s == inf else left_s)
             return None
+
+    def fail(self) -> None:
+        """A request cannot be computed: of those before it what comes back is still given, and nothing else."""
+        with self._changed:
+            self._has_ended = self._has_failed = True
 
     def is_own(self, request: int) -> bool:
         """Whether the device shall answer this one itself; asked once."""
@@ -101,7 +109,7 @@ class GuardedIntake(Intake):
                 self._with_both.remove(request)
             elif request in self._ended_once:
                 self._ended_once.remove(request)
-                return Done(handed, None)
+                return Done(handed, None, held_slot=False)
             else:
                 self._back.append(handed)
                 self._own.add(request)
@@ -113,12 +121,15 @@ class GuardedIntake(Intake):
         with self._changed:
             request = handed.request
             self._out.pop(request, None)
+            self._changed.notify_all()
             if request in self._with_both:
+                # The other side will say so too; nobody waits for it.
                 self._with_both.remove(request)
                 self._ended_once.add(request)
-                return Done(handed, ended, held_slot=False, is_last=False)
+                return Done(handed, ended, is_last=False)
+            is_first = request not in self._ended_once
             self._ended_once.discard(request)
-            return Done(handed, ended)
+            return Done(handed, ended, held_slot=is_first)
 
 
 class GuardedStream(Stream):
@@ -150,6 +161,20 @@ class GuardedStream(Stream):
             if not is_handed:
                 self.intake.free_slot()
             self.intake.end()
+
+    def compute(self, xs: Iterable[ArrayLike]) -> None:
+        """Head and encoder, request by request; behind one that fails only what comes back of those before it."""
+        failure: BaseException | None = None
+        while (handed := self.intake.take()) is not None:
+            try:
+                self._compute(handed)
+            except BaseException as error:
+                if failure is not None:
+                    raise
+                failure, self.broken = error, handed.request
+                self._guarded.fail()
+        if failure is not None:
+            raise failure
 
     def _is_finished(self, compute: Worker) -> bool:
         """What has its answer needs nobody who waits until all are rid of it."""
@@ -198,7 +223,10 @@ def begin(
                 return asked if isinstance(asked, Ended) else (asked, channel)
         except LinkError as error:
             # It closed meanwhile, or takes no message of that size.
-            _LOG.warning("request %d is answered by the device: %s", handed.request, error)
+            extra = {"request": handed.request, "plan": plan.number}
+            _LOG.warning("request %d is answered by the device: %s", handed.request, error, extra=extra)
+            if channel is not None and channel.is_open():
+                pilot.leave_out(plan, str(error))
         plan, is_fallback = pilot.fallback, True
     ended = device.alone(handed, plan, is_fallback=is_fallback)
     pilot.computed(plan, _own_s(ended.answer.spans))

@@ -68,8 +68,9 @@ class _Pending(NamedTuple):
 
 class _Beat(NamedTuple):
     channel: Channel
+    token: int
+    padding: int
     since_s: float
-    num_bytes: int
     was_idle: bool
 
 
@@ -109,7 +110,7 @@ class Keeper:
         self._channel: Channel | None = None
         self._heard_s = 0.0
         self._pending: dict[int, _Pending] = {}
-        self._to_send: SimpleQueue[_Pending | None] = SimpleQueue()
+        self._to_send: SimpleQueue[_Pending | _Beat | None] = SimpleQueue()
         self._beats: dict[int, _Beat] = {}
         self._token = 2**31
         self._lock = threading.Lock()
@@ -163,11 +164,13 @@ class Keeper:
 
     def _send(self) -> None:
         while (entry := self._to_send.get()) is not None:
-            if self._pending.get(entry.asked.request) is not entry:
-                # Its connection was lost before its turn came.
-                continue
             try:
-                entry.channel.write(entry.asked.frame)
+                # What is known no more had its connection lost before its turn came.
+                if isinstance(entry, _Beat):
+                    if self._beats.get(entry.token) is entry:
+                        entry.channel.ping(entry.token, padding=entry.padding)
+                elif self._pending.get(entry.asked.request) is entry:
+                    entry.channel.write(entry.asked.frame)
             except LinkError:
                 # Whoever reads the connection learns it too, and gives back all that was on it.
                 entry.channel.abort()
@@ -179,12 +182,12 @@ class Keeper:
         while not self._closed.is_set():
             try:
                 channel = self._connect()
-            except UsageError as error:
-                # No try will be better.
-                self.error = error
-                self._up.set()
-                return
-            except LinkError as error:
+            except (LinkError, UsageError) as error:
+                if isinstance(error, UsageError) and not self.num_connected:
+                    # No try will be better; later it may be a file that is being changed.
+                    self.error = error
+                    self._up.set()
+                    return
                 _LOG.warning("no link: %s", error)
                 with self._lock:
                     self._pilot.lost(self._now_s(), f"no link: {error}")
@@ -280,13 +283,10 @@ class Keeper:
 
     def _beat_when_due(self, channel: Channel, now_s: float) -> None:
         since_s = now_s - max(self._heard_s, self._pilot.rate.last_heard_s)
-        try:
-            if self._pilot.wants_probe(now_s):
-                self._measure(channel)
-            elif since_s >= self.terms.heartbeat_s:
-                self._beat(channel, 0)
-        except LinkError:
-            channel.abort()
+        if self._pilot.wants_probe(now_s):
+            self._measure(channel)
+        elif since_s >= self.terms.heartbeat_s:
+            self._beat(channel, 0)
 
     def _measure(self, channel: Channel) -> None:
         """Two heartbeats: a bare one for the way, one with padding for the rate."""
@@ -294,17 +294,19 @@ class Keeper:
         self._beat(channel, self._pilot.probe_bytes(self._now_s()))
 
     def _beat(self, channel: Channel, padding: int) -> None:
-        num_bytes = ping_wire_bytes(padding)
         with self._lock:
+            if channel is not self._channel:
+                return
             self._token = 2**31 + (self._token + 1) % 2**31
-            token, was_idle = self._token, not self._pending and not self._beats
-            now_s = self._now_s()
-            self._beats[token] = _Beat(channel, now_s, num_bytes, was_idle)
-            self._pilot.beats(token, now_s, num_bytes)
-        channel.ping(token, padding=padding)
+            was_idle, now_s = not self._pending and not self._beats, self._now_s()
+            beat = _Beat(channel, self._token, padding, now_s, was_idle)
+            self._beats[beat.token] = beat
+            self._pilot.beats(beat.token, now_s, ping_wire_bytes(padding))
+        self._to_send.put(beat)
 
     def _beaten(self, token: int, received_s: float) -> None:
         with self._lock:
             beat = self._beats.pop(token, None)
             if beat is not None:
-                self._pilot.beaten(token, beat.since_s, received_s, beat.num_bytes, was_idle=beat.was_idle)
+                num_bytes = ping_wire_bytes(beat.padding)
+                self._pilot.beaten(token, beat.since_s, received_s, num_bytes, was_idle=beat.was_idle)

@@ -52,6 +52,11 @@ class UplinkRate:
         self._flight: OrderedDict[int, _Frame] = OrderedDict()
 
     @property
+    def known_bps(self) -> float:
+        """Bits a second by what has been acknowledged, whatever is missing now."""
+        return self._rate_bps
+
+    @property
     def base_s(self) -> float:
         """Both ways without the bytes."""
         return max(0.0, min(took_s - bits / self._rate_bps for took_s, bits in self._beats))
@@ -118,13 +123,13 @@ class UplinkRate:
             return self._rate_bps
         return min(self._rate_bps, max(LEAST_BPS, frame.bits / waited_s))
 
-    def backlog_s(self, now_s: float) -> float:
-        """Seconds until what is on the link has left it, at this rate."""
+    def backlog_s(self, now_s: float, rate_bps: float | None = None) -> float:
+        """Seconds until what is on the link has left it, at `rate_bps` or as fast as is known now."""
         if not self._flight:
             return 0.0
         first = next(iter(self._flight.values()))
         bits = sum(frame.bits for frame in self._flight.values())
-        return max(0.0, self._began_s(first) - self.base_s + bits / self.at(now_s) - now_s)
+        return max(0.0, self._began_s(first) - self.base_s + bits / (rate_bps or self.at(now_s)) - now_s)
 
     def _began_s(self, frame: _Frame) -> float:
         """When a frame of no bytes in its place would have been acknowledged."""

@@ -83,6 +83,10 @@ class Chooser(Protocol):
         """Seconds that a request should take."""
         ...
 
+    def late_s(self, plan: Any, now_s: float, hedge: float) -> float:
+        """When the answer to a request that is sent now is late."""
+        ...
+
     def adapt(self) -> None:
         """Draw the map anew, where that is due."""
         ...
@@ -232,8 +236,7 @@ class _Run:
     def _send(self, request: int, plan: Any) -> None:
         now_s, line = self.world.now_s, self.lines[plan.number]
         patience_s = max(self.notice_s, _PATIENCE * self.chooser.expected_s(plan, now_s))
-        margin_s = self.hedge * self.lines[self.chooser.fallback.number].device_s
-        hedge_s = now_s + self.chooser.expected_s(plan, now_s) - line.device_s + margin_s
+        hedge_s = self.chooser.late_s(plan, now_s, self.hedge)
         self.pending[request] = _Pending(plan, now_s, patience_s, hedge_s)
         self.chooser.sent(request, plan, now_s, round(line.up_bits / 8))
         arrived_s = self._carried(line.up_bits / 8) + self.link.delay_s
@@ -294,8 +297,12 @@ class _Run:
             late = [
                 entry for entry in self.pending.values()
                 if now_s + tick_s - max(entry.since_s, self.heard_s) > entry.patience_s
+                or now_s + tick_s - entry.since_s > _PATIENCE * entry.patience_s
             ]  # fmt: skip
-            beats = [since_s for since_s in self.beats.values() if now_s + tick_s - since_s > self.notice_s]
+            beats = [
+                since_s for since_s in self.beats.values()
+                if now_s + tick_s - max(since_s, self.heard_s) > self.notice_s
+            ]  # fmt: skip
             if late or beats:
                 self._lose()
             elif not self.pending and not self.beats and self.chooser.wants_probe(now_s):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from coinfer.bundle import Bundle
+from coinfer.bundle import Bundle, load_bundle, write_manifest
 from coinfer.errors import BundleError, PlanError
 from coinfer.profile import Conditions, Link, Slowdown
 from coinfer.protocol import Durations
 from coinfer.runtime.control import Pilot
 from coinfer.search.estimate import estimate
 from coinfer.search.goal import Goal
-from coinfer.search.planmap import load_map
+from coinfer.search.planmap import load_map, plan_map
 from tiny_bundle import ASSUMED, DEVICE, DEVICE_TOP, MENU, SPLIT16, SPLIT32, UPLOAD, candidates, make_tiny_bundle
 
 BASE_S = 0.002
@@ -138,6 +139,46 @@ def test_a_rate_that_trembles_changes_nothing(known: Bundle) -> None:
         road.ask()
     changes = [d for d in pilot.decisions if d.before is not None and d.at_s > 12]
     assert len(changes) <= 1
+
+
+@pytest.mark.parametrize("minimise", ["throughput", "bytes"])
+def test_other_goals_do_not_flap_either(known: Bundle, minimise: str) -> None:
+    """Around each border of the map, a rate that trembles by a hundredth."""
+    borders = []
+    drawn = Pilot(known, goal=Goal(minimise=minimise, max_latency_s=0.1))._map  # type: ignore[arg-type]
+    assert drawn is not None
+    for low, high in itertools.pairwise(drawn.rates_bps):
+        if drawn.at(low) != drawn.at(high):
+            borders.append((low * high) ** 0.5)
+    for border_bps in borders:
+        pilot = Pilot(known, goal=Goal(minimise=minimise, max_latency_s=0.1))  # type: ignore[arg-type]
+        road = Road(pilot, border_bps)
+        road.settled()
+        before = pilot.num_decisions
+        for k in range(60):
+            road.rate_bps = border_bps * (1.01 if k % 2 else 0.99)
+            road.ask()
+        assert pilot.num_decisions - before <= 1
+
+
+def test_a_fallback_that_breaks_the_goal_stands_in_for_a_lost_link_alone(tmp_path: Path) -> None:
+    bundle = make_tiny_bundle(tmp_path / "lossy", has_evidence=True)
+    known = [
+        msgspec.structs.replace(c, evidence=msgspec.structs.replace(c.evidence, loss_points=9.0))
+        if c.plan.kind == "device" else c
+        for c in candidates()
+    ]  # fmt: skip
+    (bundle.folder / "evidence.json").write_bytes(msgspec.json.encode(known))
+    drawn = plan_map(known, Goal(), ASSUMED)
+    (bundle.folder / "map.json").write_bytes(msgspec.json.encode(drawn))
+    write_manifest(bundle.folder, bundle.manifest)
+    lossy = load_bundle(bundle.folder)
+    road = Road(Pilot(lossy), 4e5)
+    assert road.settled() == SPLIT16
+    # A slow edge is no reason for an answer that loses more than was allowed.
+    assert [road.ask(Durations(0, 0, 90_000)) for _ in range(8)][-1] != DEVICE
+    road.pilot.lost(road.now_s, "cut")
+    assert road.pilot.choose(road.now_s).plan.number == DEVICE
 
 
 def test_every_change_says_why(known: Bundle) -> None:

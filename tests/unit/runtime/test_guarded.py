@@ -16,7 +16,7 @@ import pytest
 from memory_channel import Behaviour, MemoryChannel, answer, logits_of
 
 from coinfer.bundle import Bundle
-from coinfer.errors import DataError, LinkError, PlanError, RefusedError
+from coinfer.errors import DataError, LinkError, PlanError, RefusedError, UsageError
 from coinfer.protocol import Request, Terms
 from coinfer.runtime.guarded import GuardedDevice
 from coinfer.runtime.keeper import KeepTerms
@@ -38,14 +38,16 @@ def guard(known: Bundle) -> Iterator[Open]:
     """A device whose k-th connection behaves as the k-th of the behaviours says, later ones as the last."""
     made: list[GuardedDevice] = []
 
-    def guard(*behaviours: Behaviour | LinkError, **options: Any) -> tuple[GuardedDevice, list[MemoryChannel]]:
+    def guard(
+        *behaviours: Behaviour | LinkError | UsageError, **options: Any
+    ) -> tuple[GuardedDevice, list[MemoryChannel]]:
         channels: list[MemoryChannel] = []
         tries: list[int] = []
 
         def connect(url: str, terms: Terms, *, timeout_s: float, **link: object) -> MemoryChannel:
             behaviour = behaviours[min(len(tries), len(behaviours) - 1)]
             tries.append(len(tries))
-            if isinstance(behaviour, LinkError):
+            if isinstance(behaviour, LinkError | UsageError):
                 raise behaviour
             channels.append(MemoryChannel(terms, behaviour))
             return channels[-1]
@@ -212,8 +214,9 @@ def test_whichever_answer_is_first_is_the_one(known: Bundle, fate: str) -> None:
     assert intake.take() is handed and intake.is_own(7)
     if fate == "answered":
         first, second = intake.ended(handed, None), intake.ended(handed, None)
-        assert (first.held_slot, first.is_last) == (False, False)
-        assert (second.held_slot, second.is_last) == (True, True)
+        # The first gives the slot back, the second is told to nobody.
+        assert (first.held_slot, first.is_last) == (True, False)
+        assert (second.held_slot, second.is_last) == (False, True)
     else:
         # The link will not answer: the device's answer is the only one, and is not computed twice.
         assert intake.again(handed) is None and not intake.is_own(7)
@@ -225,7 +228,7 @@ def test_whichever_answer_is_first_is_the_one(known: Bundle, fate: str) -> None:
     assert intake.take() is handed
     assert not intake.ended(handed, None).is_last
     rid = intake.again(handed)
-    assert rid is not None and rid.is_last and rid.held_slot and rid.ended is None
+    assert rid is not None and rid.is_last and not rid.held_slot and rid.ended is None
 
 
 def test_the_newest_frame_wins_while_the_link_is_down(guard: Open) -> None:
@@ -294,6 +297,99 @@ def test_an_error_in_a_request_comes_behind_the_answers_before_it(guard: Open) -
     assert device.infer(pictures(1)[0]).answered == "edge"
 
 
+@pytest.mark.parametrize("fate", ["lost", "busy", "answered"])
+@pytest.mark.parametrize("policy", ["block", "drop-newest"])
+def test_a_request_that_fails_does_not_keep_those_on_the_link_from_their_answers(
+    guard: Open, fate: str, policy: str
+) -> None:
+    held: list[Request] = []
+
+    def hold(channel: MemoryChannel, request: Request) -> None:
+        held.append(request)
+
+    device, (channel,) = guard(hold, keep=KeepTerms(notice_s=30.0))
+    sent = threading.Event()
+
+    def source() -> Iterator[np.ndarray]:
+        yield pictures(1)[0]
+        yield np.zeros((2, 2, 3), np.uint8)
+        # The one that fails has been computed, or soon will be.
+        sent.set()
+        yield pictures(1)[0]
+
+    def decide() -> None:
+        sent.wait()
+        while not held:
+            time.sleep(0.001)
+        if fate == "lost":
+            channel.break_down()
+        elif fate == "busy":
+            channel.refuse(held[0], 0.1)
+        else:
+            channel.reply(held[0])
+
+    teller = threading.Thread(target=decide)
+    teller.start()
+    got = []
+    with pytest.raises(DataError, match="a request must be uint8"):
+        for one in device.stream(source(), window=4, policy=policy, queue=4):  # type: ignore[arg-type]
+            got.append(one.answered)
+    teller.join()
+    assert got == ["edge" if fate == "answered" else "fallback"]
+
+
+def test_a_file_that_is_being_changed_does_not_end_the_tries(guard: Open) -> None:
+    device, channels = guard(breaks, UsageError("the key does not belong to the certificate"), answer)
+    assert device.infer(pictures(1)[0]).answered == "fallback"
+    deadline = time.monotonic() + 10
+    while device.infer(pictures(1)[0]).answered != "edge":
+        assert time.monotonic() < deadline
+    assert len(channels) == 2
+
+
+def test_what_no_try_can_mend_is_said_at_once(guard: Open) -> None:
+    with pytest.raises(UsageError, match="an edge is ws://"):
+        guard(UsageError("an edge is ws://HOST:PORT"))
+
+
+def test_a_heartbeat_for_a_lost_connection_is_not_waited_for(guard: Open) -> None:
+    device, channels = guard(breaks, answer)
+    old = channels[0]
+    assert device.infer(pictures(1)[0]).answered == "fallback"
+    assert device.keeper.wait_up(10)
+    while device.keeper.channel is old or device.keeper.channel is None:
+        time.sleep(0.001)
+    device.keeper._beat(old, 0)  # type: ignore[arg-type]
+    assert not any(beat.channel is old for beat in device.keeper._beats.values())
+    assert device.infer(pictures(1)[0]).answered == "edge"
+
+
+def test_a_plan_that_the_edge_does_not_take_is_left_out_until_the_link_is_another(guard: Open) -> None:
+    device, channels = guard(answer)
+    frames: list[int] = []
+
+    def too_large(*given: Any) -> Any:
+        frames.append(1)
+        raise LinkError("the edge takes messages up to 10 B, got 20 B")
+
+    channels[0].frame = too_large  # type: ignore[method-assign]
+    assert [a.answered for a in device.stream(pictures(5))] == ["fallback"] * 5
+    assert len(frames) == 1
+    channels[0].break_down()
+    deadline = time.monotonic() + 10
+    while device.infer(pictures(1)[0]).answered != "edge":
+        assert time.monotonic() < deadline
+
+
+def test_decisions_are_kept_once_each(guard: Open) -> None:
+    device, _ = guard(breaks, answer, LinkError("nobody"))
+    for k in range(6):
+        device.infer(pictures(1)[0])
+        if k % 2:
+            list(device.stream(pictures(3)))
+    assert device.timeline.decisions == list(device.decisions)
+
+
 def test_a_source_that_fails_ends_the_stream(guard: Open) -> None:
     def source() -> Iterator[np.ndarray]:
         yield from pictures(2)
@@ -312,6 +408,8 @@ def test_bounds_must_be_above_zero(known: Bundle) -> None:
         GuardedDevice(known, edge="ws://memory", plan=UPLOAD, keep=KeepTerms(notice_s=0.0))
     with pytest.raises(PlanError, match="a link is measured every so many seconds above 0"):
         GuardedDevice(known, edge="ws://memory", probe_s=-1.0)
+    with pytest.raises(PlanError, match="hedge must be 0 or more, got -1"):
+        GuardedDevice(known, edge="ws://memory", hedge=-1.0)
 
 
 @pytest.mark.parametrize("hedge", [0.0, 1.0, inf])
