@@ -51,8 +51,9 @@ TURN = 50
 KEEP = 5000
 # Connections are cut on purpose: nobody has to wait before the next.
 SOON = KeepTerms(backoff_s=0.005, most_backoff_s=0.01)
-# Every so many turns a device of its own has one.
-GUEST = 10
+# From the tenth turn on, each so many turns later, a device of its own has one.  Not oftener: ONNX Runtime leaves some
+# thousands of bytes behind for each time that the segments are loaded and given up, up to two megabytes.
+GUEST = 200
 LOOKS = 400
 WARM = 0.1
 SETTLE_S = 3.0
@@ -93,7 +94,7 @@ def device_process(folder: Path, requests: int, turn: int, where: Where) -> None
         devices = [stack.enter_context(_device(bundle, way)) for way in ways]
         while done < requests:
             count = min(turn, requests - done)
-            if turns % GUEST == GUEST - 1:
+            if turns % GUEST == 9:
                 with _device(bundle, ways[turns // GUEST % len(ways)]) as guest:
                     answered.update(_take_turn(guest, pictures, done, count))
             else:
