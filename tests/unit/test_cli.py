@@ -20,7 +20,7 @@ from coinfer.cli import main
 from coinfer.cli.app import COMMANDS
 from coinfer.cli.pictures import test_images as images_of
 from coinfer.data import load_source
-from coinfer.errors import DataError
+from coinfer.errors import DataError, UsageError
 from coinfer.plan import Candidate, Evidence
 from coinfer.profile import RADIOS, Machine, Profile, Timing
 from tiny_bundle import DEVICE, MENU, SPLIT16, SPLIT32, UPLOAD, UPLOAD_TOP, make_tiny_bundle, pictures
@@ -530,7 +530,7 @@ def test_run_takes_a_folder_of_pictures_of_any_size(run: Run, bundle: Bundle, tm
         (["--strict", "--plan", "0"], ["--edge"], 2),
         (["--fallback", "0", "--plan", "0"], ["--edge"], 2),
         (["--edge", "ws://127.0.0.1:1", "--fallback", "1"], ["fallback", "device alone"], 1),
-        (["--edge", "ws://127.0.0.1:1", "--token-file", "nowhere"], ["--token-file", "nowhere"], 2),
+        (["--edge", "ws://127.0.0.1:1", "--token-file", "nowhere"], ["token's file", "nowhere"], 2),
         (["--metrics", "9100", "--plan", "0"], ["--metrics", "--edge"], 2),
         (["--log", "xml", "--plan", "0"], ["xml", "json"], 2),
         (["--edge", "http://127.0.0.1:1", "--plan", "0"], ["http://127.0.0.1:1"], 2),
@@ -711,3 +711,22 @@ def test_simulated_devices_that_share_an_edge_wait_for_it(busy_bundle: Bundle, r
 def test_a_simulation_that_cannot_be_is_refused(bundle: Bundle, run: Run, words: list[str], line: str) -> None:
     done = run("simulate", bundle.folder, *words)
     assert done.code in (1, 2) and line in done.err
+
+
+def test_a_devices_token_is_checked_before_it_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from coinfer.cli.run import TOKEN, secrets_of
+    from coinfer.runtime.tokens import add_token
+
+    url, file, token = "ws://127.0.0.1:1", tmp_path / "token", add_token(tmp_path / "tokens.json", "camera")
+    monkeypatch.setenv(TOKEN, token)
+    assert secrets_of(url, None, None, None, None) == {"token": token, "tls": None}
+    file.write_text("my secret password")
+    monkeypatch.setenv(TOKEN, "another secret password")
+    for token_file, where in ((file, str(file)), (None, TOKEN)):
+        with pytest.raises(UsageError, match="a token is NAME.SECRET") as caught:
+            secrets_of(url, token_file, None, None, None)
+        assert where in str(caught.value) and "password" not in str(caught.value)
+    file.write_text(f"{token}\n")
+    assert secrets_of(url, file, None, None, None)["token"] == token
+    monkeypatch.delenv(TOKEN)
+    assert secrets_of(url, None, None, None, None) == {"token": None, "tls": None}

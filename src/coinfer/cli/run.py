@@ -229,13 +229,13 @@ def secrets_of(
     if edge is None:
         return {}
     from ..runtime.tls import DeviceTls
+    from ..runtime.tokens import checked_token, read_token
 
     token = os.environ.get(TOKEN)
     if token_file is not None:
-        try:
-            token = token_file.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--token-file {token_file} cannot be read: {error}") from error
+        token = read_token(token_file)
+    elif token:
+        token = checked_token(token, TOKEN)
     tls = DeviceTls(ca=ca, certificate=cert, key=key) if ca or cert or key else None
     return {"token": token or None, "tls": tls}
 
