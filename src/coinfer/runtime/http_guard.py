@@ -24,7 +24,9 @@ from websockets.frames import CloseCode, Frame
 from ..protocol.messages import one_line
 
 if TYPE_CHECKING:
-    from .app import EdgeLimits
+    from uvicorn.config import Config
+
+    from .app import Edge, EdgeLimits
 
 _LOG = logging.getLogger("coinfer.edge")
 HEAD_BYTES = 16384
@@ -98,11 +100,16 @@ class GuardedHttp(H11Protocol):
 
 
 class GuardedWebSocket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, with limits; messages longer than `ws_max_size` it refuses itself, before they come."""
+    """uvicorn's WebSocket, with limits; messages longer than `ws_max_size` it refuses itself, before they come.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._limits: EdgeLimits = self.config.app.state.edge.max_limits  # type: ignore[union-attr]
+    `ws_max_size` is what the welcome of a connection that is made now will say: after a reload another than before.
+    """
+
+    def __init__(self, config: Config, *args: Any, **kwargs: Any) -> None:
+        edge: Edge = config.app.state.edge  # type: ignore[union-attr]
+        config.ws_max_size = edge.limits.max_message_bytes
+        super().__init__(config, *args, **kwargs)
+        self._limits = edge.max_limits
         self._pressure = _Pressure()
         self._made_s = self.loop.time()
 
