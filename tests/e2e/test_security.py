@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -588,7 +589,7 @@ def test_an_upgrade_that_the_websocket_library_does_not_take_is_closed(
     ],
 )  # fmt: skip
 def test_path_traversal_in_model_names_leads_nowhere(tiny_bundle: Bundle, target: EdgeProcess, path: str) -> None:
-    with unharmed(tiny_bundle, target):
+    with unharmed(tiny_bundle, target, "WARNING refused 127.0.0.1:"):
         for method in ("GET", "POST"):
             connection = http.client.HTTPConnection("127.0.0.1", int(target.url.rpartition(":")[2]), timeout=PATIENCE_S)
             with contextlib.closing(connection):
@@ -603,13 +604,87 @@ def test_path_traversal_in_model_names_leads_nowhere(tiny_bundle: Bundle, target
                 assert b"root:" not in body and b"onnx" not in body.replace(path.encode(), b"")
 
 
+HEAD = b"%s HTTP/1.1\r\nHost: edge\r\nConnection: close\r\n"
+INFER = HEAD % b"POST /v2/models/%s/infer"
+REFUSED_HTTP = {
+    "no such path": (HEAD % b"GET /etc/passwd" + b"\r\n", 404, "nothing at /etc/passwd"),
+    "no such model": (INFER % b"x" + b"Content-Length: 2\r\n\r\n{}", 404, 'models are .* got "x"'),
+    "no such method": (HEAD % b"PUT /readyz" + b"\r\n", 405, "Method Not Allowed"),
+    "no JSON": (INFER % b"MODEL" + b"Content-Length: 2\r\n\r\n[]", 400, "Expected `object`"),
+    "slow": (INFER % b"MODEL" + b"Content-Length: 2\r\n\r\n{", 408, "did not arrive within 1 s"),
+    "long": (INFER % b"MODEL" + b"Content-Length: 99999999\r\n\r\n", 413, "a body may have 16777216 B, got 99999999 B"),
+    "compressed": (INFER % b"MODEL" + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", 415, '"gzip"'),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_HTTP)
+def test_what_is_refused_over_http_leaves_a_line_with_the_peer(
+    tiny_bundle: Bundle, target: EdgeProcess, name: str
+) -> None:
+    from coinfer.runtime.oip_models import offered
+
+    asked, status, line = REFUSED_HTTP[name]
+    model = next(iter(offered(tiny_bundle, Segments(tiny_bundle.path, tiny_bundle.manifest.outputs))))
+    with unharmed(tiny_bundle, target):
+        with dial(target.url) as peer:
+            peer.sendall(asked.replace(b"MODEL", model.encode()))
+            assert int(read_all(peer).split()[1]) == status
+            own = re.escape("{}:{}".format(*peer.getsockname()))
+        eventually(lambda: any(re.search(f"WARNING refused {own}: .*{line}", text) for text in [*target.log]))
+        assert sum("refused" in text for text in target.log) == 1
+
+
+def test_a_wrong_or_missing_token_over_http_leaves_a_line_with_the_peer(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    token = add_token(tmp_path / "tokens.json", "camera")
+    with EdgeProcess(tiny_bundle.folder, options=("--tokens", str(tmp_path / "tokens.json"))) as edge:
+        where = edge.url.replace("ws:", "http:")
+        for path in ("/metrics", "/v2", "/v2/models/x"):
+            for wrong in (None, f"{token}x"):
+                edge.log.clear()
+                assert status_of(where + path, wrong)[0] == 401
+                eventually(lambda: logged(edge, "WARNING refused 127.0.0.1:", "no token that this edge knows"))
+                assert not any(token.partition(".")[2] in text for text in edge.log)
+
+
 def test_more_sockets_than_there_is_room_for_are_turned_away(tiny_bundle: Bundle, target: EdgeProcess) -> None:
     room = 40 + SPARE_SOCKETS
+    before = count_of(target, 'coinfer_refused_total{reason="connections"}')
     with unharmed(tiny_bundle, target, "turned away"):
         with contextlib.ExitStack() as stack:
             peers = [stack.enter_context(dial(target.url)) for _ in range(room + 20)]
             # All end: those beyond the room at once, the others since they say nothing.
             assert [read_all(peer) for peer in peers] == [b""] * len(peers)
+    # Each is counted, however many one line speaks of.
+    said = sum(int(line.split("turned away ")[1].split()[0]) for line in target.log if "turned away" in line)
+    assert said >= 20 and count_of(target, 'coinfer_refused_total{reason="connections"}') - before == said
+
+
+def count_of(edge: EdgeProcess, name: str) -> int:
+    """One count of an edge's /metrics; 0 where it has not been counted yet."""
+    with urllib.request.urlopen(edge.url.replace("ws:", "http:") + "/metrics", timeout=PATIENCE_S) as answer:
+        lines = answer.read().decode().splitlines()
+    return int(next((float(line.split()[-1]) for line in lines if line.startswith(name)), 0))
+
+
+def test_one_device_cannot_take_all_connections_before_it_greets(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    greedy, other = (f"Authorization: Bearer {add_token(path, name)}" for name in ("camera-1", "camera-2"))
+    options = ("--tokens", str(path), "--device-connections", "2", "--connections", "3")
+    hello = frame(TEXT, DeviceConnection(Terms.of(tiny_bundle)).hello().encode())
+    with EdgeProcess(tiny_bundle.folder, options=options) as edge, contextlib.ExitStack() as stack:
+        for number in range(6):
+            peer = stack.enter_context(dial(edge.url))
+            assert b" 101 " in upgrade(peer, greedy)
+            if number >= 2:
+                # It is told at once, and has not said a word.
+                refusal = json.loads(read_frame(peer)[1])
+                assert (refusal["type"], "2 connections of this device" in refusal["reason"]) == ("refusal", True)
+                assert close_code(peer)[0] == 1008
+                peer.close()
+        peer = stack.enter_context(dial(edge.url))
+        assert b" 101 " in upgrade(peer, other)
+        peer.sendall(hello)
+        assert json.loads(read_frame(peer)[1])["type"] == "welcome"
 
 
 def test_connections_that_greet_together_are_counted_together(tiny_bundle: Bundle, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,14 +28,14 @@ from coinfer.bundle import Bundle, load_bundle
 from coinfer.cli.app import app
 from coinfer.engine.segments import Segments
 from coinfer.errors import LinkError, RefusedError
-from coinfer.protocol import Busy, DeviceConnection, Reply, Terms
+from coinfer.protocol import Busy, DeviceConnection, Failure, Reply, Terms, Welcome
 from coinfer.runtime.app import EdgeLimits
 from coinfer.runtime.certificates import FILES
 from coinfer.runtime.device import Device
 from coinfer.runtime.spawn import EdgeProcess
 from coinfer.runtime.tls import DeviceTls
 from coinfer.signature import sign
-from tiny_bundle import UPLOAD, make_tiny_bundle, pictures
+from tiny_bundle import MENU, UPLOAD, make_tiny_bundle, pictures
 
 pytest.importorskip("cryptography", reason="certificates need the edge extra")
 
@@ -173,12 +174,19 @@ def test_json_logs_say_when_what_and_whose(tiny_bundle: Bundle, tmp_path: Path) 
         with pytest.raises(RefusedError):
             Device(tiny_bundle, edge=edge.url)
         eventually(lambda: any("no token" in line for line in edge.log))
+        asked = urllib.request.Request(edge.url.replace("ws:", "http:") + "/v2/models/nothing", headers=headers)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(asked, timeout=PATIENCE_S)
+        caught.value.close()
     lines = [json.loads(line) for line in edge.log]
     assert all({"time", "level", "message"} <= line.keys() for line in lines)
     failed = next(line for line in lines if line["message"].startswith("request 5 failed"))
     assert (failed["level"], failed["device"], failed["request"]) == ("warning", "camera-1", 5)
+    assert failed["plan"] == UPLOAD and "peer" not in failed
     refused = next(line for line in lines if "no token" in line["message"])
-    assert refused["peer"].startswith("127.0.0.1:")
+    assert refused["peer"].startswith("127.0.0.1:") and "device" not in refused
+    over_http = next(line for line in lines if 'got "nothing"' in line["message"])
+    assert over_http["peer"].startswith("127.0.0.1:") and over_http["device"] == "camera-1"
 
 
 # --- reload -------------------------------------------------------------------------------------------------------
@@ -210,6 +218,29 @@ def test_a_bundle_that_changed_is_served_after_a_reload(tmp_path: Path) -> None:
             old.infer(picture)
         with pytest.raises(RefusedError, match=f"this edge holds bundle {after.digest[:12]}"):
             Device(load_bundle(mine), edge=edge.url)
+
+
+def test_a_reload_lets_in_what_the_new_bundles_largest_request_needs(tmp_path: Path) -> None:
+    before = make_tiny_bundle(tmp_path / "bundle", menu=MENU[: UPLOAD + 1])
+    old_bytes = Terms.of(before).max_request_bytes()
+    with served(tmp_path / "bundle", "--port", 0) as edge:
+        after = make_tiny_bundle(tmp_path / "bundle")
+        os.kill(edge.process.pid, signal.SIGHUP)
+        eventually(lambda: any(f"serves bundle {after.digest[:12]} now" in line for line in edge.log))
+        terms = Terms.of(after)
+        assert terms.max_request_bytes() > old_bytes + 8
+        device = DeviceConnection(terms)
+        with websocket(edge.url, compression=None) as connection:
+            connection.send(device.hello())
+            welcome = device.receive(connection.recv(PATIENCE_S))
+            assert isinstance(welcome, Welcome) and welcome.limits.max_message_bytes == terms.max_request_bytes()
+            # The longest request that the welcome allows is read: that its payload is none is its own failure.
+            connection.send(device.request(0, UPLOAD, bytes(terms.max_request_bytes() - 8)))
+            assert isinstance(device.receive(connection.recv(PATIENCE_S)), Failure)
+            with pytest.raises(ConnectionClosed) as closed:
+                connection.send(bytes(terms.max_request_bytes() + 1))
+                connection.recv(PATIENCE_S)
+            assert closed.value.rcvd is not None and closed.value.rcvd.code == 1009
 
 
 def test_a_broken_new_bundle_keeps_the_old_one(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from ..protocol import PROTOCOL_VERSION, EdgeConnection, Limits, Request, Terms
 from ..protocol.messages import one_line
 from ..timeline import Timeline
 from . import answers
-from .answers import unauthorised
+from .answers import client_of, unauthorised
 from .batch import Computed, Workers
 from .conversation import CLOSE_AWAY, CLOSE_PROTOCOL_ERROR, Conversation
 from .door import Door, OpenDoor
@@ -49,6 +49,7 @@ from .oip import OpenInference
 from .oip_models import offered
 from .pace import AsFastAsItGoes, Loaded, Pace
 from .recent import RecentTimeline
+from .refusals import Refusals
 from .traces import Timed, Tracer
 
 _LOG = logging.getLogger("coinfer.edge")
@@ -158,11 +159,14 @@ class Edge:
         self.max_limits = EdgeLimits() if limits is None else limits
         self.door: Door = OpenDoor() if door is None else door
         self.tracer = tracer
+        self.refusals = Refusals()
         self.is_ready = True
         self._pace = pace or (AsFastAsItGoes() if load == 1.0 else Loaded(load))
         self._options = {"workers": workers, "threads": threads, "max_batch": max_batch}
         self._batch_wait_s = batch_wait_s
         self.serving = self._load(bundle)
+        # Of the links, those that there was room for, and of these the ones that have been welcomed.
+        self._admitted: set[Conversation] = set()
         self._talks: set[Conversation] = set()
         self.metrics = EdgeMetrics(lambda: self.serving.workers.num_waiting, lambda: self.connections)
 
@@ -237,25 +241,33 @@ class Edge:
     async def show_metrics(self, request: HttpRequest) -> Response:
         """Counts, for those who may come in."""
         if self.device_of(request) is None:
-            return unauthorised()
+            return self.refuse_token(request)
         return Response(self.metrics.page(), media_type=self.metrics.content_type)
 
     def device_of(self, request: HttpRequest | WebSocket) -> str | None:
         """The device that a request's headers name, see `Door`."""
         return self.door.device_of(request.headers.get("authorization"))
 
+    def refuse(self, asked: HttpRequest | WebSocket, why: str, *, plan: int | None = None) -> None:
+        """Log that what a peer asked is refused."""
+        self.refusals.note(client_of(asked), why, device=self.device_of(asked) or None, plan=plan)
+
+    def refuse_token(self, asked: HttpRequest | WebSocket) -> JSONResponse:
+        """The answer to somebody who may not come in; counted, and with its line in the log."""
+        self.metrics.refused("token")
+        self.refuse(asked, "no token that this edge knows")
+        return unauthorised()
+
     async def link(self, socket: WebSocket) -> None:
         """One device's connection, from its greeting to its end."""
-        peer = f"{socket.client.host}:{socket.client.port}" if socket.client is not None else "a device"
-        device = self.device_of(socket)
+        peer, device = client_of(socket), self.device_of(socket)
         if device is None:
-            _LOG.warning("refused %s: no token that this edge knows", peer, extra={"peer": peer})
-            self.metrics.refused("token")
-            await socket.send_denial_response(unauthorised())
+            await socket.send_denial_response(self.refuse_token(socket))
             return
         whose = {"peer": peer, "device": device or None}
-        await socket.accept()
+        # Of the same moment as the connection's own limit of a message.
         serving, limits = self.serving, self.max_limits
+        await socket.accept()
         talk = Conversation(
             socket, EdgeConnection(serving.terms, serving.limits), serving.workers,
             partial(self._record, device or peer), device=device or peer, busy=self._refuse, idle_s=limits.idle_s,
@@ -264,9 +276,11 @@ class Edge:
         try:
             reason = self._no_room(talk.device)
             if reason is None:
+                # Counted before it has greeted: else one device could take all connections and say nothing.
+                self._admitted.add(talk)
                 reason = await talk.greet(limits.hello_s)
             # What was so at the door need not be so any more.
-            reason = reason or self._no_room(talk.device) or self._changed(serving, device, socket)
+            reason = reason or self._changed(serving, device, socket)
             if reason is None:
                 await talk.welcome()
                 reason = self._changed(serving, device, socket)
@@ -276,7 +290,7 @@ class Edge:
                 else:
                     await talk.close(CLOSE_AWAY, reason)
             else:
-                _LOG.warning("refused %s: %s", peer, one_line(reason), extra=whose)
+                self.refuse(socket, reason)
                 self.metrics.refused("greeting")
                 await talk.refuse(reason)
         except ProtocolError as error:
@@ -287,6 +301,7 @@ class Edge:
             _LOG.info("%s is gone", peer, extra=whose)
         finally:
             self._talks.discard(talk)
+            self._admitted.discard(talk)
             self.connections -= 1
 
     def _changed(self, serving: Serving, device: str, socket: WebSocket) -> str | None:
@@ -300,7 +315,7 @@ class Edge:
         limits = self.max_limits
         if self.connections > limits.connections:
             return f"this edge already serves {limits.connections} connections"
-        if sum(talk.device == device for talk in self._talks) >= limits.device_connections:
+        if sum(talk.device == device for talk in self._admitted) >= limits.device_connections:
             return f"this edge already serves {limits.device_connections} connections of this device"
         return None
 

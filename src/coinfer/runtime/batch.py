@@ -30,6 +30,7 @@ from ..errors import BusyError, CodecError, EngineError, PlanError
 from ..protocol import Durations, Request
 from ..protocol.messages import one_line
 from ..timeline import Span
+from .door import whose
 from .pace import Pace
 from .turns import Asker, Job, Turns
 
@@ -258,8 +259,8 @@ class Workers:
 
 
 def _failed(job: Job, error: Exception) -> Computed:
-    whose = {"device": job.device or None, "request": job.request.request}
-    _LOG.warning("request %d failed: %s", job.request.request, one_line(str(error)), extra=whose)
+    known = {**whose(job.device), "request": job.request.request, "plan": job.plan}
+    _LOG.warning("request %d failed: %s", job.request.request, one_line(str(error)), extra=known)
     return Computed(job.request, job.connection.failure(job.request.request, str(error)), ())
 
 

@@ -26,6 +26,7 @@ from ..errors import BusyError, ProtocolError
 from ..protocol import EdgeConnection, Hello, Ping, Request
 from ..protocol.messages import one_line
 from .batch import Computed, Workers
+from .door import whose
 
 _LOG = logging.getLogger("coinfer.edge")
 CLOSE_PROTOCOL_ERROR = 1002
@@ -100,7 +101,7 @@ class Conversation:
         try:
             await self._socket.close(code, reason.encode()[:CLOSE_REASON_BYTES].decode(errors="ignore"))
         except (WebSocketDisconnect, RuntimeError):
-            _LOG.debug("nobody is there to be told: %s", reason)
+            _LOG.debug("nobody is there to be told: %s", reason, extra=whose(self.device))
 
     async def run(self) -> None:
         """Answer requests until the connection ends; then forget those that nobody waits for.
@@ -205,7 +206,9 @@ class Conversation:
         try:
             await self._socket.send_bytes(computed.message)
         except WebSocketDisconnect:
-            _LOG.info("request %d has its answer, but its device is gone", computed.request.request)
+            request = computed.request
+            known = {**whose(self.device), "request": request.request, "plan": request.plan.number}
+            _LOG.info("request %d has its answer, but its device is gone", request.request, extra=known)
         self._slots.release()
         self._sent(computed)
 

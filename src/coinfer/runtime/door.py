@@ -17,6 +17,16 @@ class Door(Protocol):
         ...
 
 
+def whose(asker: str) -> dict[str, str]:
+    """What a log line says of whoever asks: a device's name, or where it has none its connection, HOST:PORT.
+
+    >>> whose("camera-1"), whose("127.0.0.1:41312"), whose("")
+    ({'device': 'camera-1'}, {'peer': '127.0.0.1:41312'}, {})
+    """
+    # No name has a colon (`tokens.NAME`).
+    return {"peer" if ":" in asker else "device": asker} if asker else {}
+
+
 class OpenDoor:
     """Everybody is let in, and has no name: each connection is a device of its own."""
 

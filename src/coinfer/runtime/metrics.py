@@ -83,9 +83,16 @@ class EdgeMetrics:
         stages = tuple(self._stages.labels(plan, stage) for stage in ("wait", "decode", "tail"))
         return _OfPlan({}, self._received.labels(plan), self._sent.labels(plan), stages)
 
-    def refused(self, reason: str) -> None:
-        """A request (`reason` "busy") or a connection was refused: "token", "connections", "greeting"."""
-        self._refused.labels(reason).inc()
+    def refused(self, reason: str, count: int = 1) -> None:
+        """Count requests or connections that were refused.
+
+        Args:
+            reason: of a request "busy"; of either "token", nobody is known by it; of a connection "tls", no TLS came of
+                it, "connections", it was one too many for this edge, or "greeting", what was said at the beginning of a
+                link, or that it is one link too many.
+            count: how many of them.
+        """
+        self._refused.labels(reason).inc(count)
 
     def page(self) -> bytes:
         """All of it, in Prometheus's text format."""

@@ -19,7 +19,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -36,7 +36,7 @@ from ..errors import BusyError, PayloadError, ProtocolError
 from ..protocol import Request
 from ..protocol.messages import one_line
 from . import openapi
-from .answers import error, unauthorised
+from .answers import client_of, error
 from .batch import Computed
 from .body import Body, Held
 from .oip_models import VERSION, Model
@@ -217,7 +217,7 @@ class OpenInference:
 
         async def answer(request: HttpRequest) -> Response:
             if self._edge.device_of(request) is None:
-                return self._refused_token()
+                return self._edge.refuse_token(request)
             return await endpoint(request)
 
         return answer
@@ -243,31 +243,42 @@ class OpenInference:
     async def _said(self, endpoint: Asking, request: HttpRequest, body: Body) -> Response:
         """The endpoint's answer, or why there is none."""
         if self._edge.device_of(request) is None:
-            return self._refused_token()
+            return self._edge.refuse_token(request)
         try:
             if self._num_open > self._edge.max_limits.connections:
                 raise BusyError("too many requests are open", retry_after_s=_RETRY_S)
             return await endpoint(request, body)
         except HTTPException as problem:
-            return error(problem.status_code, problem.detail, headers=problem.headers)
+            return self._refused(request, problem.status_code, problem.detail, problem.headers)
         except (ProtocolError, PayloadError) as problem:
-            return error(400, str(problem))
+            return self._refused(request, 400, str(problem))
         except BusyError as problem:
             self._edge.metrics.refused("busy")
             seconds = max(1, math.ceil(problem.retry_after_s))
             return error(503, str(problem), headers={"Retry-After": str(seconds)})
         except ClientDisconnect:
-            _LOG.info("a client is gone, its request with it: %s", one_line(request.url.path))
+            known = {"peer": client_of(request), "device": self._edge.device_of(request) or None}
+            path = one_line(request.url.path)
+            _LOG.info(
+                "a client is gone, its request with it: %s", path, extra={**known, "plan": self._plan_of(request)}
+            )
             return error(400, "nobody is there to be told")
 
-    def _refused_token(self) -> JSONResponse:
-        self._edge.metrics.refused("token")
-        return unauthorised()
+    def _refused(
+        self, request: HttpRequest, status: int, line: str, headers: Mapping[str, str] | None = None
+    ) -> JSONResponse:
+        if status < 500:
+            self._edge.refuse(request, line, plan=self._plan_of(request))
+        return error(status, line, headers=headers)
+
+    def _plan_of(self, request: HttpRequest) -> int | None:
+        """The number of the plan that a path names, where it names one."""
+        model = self._edge.serving.models.get(request.path_params.get("model", ""))
+        return None if model is None else model.plan.number
 
     def _asker_of(self, request: HttpRequest) -> str:
         """In whose line its samples wait: the device's, or the connection's where nobody has a name."""
-        peer = f"{request.client.host}:{request.client.port}" if request.client is not None else "a client"
-        return self._edge.device_of(request) or peer
+        return self._edge.device_of(request) or client_of(request)
 
     def _check_ready(self) -> None:
         if not self._edge.is_ready:

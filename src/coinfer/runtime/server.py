@@ -158,7 +158,7 @@ class EdgeServer(uvicorn.Server):
         except (ssl.SSLError, OSError) as error:
             connection.close()
             why = one_line(getattr(error, "reason", None) or str(error) or "it hung up")
-            _LOG.warning("refused %s: no TLS came of it: %s", peer, why, extra={"peer": peer})
+            self._edge.refusals.note(peer, f"no TLS came of it: {why}")
             self._edge.metrics.refused("tls")
             return
         if era != self._era:
@@ -178,9 +178,10 @@ class EdgeServer(uvicorn.Server):
                 peer = peer_of(connection)
                 _LOG.warning("closed the connection of %s: %s", peer, why, extra={"peer": peer})
                 connection.transport.abort()
+        self._edge.refusals.sum_up()
         if self._turned_away:
             _LOG.warning("turned away %d connections: this edge has as many as it takes", self._turned_away)
-            self._edge.metrics.refused("connections")
+            self._edge.metrics.refused("connections", self._turned_away)
             self._turned_away = 0
 
     # What may change.
