@@ -38,7 +38,7 @@ HELLO = (
 )
 WELCOME = (
     '{"type":"welcome","protocol":2,"bundle":"c0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeec0ffeeabcd",'
-    '"limits":{"max_message_bytes":4096,"in_flight":8}}'
+    '"limits":{"max_message_bytes":4096,"in_flight":8,"idle_s":null}}'
 )
 REFUSAL = '{"type":"refusal","protocol":2,"reason":"no room"}'
 REQUEST = "0100 0300 07000000 cafe"

@@ -151,6 +151,12 @@ def run(
         raise UsageError("--strict, --fallback, --token-file, --ca, --cert and --key are for an --edge")
     if metrics is not None and (edge is None or strict):
         raise UsageError("--metrics are of a device with an --edge, and without --strict")
+    if not hedge >= 0:
+        raise UsageError(f"--hedge must be 0 or more, got {hedge:g}")
+    if timeline is not None and not os.access(timeline.parent, os.W_OK):
+        raise UsageError(f"--timeline {timeline}: there is no folder that can be written to")
+    if not (notice_s := parse_duration_s(notice)) > 0:
+        raise UsageError(f"--notice must be above 0 s, got {notice}")
     loaded = _loaded(bundle, verify_key)
     period_s = 0.0 if period is None else parse_duration_s(period)
     options = Options(rate or "1 Mbit/s", rtt or "10 ms", slowdown, int8_slowdown)
@@ -172,7 +178,7 @@ def run(
     else:
         assumed = conditions_of(loaded, options) if rate or rtt or factors else None
         device = _guarded(
-            loaded, edge, plan=number, fallback=fallback, hedge=hedge, conditions=assumed, notice=notice,
+            loaded, edge, plan=number, fallback=fallback, hedge=hedge, conditions=assumed, notice_s=notice_s,
             pace=pace, threads=threads, **secrets,
         )  # fmt: skip
     tally = Tally()
@@ -196,8 +202,6 @@ def run(
                     _print_line(entry)
     finally:
         # Also where the link broke: what was answered until then was answered.
-        if timeline is not None:
-            write_atomically(timeline, device.timeline.to_json_lines())
         if tally:
             name = "this machine, not slowed" if pace is None else pace.label
             summary = tally.summary(loaded, name, perf_counter() - start_s)
@@ -205,6 +209,8 @@ def run(
                 print_json({"answers": answers, "summary": summary})
             else:
                 note(summary_text(summary))
+        if timeline is not None:
+            write_atomically(timeline, device.timeline.to_json_lines())
 
 
 def _loaded(folder: Path, verify_key: Path | None) -> Bundle:
@@ -215,11 +221,11 @@ def _loaded(folder: Path, verify_key: Path | None) -> Bundle:
     return load_signed_bundle(folder, verify_key)
 
 
-def _guarded(bundle: Bundle, edge: str, *, notice: str, **options: Any) -> GuardedDevice:
+def _guarded(bundle: Bundle, edge: str, *, notice_s: float, **options: Any) -> GuardedDevice:
     from ..runtime.guarded import GuardedDevice
     from ..runtime.keeper import KeepTerms
 
-    return GuardedDevice(bundle, edge=edge, keep=KeepTerms(notice_s=parse_duration_s(notice)), **options)
+    return GuardedDevice(bundle, edge=edge, keep=KeepTerms(notice_s=notice_s), **options)
 
 
 def secrets_of(
@@ -245,7 +251,7 @@ def _plan_number(
 ) -> int | None:
     """The plan for all requests; None where each has its own."""
     if plan != "auto":
-        if not plan.isdigit():
+        if not (plan.isascii() and plan.isdigit()):
             raise UsageError(f'--plan must be a number of the menu or auto, got "{plan}"')
         chosen = bundle.plan(int(plan))
         if chosen.kind != "device" and not has_edge:

@@ -61,6 +61,10 @@ class DeviceConnection:
         self.in_flight[request] = self.terms.plan(plan)
         return pack(MessageType.REQUEST, plan, request, payload)
 
+    def forget(self, request: int) -> None:
+        """A request that `request` made a message of is not sent."""
+        self.in_flight.pop(request, None)
+
     def ping(self, token: int, *, padding: int = 0) -> bytes:
         """A heartbeat; with `padding` bytes (up to `PADDING_BYTES`) it takes as long as a request of that size."""
         self._pings.add(token)

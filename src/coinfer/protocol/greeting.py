@@ -64,10 +64,14 @@ def _crossing_digest(plan: Plan, outputs: tuple[TensorSpec, ...]) -> str:
 
 
 class Limits(Value, frozen=True, kw_only=True):
-    """What an edge takes: bytes of one message, and requests in flight before it stops reading."""
+    """What an edge takes: bytes of one message, and requests in flight before it stops reading.
+
+    `idle_s` is how long a device may say nothing; None: for ever.
+    """
 
     max_message_bytes: int
     in_flight: int
+    idle_s: float | None = None
 
 
 class Hello(Value, frozen=True, kw_only=True, tag_field="type", tag="hello"):

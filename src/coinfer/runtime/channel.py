@@ -69,6 +69,10 @@ class Channel:
         message = self._connection.request(request, plan, payload)
         return self._link.frame(message), len(message)
 
+    def forget(self, request: int) -> None:
+        """What `frame` made for a request is not sent."""
+        self._connection.forget(request)
+
     def warm_up(self, payload: bytes) -> None:
         """Frame a message for nothing."""
         self._link.frame(payload)

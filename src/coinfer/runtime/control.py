@@ -14,23 +14,18 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
-import msgspec
-
 from ..bundle import Bundle
-from ..errors import Infeasible, PlanError
-from ..plan import Candidate, Plan
-from ..profile import Conditions, Link, Slowdown
+from ..errors import PlanError
+from ..plan import Plan
+from ..profile import Conditions
 from ..protocol import HEADER_BYTES, PADDING_BYTES, Durations, message_wire_bytes
-from ..search.estimate import Table
 from ..search.goal import Goal
-from ..search.line import Line, lines_of
-from ..search.planmap import PlanMap, built_goal, load_map, plan_map
-from ..search.solve import search
 from ..timeline import Decision
 from ..units import format_duration, format_rate
+from .pricebook import PriceBook
 from .rate import UplinkRate
 
 _LOG = logging.getLogger("coinfer.device")
@@ -38,8 +33,6 @@ _LOG = logging.getLogger("coinfer.device")
 GAIN, GAIN_AFTER_CHANGE, CALM_S = 0.05, 0.25, 1.0
 # How much the latest request counts in the edge's load and in the device's.
 _NEWEST = 0.3
-# The device is another than it was taken for where its times are off by a third.
-_OWN_IS_OTHER = math.log(4 / 3)
 # A heartbeat that measures the link takes it for so long, at the rate that is assumed.
 _PROBE_S, _LEAST_PROBE_BYTES = 0.02, 1024
 # How far from what is assumed a rate may be that nothing has told for a while.
@@ -57,15 +50,11 @@ class Choice(NamedTuple):
     is_fallback: bool
 
 
-_ASSUMED = Conditions(link=Link(rate_bps=1e6, delay_s=0.005))
-_UNKNOWN = Line(device_s=0.0, up_bits=0.0, down_bits=0.0, edge_s=0.0, share=1.0, exchange_s=0.0)
-
-
 class Pilot:
     """Chooses a plan of a bundle's menu for each request.
 
     Args:
-        bundle: with evidence, and a map of plans; without a map one is drawn.
+        bundle: with evidence, and a map of plans.
         plan: the number of the one plan to use; None chooses.
         goal: what to make best; what the bundle was built for by default.
         conditions: rate, round trip and device as assumed before anything is known; what the bundle was built for by
@@ -90,23 +79,17 @@ class Pilot:
     ) -> None:
         if not probe_s > 0:
             raise PlanError(f"a link is measured every so many seconds above 0, got {probe_s}")
-
         self.bundle = bundle
         # The latest ones, and how many there were.
         self.decisions: deque[Decision] = deque(maxlen=_KEPT)
         self.num_decisions = 0
-        built = load_map(bundle) if "map.json" in bundle.manifest.files else None
-        self.goal = goal or (built.goal if built is not None else built_goal(bundle.manifest))
-        base = conditions or (built.base if built is not None else bundle.manifest.conditions) or _ASSUMED
-        self._base = base
-        self._table = Table(_menu(bundle))
-        self._lines = lines_of(self._table, base)
+        self._book = PriceBook(bundle, goal=goal, conditions=conditions)
+        self._is_latency = self._book.goal.minimise == "latency"
         # Where the fallback does not keep the goal, it is for want of an edge alone.
-        self.fallback, self._keeps_goal = self._fallback(fallback)
+        self.fallback, self._keeps_goal = self._book.fallback(fallback)
         self._fixed = None if plan is None else bundle.plan(plan)
-        is_as_built = built is not None and goal is None and conditions is None
-        self._map: PlanMap | None = None if plan is not None else built if is_as_built else self._mapped(base)
-        self.rate = UplinkRate(base.link.rate_bps, 2 * base.link.delay_s)
+        link = self._book.base.link
+        self.rate = UplinkRate(link.rate_bps, 2 * link.delay_s)
         self._load, self._wait_s = 1.0, 0.0
         # How many times as long as assumed the device itself takes, as of late.
         self._own_load = 1.0
@@ -121,28 +104,6 @@ class Pilot:
         # Plans that the edge does not take.
         self._left_out: set[int] = set()
         self._lock = threading.RLock()
-
-    def _mapped(self, base: Conditions) -> PlanMap:
-        return plan_map(self._table, self.goal, base, device_loads=(1.0,))
-
-    def _fallback(self, number: int | None) -> tuple[Plan, bool]:
-        """What the device does alone, and whether that keeps the goal."""
-        if number is not None:
-            plan = self.bundle.plan(number)
-            if plan.kind != "device":
-                raise PlanError(f"a fallback must run on the device alone, plan {number} is {plan.label}")
-            return plan, True
-        alone = [candidate for candidate in self._table.candidates if candidate.plan.kind == "device"]
-        if not alone:
-            raise PlanError(
-                f"no plan of the menu runs on the device alone, so nothing answers where the link is lost "
-                f"(bundle {self.bundle.folder})"
-            )
-        try:
-            return alone[search(alone, self._base, self.goal).best].plan, True
-        except Infeasible:
-            # Better an answer that loses more than none.
-            return min(alone, key=_loss).plan, False
 
     # What is known.
 
@@ -159,11 +120,13 @@ class Pilot:
         """
         with self._lock:
             known_s = self.rate.last_known_s
-            if self._map is None or now_s - max(known_s, self._probed_s) < self._probe_every_s:
+            if now_s - max(known_s, self._probed_s) < self._probe_every_s:
                 return False
-            load = max(self._load, 1e-3)
-            rates_bps = (self.rate.at(now_s) * factor for factor in _MAY_BE)
-            if all(self._map.at(rate_bps, edge_load=load) == self._current for rate_bps in rates_bps):
+            if self._fixed is not None:
+                # Its requests measure the link themselves, unless the device answers them.
+                if self._fixed.kind == "device" or self._current == self._fixed.number:
+                    return False
+            elif all(number == self._current for number in self._around(self.rate.at(now_s), _MAY_BE)):
                 return False
             self._probed_s = now_s
             return True
@@ -195,10 +158,26 @@ class Pilot:
         with self._lock:
             return self.rate.at(now_s)
 
-    def choose(self, now_s: float, request: int | None = None) -> Choice:
-        """The plan of a request that is begun now."""
+    def choose(self, now_s: float, request: int | None = None, *, until_s: float = math.inf) -> Choice:
+        """The plan of a request that is begun now.
+
+        Where the edge's answer would come later than `until_s`, the device answers, if it is sooner done.
+        """
         with self._lock:
-            return self._choose(now_s, request)
+            choice = self._choose(now_s, request)
+            if until_s == math.inf or choice.plan.kind == "device":
+                return choice
+            edge_s = self._latency_s(choice.plan.number, now_s, self.rate.at(now_s))
+            late_s = now_s + edge_s - until_s
+            if late_s <= 0 or edge_s <= self.own_s:
+                return choice
+            why = f"the edge's answer would be {format_duration(late_s)} late"
+            return self._settle(now_s, request, self.fallback, why, is_fallback=True)
+
+    @property
+    def own_s(self) -> float:
+        """Seconds that the device takes alone, as of late."""
+        return self._own_load * self._book.line(self.fallback.number).device_s
 
     def _choose(self, now_s: float, request: int | None) -> Choice:
         if not self._is_up:
@@ -210,14 +189,12 @@ class Pilot:
             if self._fixed.number in self._left_out:
                 return self._settle(now_s, request, self.fallback, "the edge does not take it", is_fallback=True)
             return self._settle(now_s, request, self._fixed, "the plan that was asked for")
-        assert self._map is not None
         rate_bps = self.rate.at(now_s)
-        number = self._map.at(rate_bps, edge_load=max(self._load, 1e-3))
+        number = self._book.best_at(rate_bps, self._load)
         wanted = self.fallback.number if number is None or number in self._left_out else number
         reason = f"{format_rate(rate_bps)}, the edge at {self._load:.2g} times its times"
         costs = {n: self._latency_s(n, now_s, rate_bps) for n in {wanted, self._current, self.fallback.number}}
-        is_latency = self.goal.minimise == "latency"
-        if is_latency and self._keeps_goal and costs[self.fallback.number] < costs[wanted]:
+        if self._is_latency and self._keeps_goal and costs[self.fallback.number] < costs[wanted]:
             # The map knows no queues.
             backlog_s = self.rate.backlog_s(now_s, rate_bps)
             queues = f"{format_duration(backlog_s)} of bytes on the link, {format_duration(self._wait_s)} at the edge"
@@ -226,18 +203,14 @@ class Pilot:
         if wanted != self._current and self._may_stay():
             is_worth_it = (
                 self._is_worth_it(now_s, costs[wanted], costs[self._current])
-                if is_latency
+                if self._is_latency
                 else self._is_sure(now_s, rate_bps, wanted)
             )
             wanted = wanted if is_worth_it else self._current
         return self._settle(now_s, request, self.bundle.plan(wanted), reason)
 
-    def _line(self, number: int) -> Line:
-        """A plan's line; of one that was asked for without evidence nothing is known."""
-        return self._lines.get(number, _UNKNOWN)
-
     def _latency_s(self, number: int, now_s: float, rate_bps: float) -> float:
-        return self._line(number).latency_s(
+        return self._book.line(number).latency_s(
             rate_bps, base_s=self.rate.base_s, load=self._load, wait_s=self._wait_s,
             backlog_s=self.rate.backlog_s(now_s, rate_bps), own_load=self._own_load,
         )  # fmt: skip
@@ -255,10 +228,12 @@ class Pilot:
 
     def _is_sure(self, now_s: float, rate_bps: float, wanted: int) -> bool:
         """Whether a plan would also be the best if the rate were somewhat lower or higher."""
-        assert self._map is not None
-        load = max(self._load, 1e-3)
-        near = (self._map.at(rate_bps * factor, edge_load=load) for factor in _NEAR)
+        near = self._around(rate_bps, _NEAR)
         return now_s - self._changed_s > CALM_S and all(number == wanted for number in near)
+
+    def _around(self, rate_bps: float, factors: tuple[float, ...]) -> Iterator[int | None]:
+        """The best plans where the rate is so many times as high."""
+        return (self._book.best_at(rate_bps * factor, self._load) for factor in factors)
 
     def _settle(
         self, now_s: float, request: int | None, plan: Plan, reason: str, *, is_fallback: bool = False
@@ -297,13 +272,19 @@ class Pilot:
         """A request was handed to the link."""
         with self._lock:
             self._asked[request] = plan.number
-            edge_s = self._line(plan.number).edge_s * self._load + self._wait_s
+            edge_s = self._book.line(plan.number).edge_s * self._load + self._wait_s
             self.rate.sent(request, now_s, wire_bytes, edge_s=edge_s)
+
+    def unsent(self, request: int) -> None:
+        """A request was taken back before the link had it."""
+        with self._lock:
+            self._asked.pop(request, None)
+            self.rate.unsent(request)
 
     def computed(self, plan: Plan, took_s: float) -> None:
         """The device computed its side of a request."""
         with self._lock:
-            expected_s = self._line(plan.number).device_s
+            expected_s = self._book.line(plan.number).device_s
             if expected_s > 0 and took_s > 0:
                 # In logarithms, so that one long pause does not count for ever.
                 self._own_load *= (took_s / expected_s / self._own_load) ** _NEWEST
@@ -314,7 +295,7 @@ class Pilot:
         with self._lock:
             number = self._asked.pop(request, None)
             self.rate.heard(request, now_s, edge_s=wait_s + decode_s + tail_s)
-            if number is not None and (expected_s := self._line(number).edge_s) > 0:
+            if number is not None and (expected_s := self._book.line(number).edge_s) > 0:
                 self._load += _NEWEST * ((decode_s + tail_s) / expected_s - self._load)
                 self._wait_s += _NEWEST * (wait_s - self._wait_s)
 
@@ -349,17 +330,12 @@ class Pilot:
         For a thread that has time.
         """
         with self._lock:
-            base_s, drawn_s, own = self.rate.base_s, 2 * self._base.link.delay_s, self._own_load
-        if self._map is None or (
-            abs(base_s - drawn_s) < max(0.002, 0.2 * drawn_s) and abs(math.log(own)) < _OWN_IS_OTHER
-        ):
+            book, base_s, own = self._book, self.rate.base_s, self._own_load
+        if self._fixed is not None or not book.is_other(base_s, own):
             return
-        link = msgspec.structs.replace(self._base.link, delay_s=base_s / 2)
-        device = Slowdown(fp32=own * self._base.device.fp32, int8=own * self._base.device.int8)
-        base = msgspec.structs.replace(self._base, link=link, device=device)
-        lines, drawn = lines_of(self._table, base), self._mapped(base)
+        fresh = book.drawn_for(base_s, own)
         with self._lock:
-            self._base, self._lines, self._map = base, lines, drawn
+            self._book = fresh
             self._own_load /= own
 
     def late_s(self, plan: Plan, now_s: float, hedge: float) -> float:
@@ -368,9 +344,8 @@ class Pilot:
         Not before the clocks' noise is passed.  A link that is silent just now does not make it later.
         """
         with self._lock:
-            own_s = self._own_load * self._line(plan.number).device_s
-            alone_s = self._own_load * self._line(self.fallback.number).device_s
-            late_s = max(hedge * alone_s, 4 * self.rate.noise_s)
+            own_s = self._own_load * self._book.line(plan.number).device_s
+            late_s = max(hedge * self.own_s, 4 * self.rate.noise_s)
             return now_s + self._latency_s(plan.number, now_s, self.rate.known_bps) - own_s + late_s
 
     def expected_s(self, plan: Plan, now_s: float) -> float:
@@ -388,19 +363,6 @@ class Pilot:
 def _beat_key(token: int) -> int:
     """A heartbeat among the frames: requests have the numbers from 0 on."""
     return -1 - token
-
-
-def _menu(bundle: Bundle) -> Sequence[Candidate]:
-    on_menu = {plan.number for plan in bundle.manifest.menu}
-    found = [candidate for candidate in bundle.candidates() if candidate.plan.number in on_menu]
-    if not found:
-        raise PlanError(f"no plan of the menu has evidence, so none can be chosen (bundle {bundle.folder})")
-    return found
-
-
-def _loss(candidate: Candidate) -> float:
-    loss = candidate.evidence.loss_points
-    return math.inf if loss is None else loss
 
 
 def ping_wire_bytes(padding: int) -> int:

@@ -38,8 +38,8 @@ from ..timeline import Decision, Timeline
 from .channel import Channel
 from .control import Pilot
 from .device import Device
-from .guarded_stream import GuardedStream, begin
-from .keeper import Keeper, KeepTerms
+from .guarded_stream import GuardedStream, begin, slow_at
+from .keeper import NOTICE_S, Keeper, KeepTerms
 from .pace import Pace
 from .request import Answer, Asked, Ended, Event, Handed
 from .stream import POLICIES, Policy, StreamTerms
@@ -54,6 +54,11 @@ class _One:
     def __init__(self) -> None:
         self._is_back = threading.Event()
         self.event: tuple[Event, float] | None = None
+        self.is_over = False
+
+    def is_wanted(self, handed: Handed) -> bool:
+        """Whether anybody still waits."""
+        return not self.is_over
 
     def heard(self, handed: Handed, asked: Asked, event: Event, received_s: float) -> None:
         """The edge answered, or said that it cannot."""
@@ -84,7 +89,7 @@ class GuardedDevice:
         tls: how a wss:// edge is verified.
         seed: of the back-off's chance.
 
-    The link is opened in the background; making a device waits for it for as long as a loss may go unnoticed.
+    The link is opened in the background; making a device waits for the first try, for 2 s at most.
     For one thread; `infer` is not for the middle of a `stream`.
 
     Raises:
@@ -132,7 +137,7 @@ class GuardedDevice:
         self._hedge = hedge
         self._is_streaming = False
         self._noted = 0
-        self.keeper.wait_up(keep.notice_s)
+        self.keeper.wait_tried(min(keep.notice_s, NOTICE_S))
         if self.keeper.error is not None:
             self.close()
             raise self.keeper.error
@@ -175,7 +180,8 @@ class GuardedDevice:
             DataError: `x` is of another size or dtype than the bundle's input.
             PlanError: the deadline is not above 0, or the device is in the middle of a stream.
         """
-        _check(1, 1, deadline_s)
+        if deadline_s is not None and not 0 < deadline_s < inf:
+            raise PlanError(f"a deadline must be above 0 s, got {deadline_s:g}")
         self._check_free()
         handed = self.device.hand(x)
         ended = self._answered(handed, deadline_s)
@@ -185,16 +191,18 @@ class GuardedDevice:
 
     def _answered(self, handed: Handed, deadline_s: float | None) -> Ended | None:
         """What comes of a request; None where nothing does in time."""
-        begun = begin(self.device, self.keeper, self.pilot, handed)
+        until_s = inf if deadline_s is None else handed.start_s + deadline_s
+        begun = begin(self.device, self.keeper, self.pilot, handed, until_s=until_s)
         if isinstance(begun, Ended):
             return begun
         one, asked = _One(), begun[0]
-        until_s = inf if deadline_s is None else handed.start_s + deadline_s
-        slow_s = self.pilot.late_s(asked.plan, self.device.now_s(), self._hedge)
+        slow_s = slow_at(self.pilot, asked.plan, self.device.now_s(), self._hedge, until_s)
         self.keeper.ask(handed, *begun, one)
         left_s = min(until_s, slow_s) - self.device.now_s()
-        if not one.wait(None if left_s == inf else max(0.0, left_s)) and until_s <= slow_s:
-            return None
+        if not one.wait(None if left_s == inf else max(0.0, left_s)):
+            one.is_over = True
+            if until_s <= slow_s:
+                return None
         if one.event is not None and isinstance(one.event[0], Reply):
             return self.device.answer(asked, *one.event)
         return self.device.alone(handed, self.pilot.fallback, is_fallback=True)

@@ -17,6 +17,7 @@ from math import inf
 from numpy.typing import ArrayLike
 
 from ..errors import LinkError
+from ..plan import Plan
 from ..protocol import Reply
 from ..timeline import Span
 from .channel import Channel
@@ -28,6 +29,8 @@ from .stream import Done, Intake, Stream, StreamTerms, Worker
 
 _LOG = logging.getLogger("coinfer.device")
 _OWN_STAGES = ("head", "exit", "encode")
+# So many times what it takes alone, the device begins before a deadline.
+_SPARE = 1.5
 
 
 class GuardedIntake(Intake):
@@ -94,6 +97,11 @@ class GuardedIntake(Intake):
             is_own = request in self._own
             self._own.discard(request)
             return is_own
+
+    def has_answer(self, request: int) -> bool:
+        """Whether one side has answered what both have."""
+        with self._changed:
+            return request in self._ended_once
 
     def put_out(self, handed: Handed, slow_s: float) -> None:
         """A request goes over the link."""
@@ -185,12 +193,13 @@ class GuardedStream(Stream):
         if self._left_s(handed) <= 0:
             self.done.put(self._guarded.ended(handed, None))
             return
-        begun = begin(self.device, self._keeper, self._pilot, handed, is_own=is_own)
+        until_s = self.device.now_s() + self._left_s(handed)
+        begun = begin(self.device, self._keeper, self._pilot, handed, is_own=is_own, until_s=until_s)
         if isinstance(begun, Ended):
             self.done.put(self._guarded.ended(handed, begun))
             return
         asked, channel = begun
-        self._guarded.put_out(handed, self._pilot.late_s(asked.plan, self.device.now_s(), self._hedge))
+        self._guarded.put_out(handed, slow_at(self._pilot, asked.plan, self.device.now_s(), self._hedge, until_s))
         self._keeper.ask(handed, asked, channel, self)
 
     def heard(self, handed: Handed, asked: Asked, event: Event, received_s: float) -> None:
@@ -201,17 +210,24 @@ class GuardedStream(Stream):
             self.again(handed, asked)
 
     def again(self, handed: Handed, asked: Asked) -> None:
-        """From the keeper: the link is lost."""
+        """From the keeper: the link is lost, or did not take it."""
         done = self._guarded.again(handed)
         if done is not None:
             self.done.put(done)
 
+    def is_wanted(self, handed: Handed) -> bool:
+        """Whether there is no answer yet, and it would not be late."""
+        return self._left_s(handed) > 0 and not self._guarded.has_answer(handed.request)
+
 
 def begin(
-    device: Device, keeper: Keeper, pilot: Pilot, handed: Handed, *, is_own: bool = False
+    device: Device, keeper: Keeper, pilot: Pilot, handed: Handed, *, is_own: bool = False, until_s: float = inf
 ) -> Ended | tuple[Asked, Channel]:
-    """The device's own answer, or what it asks of the edge and on which connection; `is_own`: without the edge."""
-    choice = None if is_own else pilot.choose(device.now_s(), handed.request)
+    """The device's own answer, or what it asks of the edge and on which connection; `is_own`: without the edge.
+
+    The answer is wanted by `until_s`.
+    """
+    choice = None if is_own else pilot.choose(device.now_s(), handed.request, until_s=until_s)
     plan = pilot.fallback if choice is None else choice.plan
     is_fallback = choice is None or choice.is_fallback
     if plan.kind != "device":
@@ -225,12 +241,22 @@ def begin(
             # It closed meanwhile, or takes no message of that size.
             extra = {"request": handed.request, "plan": plan.number}
             _LOG.warning("request %d is answered by the device: %s", handed.request, error, extra=extra)
-            if channel is not None and channel.is_open():
+            if channel is not None and keeper.channel is channel:
                 pilot.leave_out(plan, str(error))
         plan, is_fallback = pilot.fallback, True
     ended = device.alone(handed, plan, is_fallback=is_fallback)
     pilot.computed(plan, _own_s(ended.answer.spans))
     return ended
+
+
+def slow_at(pilot: Pilot, plan: Plan, now_s: float, hedge: float, until_s: float) -> float:
+    """When a request that is sent now is slow: the device computes it as well, in time for `until_s` if that can be."""
+    slow_s = pilot.late_s(plan, now_s, hedge)
+    if hedge == inf or until_s == inf:
+        return slow_s
+    # Somewhat more than the device should take.
+    latest_s = until_s - _SPARE * pilot.own_s
+    return min(slow_s, latest_s) if latest_s > now_s else slow_s
 
 
 def _own_s(spans: Iterable[Span]) -> float:

@@ -16,10 +16,11 @@ import logging
 import random
 import threading
 from collections.abc import Callable
+from math import inf
 from queue import SimpleQueue
 from typing import NamedTuple, Protocol
 
-from ..errors import LinkError, PlanError, UsageError
+from ..errors import LinkError, PlanError, RefusedError, UsageError
 from ..protocol import Busy, Pong, Reply
 from .channel import Channel
 from .control import Pilot, ping_wire_bytes
@@ -29,6 +30,11 @@ _LOG = logging.getLogger("coinfer.device")
 NOTICE_S = 2.0
 # A request that should take longer than a third of that is waited for so many times as long.
 _PATIENCE = 3.0
+_JOIN_S = 1.0
+# An edge that says how long a device may be silent hears of it three times in that time.
+_OFTEN = 1 / 3
+# An edge that refuses will most likely do so again.
+_REFUSED_S = 1.0
 
 
 class Sink(Protocol):
@@ -39,7 +45,11 @@ class Sink(Protocol):
         ...
 
     def again(self, handed: Handed, asked: Asked) -> None:
-        """The link is lost: whatever the edge made of it will not be heard."""
+        """The link is lost: whatever the edge made of it will not be heard; or it was not sent."""
+        ...
+
+    def is_wanted(self, handed: Handed) -> bool:
+        """Whether anybody still waits for the edge's answer."""
         ...
 
 
@@ -101,7 +111,8 @@ class Keeper:
     ) -> None:
         self.terms = KeepTerms() if terms is None else terms
         if not min(self.terms) > 0:
-            raise PlanError(f"a link's bounds must be above 0 s, got {self.terms}")
+            given = ", ".join(f"{name} {value:g}" for name, value in self.terms._asdict().items())
+            raise PlanError(f"a link's bounds must be above 0 s, got {given}")
         self.num_connected = self.num_lost = 0
         # What makes all tries useless, such as an address that is none.
         self.error: UsageError | None = None
@@ -116,7 +127,7 @@ class Keeper:
         self._lock = threading.Lock()
         # Set from outside: the keeper is closed; or a wait between two tries is over.
         self._closed = threading.Event()
-        self._up = threading.Event()
+        self._up, self._tried = threading.Event(), threading.Event()
         self._threads = [
             threading.Thread(target=self._keep, name="coinfer-link", daemon=True),
             threading.Thread(target=self._send, name="coinfer-send", daemon=True),
@@ -129,6 +140,10 @@ class Keeper:
     def channel(self) -> Channel | None:
         """The connection, where there is one."""
         return self._channel
+
+    def wait_tried(self, timeout_s: float) -> None:
+        """Wait until the first try to connect has come to something, for so long at most."""
+        self._tried.wait(timeout_s)
 
     def wait_up(self, timeout_s: float) -> bool:
         """Whether there is a connection, after at most so long."""
@@ -144,7 +159,8 @@ class Keeper:
         self._to_send.put(None)
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join()
+                # One that is in the middle of connecting ends when that has come to something.
+                thread.join(_JOIN_S)
 
     def ask(self, handed: Handed, asked: Asked, channel: Channel, sink: Sink) -> None:
         """Send a request on a channel that `channel` gave, without waiting; it comes back once, see the module."""
@@ -169,16 +185,30 @@ class Keeper:
                 if isinstance(entry, _Beat):
                     if self._beats.get(entry.token) is entry:
                         entry.channel.ping(entry.token, padding=entry.padding)
-                elif self._pending.get(entry.asked.request) is entry:
+                elif self._begins(entry):
                     entry.channel.write(entry.asked.frame)
             except LinkError:
                 # Whoever reads the connection learns it too, and gives back all that was on it.
                 entry.channel.abort()
 
+    def _begins(self, entry: _Pending) -> bool:
+        """Whether a request is still to be sent; one that nobody waits for any more comes back."""
+        request = entry.asked.request
+        is_wanted = entry.sink.is_wanted(entry.handed)
+        with self._lock:
+            is_known = self._pending.get(request) is entry
+            if is_known and not is_wanted:
+                del self._pending[request]
+                self._pilot.unsent(request)
+                entry.channel.forget(request)
+        if is_known and not is_wanted:
+            entry.sink.again(entry.handed, entry.asked)
+        return is_known and is_wanted
+
     # The thread that connects and reads.
 
     def _keep(self) -> None:
-        wait_s = self.terms.backoff_s
+        wait_s, said = self.terms.backoff_s, ""
         while not self._closed.is_set():
             try:
                 channel = self._connect()
@@ -186,14 +216,20 @@ class Keeper:
                 if isinstance(error, UsageError) and not self.num_connected:
                     # No try will be better; later it may be a file that is being changed.
                     self.error = error
-                    self._up.set()
+                    self._tried.set()
                     return
-                _LOG.warning("no link: %s", error)
+                # The same reason again and again is said once.
+                _LOG.log(logging.DEBUG if str(error) == said else logging.WARNING, "no link: %s", error)
+                said = str(error)
+                if isinstance(error, RefusedError):
+                    wait_s = max(wait_s, min(_REFUSED_S, self.terms.most_backoff_s))
                 with self._lock:
                     self._pilot.lost(self._now_s(), f"no link: {error}")
+                self._tried.set()
                 self._closed.wait(self._chance.uniform(0, wait_s))
                 wait_s = min(2 * wait_s, self.terms.most_backoff_s)
                 continue
+            said = ""
             since_s = self._now_s()
             why = self._read(channel)
             if self._now_s() - since_s > self.terms.notice_s:
@@ -211,6 +247,7 @@ class Keeper:
             self._pilot.connected(self._heard_s)
             self.num_connected += 1
         self._up.set()
+        self._tried.set()
         why = "closed"
         try:
             self._measure(channel)
@@ -285,7 +322,7 @@ class Keeper:
         since_s = now_s - max(self._heard_s, self._pilot.rate.last_heard_s)
         if self._pilot.wants_probe(now_s):
             self._measure(channel)
-        elif since_s >= self.terms.heartbeat_s:
+        elif since_s >= min(self.terms.heartbeat_s, _OFTEN * (channel.limits.idle_s or inf)):
             self._beat(channel, 0)
 
     def _measure(self, channel: Channel) -> None:

@@ -80,6 +80,10 @@ class UplinkRate:
         """A frame of so many bytes on the wire was handed to the link; the edge is expected to take `edge_s`."""
         self._flight[key] = _Frame(at_s, 8.0 * num_bytes, edge_s)
 
+    def unsent(self, key: int) -> None:
+        """A frame was not handed to the link after all."""
+        self._flight.pop(key, None)
+
     def heard(self, key: int, at_s: float, *, edge_s: float = 0.0) -> None:
         """A frame was acknowledged; of the time since it was sent the edge kept it for `edge_s`."""
         frame = self._flight.pop(key, None)

@@ -75,6 +75,9 @@ class MemoryChannel:
         message = self._device.request(request, plan, payload)
         return message, len(message)
 
+    def forget(self, request: int) -> None:
+        self._device.forget(request)
+
     def warm_up(self, payload: bytes) -> None:
         pass
 

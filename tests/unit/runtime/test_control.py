@@ -145,8 +145,7 @@ def test_a_rate_that_trembles_changes_nothing(known: Bundle) -> None:
 def test_other_goals_do_not_flap_either(known: Bundle, minimise: str) -> None:
     """Around each border of the map, a rate that trembles by a hundredth."""
     borders = []
-    drawn = Pilot(known, goal=Goal(minimise=minimise, max_latency_s=0.1))._map  # type: ignore[arg-type]
-    assert drawn is not None
+    drawn = plan_map(candidates(), Goal(minimise=minimise, max_latency_s=0.1), ASSUMED)  # type: ignore[arg-type]
     for low, high in itertools.pairwise(drawn.rates_bps):
         if drawn.at(low) != drawn.at(high):
             borders.append((low * high) ** 0.5)
@@ -267,4 +266,25 @@ def test_a_link_is_measured_only_where_that_could_change_something(known: Bundle
     assert sum(asked) == 20
     # One plan is one plan.
     fixed = Road(Pilot(known, plan=UPLOAD), 5e4)
+    assert fixed.ask() == UPLOAD
     assert not any(fixed.pilot.wants_probe(fixed.now_s + k) for k in range(100))
+
+
+def test_a_deadline_that_the_link_cannot_hold_is_the_devices(known: Bundle) -> None:
+    road = Road(Pilot(known, plan=UPLOAD), 1e6)
+    road.settled()
+    # 20,000 B at 1 Mbit/s are 160 ms; the device takes 40.
+    now_s = road.now_s + 1
+    assert road.pilot.choose(now_s, until_s=now_s + 0.3).plan.number == UPLOAD
+    choice = road.pilot.choose(now_s, until_s=now_s + 0.1)
+    assert choice.plan.number == DEVICE and choice.is_fallback
+    assert "would be" in road.pilot.decisions[-1].reason
+    # Nobody holds 10 ms: then at least the link is spared.
+    assert road.pilot.choose(now_s, until_s=now_s + 0.01).plan.number == DEVICE
+    # Whether the link is faster now, only measuring tells.
+    assert road.pilot.wants_probe(now_s + 1)
+    road.rate_bps = 1e9
+    for _ in range(6):
+        road.now_s += 1
+        road.measure()
+    assert road.pilot.choose(road.now_s, until_s=road.now_s + 0.1).plan.number == UPLOAD
