@@ -86,7 +86,8 @@ def test_edge_and_device_in_two_processes(tiny_bundle: Bundle, data: Path):
     assert len(expected) == 8
     with serving(tiny_bundle.folder) as (url, edge):
         for options in (["--plan", UPLOAD], ["--plan", SPLIT32], ["--plan", SPLIT_TWO, "--stream"]):
-            done = coinfer("run", tiny_bundle.folder, "--edge", url, "--data", data, *options)
+            patient = ["--notice", "60s", "--hedge", "inf"]
+            done = coinfer("run", tiny_bundle.folder, "--edge", url, "--data", data, *options, *patient)
             assert done.returncode == 0, done.stderr
             lines = [json.loads(line) for line in done.stdout.splitlines()]
             assert [line["label"] for line in lines] == expected

@@ -115,6 +115,7 @@ class Serving:
         self.limits = Limits(
             max_message_bytes=self.terms.max_request_bytes() if most is None else most,
             in_flight=limits.in_flight,
+            idle_s=limits.idle_s,
         )
         self.workers = Workers(
             self.segments, pace, workers=workers, max_batch=max_batch, batch_wait_s=batch_wait_s,
