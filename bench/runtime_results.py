@@ -52,18 +52,22 @@ def trace_rows() -> Iterator[Row]:
         count = sum(row["adaptive"]["plans"].values())
         for key, against, least in (
             ("oracle_ratio", "the oracle's mean latency", row["oracle"]["mean_s"]),
-            ("best_fixed_ratio", f"plan {best_fixed(row)} for all", row["fixed"][best_fixed(row)]["mean_s"]),
+            (
+                "best_fixed_ratio", f"plan {best_fixed(row)} for all, guarded as well",
+                row["fixed"][best_fixed(row)]["mean_s"],
+            ),
         ):
             yield Row(
                 name=f"{key}@{name}", value=row["adaptive"]["mean_s"] / least, unit="x", how="simulated", n=count,
                 against=against, raw=SIMULATED,
             )  # fmt: skip
     for log in live_logs():
-        run, row = summed(log["requests"]), simulated.get(log["trace"])
-        if log["plan"] is None and row is not None:
+        run = summed(log["requests"])
+        if log["plan"] is None:
             yield Row(
-                name=f"oracle_ratio_live@{log['trace']}", value=run.mean_s / row["oracle"]["mean_s"], unit="x",
-                how="measured", n=len(log["requests"]), against="the oracle's mean latency, simulated", raw=LIVE,
+                name=f"oracle_ratio_live@{log['trace']}", value=run.mean_s / log["oracle_mean_s"], unit="x",
+                how="measured", n=len(log["requests"]), raw=LIVE,
+                against="the oracle's mean latency, simulated with the same times",
             )  # fmt: skip
     errors = [abs(error) for _, _, error in agreements()]
     if errors:
@@ -90,9 +94,8 @@ def simulated_table() -> TextTable:
     for row in simulated_rows():
         least = best_fixed(row)
         adaptive, fixed = row["adaptive"], row["fixed"][least]
-        loss = np.average(
-            [row["losses"].get(number) or 0.0 for number in adaptive["plans"]],
-            weights=list(adaptive["plans"].values()),
+        accuracy = np.average(
+            [row["accuracies"][str(number)] for number in adaptive["plans"]], weights=list(adaptive["plans"].values())
         )
         rows.append(
             (
@@ -106,30 +109,60 @@ def simulated_table() -> TextTable:
                 f"{adaptive['mean_s'] / fixed['mean_s']:.2f}",
                 f"{100 * adaptive['late_share']:.1f}",
                 f"{100 * fixed['late_share']:.1f}",
-                f"{loss:.2f}",
+                f"{accuracy:.2f}",
                 str(row["switches"]),
             )
         )
     return TextTable(
         title=(
             "Every trace, simulated (two minutes): latency in ms; misses of a deadline of "
-            f"{1e3 * DEADLINE_S:.0f} ms in %; loss in points by the choice images"
+            f"{1e3 * DEADLINE_S:.0f} ms in %; accuracy in % by the choice images"
         ),
         columns=(
             "trace", "mean rate", "oracle mean", "adaptive mean", "p95", "p99", "over oracle", "best fixed mean",
-            "p95", "its plan", "over best fixed", "misses", "misses of best fixed", "loss", "changes",
+            "p95", "its plan", "over best fixed", "misses", "misses of best fixed", "accuracy", "changes",
         ),
         rows=tuple(rows),
     )  # fmt: skip
 
 
+def fixed_table() -> TextTable:
+    """The mean latency of every fixed plan on every trace."""
+    rows = simulated_rows()
+    numbers = list(rows[0]["fixed"])
+    return TextTable(
+        title="Every fixed plan on every trace, simulated: mean latency in ms; each is guarded as the adaptive one is",
+        columns=("trace", "oracle", "adaptive", *(f"plan {number}" for number in numbers)),
+        rows=tuple(
+            (
+                row["trace"],
+                *(f"{1e3 * row[way]['mean_s']:.1f}" for way in ("oracle", "adaptive")),
+                *(f"{1e3 * row['fixed'][number]['mean_s']:.1f}" for number in numbers),
+            )
+            for row in rows
+        ),
+    )
+
+
+def plans_table() -> TextTable:
+    """What the plans' numbers stand for."""
+    first = simulated_rows()[0]
+    return TextTable(
+        title="The plans",
+        columns=("number", "plan", "accuracy %", "loss"),
+        rows=tuple(
+            (number, label, f"{first['accuracies'][number]:.2f}", f"{first['losses'][number]:.2f}")
+            for number, label in first["labels"].items()
+        ),
+    )
+
+
 def live_table() -> TextTable:
     """The live runs beside what the simulator says of them."""
-    simulated = {row["trace"]: row for row in simulated_rows()}
     rows = []
     for log, expected_s, error in agreements():
         run = summed(log["requests"])
-        oracle_s = simulated[log["trace"]]["oracle"]["mean_s"] if log["trace"] in simulated else None
+        oracle_s = log["oracle_mean_s"]
         right = [request["right"] for request in log["requests"] if request["label"] is not None]
         rows.append(
             (
@@ -140,7 +173,7 @@ def live_table() -> TextTable:
                 f"{1e3 * run.p99_s:.0f}",
                 f"{1e3 * expected_s:.1f}",
                 f"{100 * error:+.0f}",
-                "" if oracle_s is None else f"{run.mean_s / oracle_s:.2f}",
+                f"{run.mean_s / oracle_s:.2f}",
                 f"{100 * run.late_share:.1f}",
                 f"{100 * float(np.mean(right)):.1f}",
                 f"{100 * run.answered.get('fallback', 0) / len(log['requests']):.1f}",
@@ -194,12 +227,15 @@ def chaos_rows(found: dict[str, Any]) -> Iterator[Row]:
         yield Row(name=key, value=found[key], unit="requests", how="measured", n=count, raw="chaos.jsonl.gz")
     for key, what in (("notice_s", "from a fault to its notice"), ("return_s", "from its end to the edge's answers")):
         times = found[key]
-        if times:
+        if times["median"] is not None:
             yield Row(
-                name=key, value=times["median"], unit="s", how="measured", n=max(1, times.get("n", 1)),
-                against=f"{what}; at most {times['max']:.3g} s", raw="chaos.jsonl.gz",
+                name=key, value=times["median"], unit="s", how="measured", n=found["faults"],
+                against=f"{what}; p95 {times['p95']:.3g}, at most {times['max']:.3g} s", raw="chaos.jsonl.gz",
             )  # fmt: skip
-    yield Row(name="chaos_local_share", value=found["local_share"], unit="share", how="measured", n=count)
+    yield Row(name="chaos_local_share", value=found["local_share"], unit="share", how="measured", n=count,
+              raw="chaos.jsonl.gz")  # fmt: skip
+    yield Row(name="chaos_computed_twice", value=found["computed_twice"], unit="requests", how="measured",
+              n=max(1, found["computed_at_edge"]), against="by the edge", raw="chaos.jsonl.gz")  # fmt: skip
 
 
 def fuzz_rows(found: dict[str, Any]) -> Iterator[Row]:
@@ -229,6 +265,10 @@ def soak_rows(found: dict[str, Any]) -> Iterator[Row]:
     yield Row(name="soak_requests", value=count, unit="requests", how="measured", n=count, raw="soak.json")
     yield Row(name="soak_rss_growth_pct", value=found["soak_rss_growth_pct"], unit="%", how="measured", n=count,
               against="after warm-up, the larger of device and edge", raw="soak.json")  # fmt: skip
+    for key in ("fds", "threads"):
+        most = max(one[key][1] - one[key][0] for one in found["processes"].values())
+        yield Row(name=f"soak_{key}_growth", value=most, unit=key, how="measured", n=count,
+                  against="after warm-up, the larger of device and edge", raw="soak.json")  # fmt: skip
 
 
 def load_rows(found: dict[str, Any]) -> Iterator[Row]:
@@ -249,8 +289,11 @@ def load_rows(found: dict[str, Any]) -> Iterator[Row]:
 def tls_rows(found: dict[str, Any]) -> Iterator[Row]:
     """What TLS and a token cost."""
     yield Row(name="tls_overhead_ms", value=found["tls_overhead_ms"], unit="ms", how="measured",
-              n=max(1, found.get("requests", 1)), against="wss:// with a token over ws://, a request",
-              raw="tls.json")  # fmt: skip
+              n=found["pairs"], against="wss:// with a token over ws://, a request", raw="tls.json")  # fmt: skip
+    for what, name in (("request", "tls_request_bytes"), ("connection_and_first_request", "tls_connection_bytes")):
+        more = found["more_bytes"][what]
+        yield Row(name=name, value=more["up_wire_bytes"] + more["down_wire_bytes"], unit="B", how="measured",
+                  n=found["pairs"], against="both ways, on the wire, over ws://", raw="tls.json")  # fmt: skip
 
 
 OTHERS = {
@@ -262,19 +305,60 @@ OTHERS = {
 def chaos_table(found: dict[str, Any]) -> TextTable:
     """What each kind of fault did."""
 
-    def shown(times: dict[str, Any] | None) -> tuple[str, str]:
-        return ("", "") if not times else (f"{times['median']:.2f}", f"{times['max']:.2f}")
+    def shown(times: dict[str, float | None]) -> tuple[str, str]:
+        median_s, most_s = times["median"], times["max"]
+        return ("", "") if median_s is None or most_s is None else (f"{median_s:.2f}", f"{most_s:.2f}")
 
+    bounds = sorted({setting["notice_bound_s"] for setting in found["by_setting"].values()})
     return TextTable(
-        title="Faults: seconds until noticed, and until the edge answered again after the fault's end",
+        title=(
+            "Faults: seconds until noticed, and until the edge answered again after the fault's end; bounds of "
+            f"{' and '.join(f'{bound:g}' for bound in bounds)} s"
+        ),
         columns=("fault", "times", "noticed", "median", "most", "return, median", "most"),
         rows=tuple(
             (
-                name, str(one["times"]), str(one["noticed"]), *shown(one["notice_s"]), *shown(one["return_s"]),
+                name, str(one["struck"]), str(one["noticed"]), *shown(one["notice_s"]), *shown(one["return_s"]),
             )
-            for name, one in found["faults"].items()
+            for name, one in found["by_fault"]["all"].items()
         ),
     )  # fmt: skip
+
+
+def soak_table(found: dict[str, Any]) -> TextTable:
+    """Memory, descriptors and threads of both processes, after warm-up and at the end."""
+    return TextTable(
+        title=f"Soak: {found['soak_requests']} requests, {found['reconnects']} connections, {found['seconds']:.0f} s",
+        columns=("process", "memory growth %", "memory, MB", "descriptors", "most", "threads", "most"),
+        rows=tuple(
+            (
+                name, f"{one['rss_growth_pct']:.2f}", _to([f"{size / 1e6:.1f}" for size in one["rss_bytes"]]),
+                _to(one["fds"]), str(one["most_fds"]), _to(one["threads"]), str(one["most_threads"]),
+            )
+            for name, one in found["processes"].items()
+        ),
+    )  # fmt: skip
+
+
+def _to(pair: list[Any]) -> str:
+    return f"{pair[0]} to {pair[1]}"
+
+
+def load_table(found: dict[str, Any]) -> TextTable:
+    """Two hundred devices at one edge, step by step."""
+    columns = ("step", "offered_hz", "served_hz", "answered", "refused_share", "fairness", "batch")
+    return TextTable(
+        title=f"{found['load_devices']} devices at one edge, batches of up to {found['max_batch']}",
+        columns=columns,
+        rows=tuple(tuple(_short(step.get(name)) for name in columns) for step in found["steps"]),
+    )
+
+
+def _short(value: Any) -> str:
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+TABLES = {"chaos": chaos_table, "soak": soak_table, "load": load_table}
 
 
 def main() -> None:
@@ -287,13 +371,13 @@ def main() -> None:
         for file, title in trace_pictures():
             body += [f"![{title}]({file})", ""]
     if simulated_rows():
-        body += [markdown(simulated_table()), ""]
+        body += [markdown(simulated_table()), "", markdown(fixed_table()), "", markdown(plans_table()), ""]
     for name, make_rows in OTHERS.items():
         found = figures_of(name)
         if found is not None:
             rows += make_rows(found)
-            if name == "chaos":
-                body += [markdown(chaos_table(found)), ""]
+            if name in TABLES:
+                body += [markdown(TABLES[name](found)), ""]
     if not rows:
         print(f"the runtime is not measured yet: there is no log in {RAW}")
         return

@@ -1,7 +1,8 @@
 """Adaptation over recorded links: a device that chooses each request's plan, beside every fixed plan and an oracle.
 
     python -m bench.traces live        six traces, replayed for two minutes each: adaptive, and the best fixed plan
-    python -m bench.traces simulate    all traces: adaptive, every fixed plan, the oracle; with the live runs' own times
+    python -m bench.traces simulate    all traces: adaptive, every fixed plan, the oracle; with the medians of the times
+                                       that were measured before the live runs
 
 One device asks every PERIOD_S.  The oracle knows the link's future and its own queue, and takes for each request the
 plan with the earliest finish, the device alone included.  Raw logs go to docs/results/raw/runtime.
@@ -43,6 +44,8 @@ SLOWDOWN, PERIOD_S, DELAY_S, DOWN_BPS, DURATION_S = 100.0, 0.15, 0.01, 1e7, 120.
 # A robot that must have its answer within two periods.
 DEADLINE_S = 2 * PERIOD_S
 CALIBRATION = 9
+# How near the simulator must come to a live run's mean latency.
+AGREES = 0.1
 # Replayed live: the one measured uplink, two of 3G, one of 4G, two of 5G.
 LIVE = (
     "mahimahi_lte/ATT-LTE-driving-2016.up",
@@ -98,7 +101,7 @@ def summed(ended: list[Ended] | list[dict[str, Any]]) -> Run:
     return Run(float(latency_s.mean()), float(p95_s), float(p99_s), late, plans, answered)
 
 
-def lines_from(rows: list[dict[str, Any]], exchange_beyond_s: float) -> dict[int, Line]:
+def lines_from(rows: list[dict[str, Any]]) -> dict[int, Line]:
     """Lines of the plans from their measured stages; the link's own delays are left to the link."""
     lines = {}
     for row in rows:
@@ -110,7 +113,7 @@ def lines_from(rows: list[dict[str, Any]], exchange_beyond_s: float) -> dict[int
             down_bits=8.0 * row["reply_wire_bytes"],
             edge_s=stages_s["decode"] + stages_s["tail"],
             share=1.0 if crosses else 0.0,
-            exchange_s=max(0.0, row["exchange_s"] - exchange_beyond_s) if crosses else 0.0,
+            exchange_s=row["exchange_s"],
         )
     return lines
 
@@ -177,7 +180,7 @@ class Live:
         with EdgeProcess(self.held.folder, core=self.edge_core) as edge:
             process = self.device(edge.url, out, "--calibrate", CALIBRATION)
             process.communicate(timeout=600)
-        return lines_from(msgspec.json.decode(out.read_bytes()), 0.0)
+        return lines_from(msgspec.json.decode(out.read_bytes()))
 
     def run(self, trace: Trace, plan: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """One way of choosing over one trace, in real time: what the device says of itself, and its requests."""
@@ -220,11 +223,12 @@ def live() -> None:
             for plan in (None, fixed):
                 head, rows = bench.run(trace, plan)
                 got, expected = summed(rows), summed(simulated(held, lines, trace, plan)[1])
+                best = summed(oracle(fine, arrivals_s(trace), link_of(trace)))
                 logs.append(
                     {
                         "trace": named(path), "plan": plan, "lines": {str(n): line for n, line in lines.items()},
                         "labels": {str(plan.number): plan.label for plan in held.manifest.menu},
-                        "simulated_mean_s": expected.mean_s, "losses": head["losses"],
+                        "simulated_mean_s": expected.mean_s, "oracle_mean_s": best.mean_s, "losses": head["losses"],
                         "decisions": head["decisions"], "requests": rows,
                     }
                 )  # fmt: skip
@@ -238,9 +242,9 @@ def live() -> None:
 
 
 def simulate() -> None:
-    """All traces, every way of choosing, with the mean of the times that the live runs measured."""
+    """All traces, every way of choosing; then where the simulator does not agree with a live run within a tenth."""
     held = bundle()
-    lines = mean_lines()
+    lines = median_lines()
     fine = allowed(held, lines)
     rows = []
     for path in trace_files():
@@ -253,9 +257,8 @@ def simulate() -> None:
         rows.append(
             {
                 "trace": named(path), "how": "simulated", "mean_rate_bps": mean_rate_bps(trace),
-                "oracle": best._asdict(), "adaptive": adaptive._asdict(), "switches": pilot.num_decisions,
-                "fixed": {str(number): run._asdict() for number, run in fixed.items()},
-                "losses": {str(number): loss_of(held, number) for number in fine},
+                "oracle": best._asdict(), "adaptive": adaptive._asdict(), "switches": pilot.num_decisions - 1,
+                "fixed": {str(number): run._asdict() for number, run in fixed.items()}, **known_of(held),
             }
         )  # fmt: skip
         least = min(fixed, key=lambda number: fixed[number].mean_s)
@@ -265,14 +268,27 @@ def simulate() -> None:
         )
     write_raw(RAW / "traces_simulated.jsonl.gz", rows)
     note_commit(RAW, "traces_simulated")
+    off = {
+        f"{log['trace']} {'adaptive' if log['plan'] is None else log['plan']}": error
+        for log in read_raw(RAW / "traces_live.jsonl.gz")
+        if abs(error := log["simulated_mean_s"] / summed(log["requests"]).mean_s - 1) > AGREES
+    }
+    for name, error in off.items():
+        say(f"the simulator is {100 * error:+.0f} % off the live run of {name}: the rows of that trace say no more")
 
 
-def loss_of(held: Bundle, number: int) -> float | None:
-    """Points of loss of a plan on the images that choices were made on."""
-    return next(c.evidence.loss_points for c in held.candidates() if c.plan.number == number)
+def known_of(held: Bundle) -> dict[str, dict[str, Any]]:
+    """Labels, accuracies in percent and losses in points of the menu, on the images that choices were made on."""
+    on_menu = {plan.number: plan for plan in held.manifest.menu}
+    known = {str(c.plan.number): c.evidence for c in held.candidates() if c.plan.number in on_menu}
+    return {
+        "labels": {str(number): plan.label for number, plan in on_menu.items()},
+        "accuracies": {number: evidence.accuracy for number, evidence in known.items()},
+        "losses": {number: evidence.loss_points for number, evidence in known.items()},
+    }
 
 
-def mean_lines() -> dict[int, Line]:
+def median_lines() -> dict[int, Line]:
     """Of every plan the median times of the live runs' calibrations."""
     logs = read_raw(RAW / "traces_live.jsonl.gz")
     numbers = logs[0]["lines"]

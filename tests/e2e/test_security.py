@@ -180,6 +180,7 @@ def test_without_its_token_nobody_learns_or_does_anything(tiny_bundle: Bundle, t
             with pytest.raises(RefusedError, match="wants (a token, and was given none|another token than was given)"):
                 Device(tiny_bundle, edge=edge.url, token=wrong)
         eventually(lambda: logged(edge, "refused 127.0.0.1:", "no token that this edge knows"))
+        assert not any("completing handshake" in line for line in edge.log)
         assert not any(token.partition(".")[2] in line for line in edge.log)
 
 

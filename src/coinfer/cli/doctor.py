@@ -249,7 +249,9 @@ def _is_own(host: str) -> bool:
 
 def _advice(error: Exception) -> str:
     if isinstance(error, RefusedError):
-        return "give both machines the same bundle, and this one a token that the edge knows"
+        if "token" in str(error):
+            return "give this machine a token that the edge knows: --token-file"
+        return "give both machines the same bundle"
     if isinstance(error, ProtocolError):
         return "is it the edge of coinfer, in the same version, at this address?"
     return "is the edge running, and no firewall in between?" if isinstance(error, LinkError) else "see above"

@@ -35,6 +35,17 @@ MAX_FRAGMENTS = 1024
 MAX_QUEUED = 16384
 
 
+class _Denied(logging.Filter):
+    """Drops what uvicorn says behind every denial of a handshake: the refusal itself has its line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line is to be seen."""
+        return not record.getMessage().startswith("ASGI callable returned without completing handshake")
+
+
+logging.getLogger("uvicorn.error").addFilter(_Denied())
+
+
 class _Pressure:
     """Since when a transport has got rid of nothing, where it ought to."""
 
