@@ -6,10 +6,11 @@
                       plans chosen; a fixed upload; a fixed split   --> edge with TLS and a token (the last one's)
                     and now and then one that lives for one turn alone
 
-Devices take turns of some dozens of requests; at the beginning of each turn the connection is cut and made anew.
+Devices take turns of twenty requests; at the beginning of each turn the connection is cut and made anew.
 Memory of all three processes is read four hundred times; its growth is that of a line through what was read
 after the first tenth of the requests (the median of all slopes, Theil 1950), in percent of where that line begins.
-Each device keeps the spans of its latest requests alone (5,000), so that its record is full by then; so do edges.
+Each device keeps the spans, outcomes and changes of plan of its latest 200 requests, each edge 10,000 spans, so that
+these are full by then.
 
 Written: soak.json with the figures, soak.jsonl.gz with a line for each look.
 """
@@ -47,8 +48,8 @@ from coinfer.runtime.tokens import add_token
 from .answers import pictures_of
 from .figures import RAW, keep_figures, rounded
 
-TURN = 50
-KEEP = 5000
+TURN = 20
+KEEP = 200
 # Connections are cut on purpose: nobody has to wait before the next.
 SOON = KeepTerms(backoff_s=0.005, most_backoff_s=0.01)
 # From the tenth turn on, each so many turns later, a device of its own has one.  Not oftener: ONNX Runtime leaves some
