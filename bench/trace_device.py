@@ -1,7 +1,7 @@
 """The device's process of bench.traces: a guarded device that answers a picture every period, or times every plan.
 
     python -m bench.trace_device BUNDLE PIXELS --edge URL --out FILE --slowdown F I --period S --count N [--plan K]
-    python -m bench.trace_device BUNDLE PIXELS --edge URL --out FILE --slowdown F I --calibrate N
+    python -m bench.trace_device BUNDLE PIXELS --edge URL --out FILE --slowdown F I --period S --calibrate N
 
 It says "ready" when it is connected, and begins when it reads a line.
 """
@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import msgspec
@@ -53,7 +53,7 @@ def main() -> None:
     factors = Slowdown(fp32=given.slowdown[0], int8=given.slowdown[1])
     pace = SlowedDevice(factors)
     if given.calibrate:
-        rows = calibrate(bundle, pixels, given.edge, pace, given.calibrate)
+        rows = calibrate(bundle, pixels, pace, given)
         given.out.write_bytes(msgspec.json.encode(rows))
         return
     # What a device would know of itself when it is installed; the rate is for it to find out.
@@ -69,16 +69,17 @@ def main() -> None:
         sys.stdin.readline()
         begin_s = time.perf_counter()
         zero_s = device.now_s()
-        answers = [shown(answer, zero_s) for answer in device.stream(camera(pixels, given, begin_s), window=8)]
+        xs = camera(pixels, given.count, given.period, begin_s)
+        answers = [shown(answer, zero_s) for answer in device.stream(xs, window=8)]
     changes = [msgspec.to_builtins(decision) | {"at_s": decision.at_s - zero_s} for decision in timeline.decisions]
     lines = [{"losses": device.keeper.num_lost, "decisions": changes}, *answers]
     given.out.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
 
-def camera(pixels: np.ndarray, given: argparse.Namespace, begin_s: float) -> Iterator[np.ndarray]:
+def camera(pixels: np.ndarray, count: int, period_s: float, begin_s: float) -> Iterator[np.ndarray]:
     """A picture every period."""
-    for number in range(given.count):
-        time.sleep(max(0.0, begin_s + number * given.period - time.perf_counter()))
+    for number in range(count):
+        time.sleep(max(0.0, begin_s + number * period_s - time.perf_counter()))
         yield pixels[number % len(pixels)]
 
 
@@ -106,18 +107,21 @@ def stages_of(answer: Answer) -> dict[str, float]:
     return found
 
 
-def calibrate(bundle: Bundle, pixels: np.ndarray, edge: str, pace: SlowedDevice, repeats: int) -> list[dict[str, Any]]:
-    """Median seconds of the stages of every plan, and of what a request takes beyond them; bytes on the wire."""
+def calibrate(
+    bundle: Bundle, pixels: np.ndarray, pace: SlowedDevice, given: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Mean seconds of the stages of every plan, and of what a request takes beyond them; bytes on the wire.
+
+    The pictures come as in a run, one every period.
+    """
     rows = []
-    with Device(bundle, edge=edge, pace=pace) as device:
+    with Device(bundle, edge=given.edge, pace=pace) as device:
         for plan in bundle.manifest.menu:
             device.prepare(plan.number)
-            answers = []
-            for number in range(repeats + 2):
-                device.warm_up(pixels[number], plan=plan.number)
-                answers.append(device.infer(pixels[number], plan=plan.number))
+            xs = camera(pixels, given.calibrate + 2, given.period, time.perf_counter())
+            answers = list(device.stream(xs, plan=plan.number))
             timed = [(stages_of(answer), answer) for answer in answers[2:]]
-            stages = {name: median([stages_s.get(name, 0.0) for stages_s, _ in timed]) for name in STAGES}
+            stages = {name: fmean([stages_s.get(name, 0.0) for stages_s, _ in timed]) for name in STAGES}
             beyond = [
                 answer.outcome.latency_s - sum(seconds for name, seconds in stages_s.items() if name != "wait")
                 for stages_s, answer in timed
