@@ -1,6 +1,10 @@
 """Which plan the next request takes: looked up in the map of plans by the link's rate and the edge's load as they are.
 
     frames, replies, heartbeats --> UplinkRate, edge's load --> look-up --> hysteresis --> plan of the next frame
+    own times, plan by plan ------------------------------------------------------^
+
+The map says which plans are the best at this rate and near it; among these the device's own times decide, which it
+knows better than whoever built the bundle.
 
 `Pilot` has no I/O and no clock: it is told what happened and when, in seconds of the device's clock.  A switch is a
 number in the next frame; what is in flight stays as it is.  Without a link, or while the edge says that it is busy, the
@@ -38,6 +42,8 @@ _PROBE_S, _LEAST_PROBE_BYTES = 0.02, 1024
 # How far from what is assumed a rate may be that nothing has told for a while.
 _MAY_BE = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
 _SELDOM, _MOVED = 16, 0.1
+# How far from the rate as it is known a plan may be the best that is looked at.
+_NEIGHBOURS = (0.25, 0.5, 2.0, 4.0)
 # How far from a border of the map the rate must be for a change, where gains are not counted in seconds.
 _NEAR = (0.8, 1.25)
 _KEPT = 1000
@@ -91,8 +97,11 @@ class Pilot:
         link = self._book.base.link
         self.rate = UplinkRate(link.rate_bps, 2 * link.delay_s)
         self._load, self._wait_s = 1.0, 0.0
-        # How many times as long as assumed the device itself takes, as of late.
+        # How many times as long as assumed the device itself takes, as of late: for all plans, and for those it took.
         self._own_load = 1.0
+        self._own_loads: dict[int, float] = {}
+        # What a reply takes from its arrival to the answer.
+        self._beyond_s: float | None = None
         self._current = self.fallback.number
         self._changed_s = -math.inf
         self._is_up = False
@@ -177,7 +186,11 @@ class Pilot:
     @property
     def own_s(self) -> float:
         """Seconds that the device takes alone, as of late."""
-        return self._own_load * self._book.line(self.fallback.number).device_s
+        return self._own_s(self.fallback.number)
+
+    def _own_s(self, number: int) -> float:
+        """Seconds that the device takes for its side of a plan, as of late."""
+        return self._own_loads.get(number, self._own_load) * self._book.line(number).device_s
 
     def _choose(self, now_s: float, request: int | None) -> Choice:
         if not self._is_up:
@@ -193,26 +206,29 @@ class Pilot:
         number = self._book.best_at(rate_bps, self._load)
         wanted = self.fallback.number if number is None or number in self._left_out else number
         reason = f"{format_rate(rate_bps)}, the edge at {self._load:.2g} times its times"
-        costs = {n: self._latency_s(n, now_s, rate_bps) for n in {wanted, self._current, self.fallback.number}}
-        if self._is_latency and self._keeps_goal and costs[self.fallback.number] < costs[wanted]:
-            # The map knows no queues.
-            backlog_s = self.rate.backlog_s(now_s, rate_bps)
-            queues = f"{format_duration(backlog_s)} of bytes on the link, {format_duration(self._wait_s)} at the edge"
-            reason = f"{reason}, {queues}"
-            wanted = self.fallback.number
-        if wanted != self._current and self._may_stay():
-            is_worth_it = (
-                self._is_worth_it(now_s, costs[wanted], costs[self._current])
-                if self._is_latency
-                else self._is_sure(now_s, rate_bps, wanted)
-            )
-            wanted = wanted if is_worth_it else self._current
+        if self._is_latency and number is not None:
+            near = {n for n in self._around(rate_bps, _NEIGHBOURS) if n is not None} - self._left_out
+            some = {wanted, *near, *((self.fallback.number,) if self._keeps_goal else ())}
+            costs = {n: self._latency_s(n, now_s, rate_bps) for n in {*some, self._current}}
+            wanted = min(some, key=lambda n: (costs[n], n))
+            if wanted == self.fallback.number != number:
+                # The map knows no queues.
+                backlog = format_duration(self.rate.backlog_s(now_s, rate_bps))
+                reason = f"{reason}, {backlog} of bytes on the link, {format_duration(self._wait_s)} at the edge"
+            is_worth_it = wanted != self._current and self._is_worth_it(now_s, costs[wanted], costs[self._current])
+        else:
+            is_worth_it = wanted != self._current and self._is_sure(now_s, rate_bps, wanted)
+        if self._may_stay() and not is_worth_it:
+            wanted = self._current
         return self._settle(now_s, request, self.bundle.plan(wanted), reason)
 
     def _latency_s(self, number: int, now_s: float, rate_bps: float) -> float:
-        return self._book.line(number).latency_s(
+        line = self._book.line(number)
+        if self._beyond_s is not None:
+            line = line._replace(exchange_s=self._beyond_s)
+        return line.latency_s(
             rate_bps, base_s=self.rate.base_s, load=self._load, wait_s=self._wait_s,
-            backlog_s=self.rate.backlog_s(now_s, rate_bps), own_load=self._own_load,
+            backlog_s=self.rate.backlog_s(now_s, rate_bps), own_load=self._own_loads.get(number, self._own_load),
         )  # fmt: skip
 
     def _may_stay(self) -> bool:
@@ -287,7 +303,16 @@ class Pilot:
             expected_s = self._book.line(plan.number).device_s
             if expected_s > 0 and took_s > 0:
                 # In logarithms, so that one long pause does not count for ever.
-                self._own_load *= (took_s / expected_s / self._own_load) ** _NEWEST
+                ratio = took_s / expected_s
+                self._own_load *= (ratio / self._own_load) ** _NEWEST
+                before = self._own_loads.get(plan.number, ratio)
+                self._own_loads[plan.number] = before * (ratio / before) ** _NEWEST
+
+    def answered(self, beyond_s: float) -> None:
+        """Between a reply's arrival and the answer so many seconds passed."""
+        with self._lock:
+            before_s = beyond_s if self._beyond_s is None else self._beyond_s
+            self._beyond_s = before_s + _NEWEST * (beyond_s - before_s)
 
     def replied(self, request: int, now_s: float, durations: Durations) -> None:
         """The edge answered."""
@@ -337,6 +362,7 @@ class Pilot:
         with self._lock:
             self._book = fresh
             self._own_load /= own
+            self._own_loads = {number: load / own for number, load in self._own_loads.items()}
 
     def late_s(self, plan: Plan, now_s: float, hedge: float) -> float:
         """When the answer to a request that is sent now is late: by `hedge` times what the device would take alone.
@@ -344,7 +370,7 @@ class Pilot:
         Not before the clocks' noise is passed.  A link that is silent just now does not make it later.
         """
         with self._lock:
-            own_s = self._own_load * self._book.line(plan.number).device_s
+            own_s = self._own_s(plan.number)
             late_s = max(hedge * self.own_s, 4 * self.rate.noise_s)
             return now_s + self._latency_s(plan.number, now_s, self.rate.known_bps) - own_s + late_s
 

@@ -260,7 +260,7 @@ class Device:
             made = self._made(plan, array, run=self.pace.run, mark=stamps.mark)
             return made if isinstance(made, Found) else (*channel.frame(handed.request, plan.number, made), len(made))
 
-        made = self.pace.run("fp32", compute, partial(self._rehearse, plan, array))
+        made = self.pace.run("fp32", compute, partial(self._rehearse, plan, array, channel))
         if isinstance(made, Found):
             return self._answered(handed, plan, made, stamps)
         frame, message_bytes, payload_bytes = made
@@ -323,11 +323,11 @@ class Device:
             return self._found(plan, side)
         return self._segments.codec(plan).encode(side.values)
 
-    def _rehearse(self, plan: Plan, array: Array) -> None:
+    def _rehearse(self, plan: Plan, array: Array, channel: Channel | None = None) -> None:
         """All that the device computes for a request, for nothing."""
-        made = self._made(plan, array)
-        if self._channel is not None and not isinstance(made, Found):
-            self._channel.warm_up(made)
+        made, channel = self._made(plan, array), channel or self._channel
+        if channel is not None and not isinstance(made, Found):
+            channel.warm_up(made)
 
     def _found(self, plan: Plan, side: SideResult) -> Found:
         """What the edge would have sent of outputs that the device computed itself."""

@@ -204,7 +204,9 @@ class GuardedDevice:
             if until_s <= slow_s:
                 return None
         if one.event is not None and isinstance(one.event[0], Reply):
-            return self.device.answer(asked, *one.event)
+            ended = self.device.answer(asked, *one.event)
+            self.pilot.answered(ended.answer.outcome.end_s - one.event[1])
+            return ended
         return self.device.alone(handed, self.pilot.fallback, is_fallback=True)
 
     def stream(

@@ -205,7 +205,9 @@ class GuardedStream(Stream):
     def heard(self, handed: Handed, asked: Asked, event: Event, received_s: float) -> None:
         """From the keeper: the edge answered, or said that it cannot."""
         if isinstance(event, Reply):
-            self.done.put(self._guarded.ended(handed, self.device.answer(asked, event, received_s)))
+            ended = self.device.answer(asked, event, received_s)
+            self._pilot.answered(ended.answer.outcome.end_s - received_s)
+            self.done.put(self._guarded.ended(handed, ended))
         else:
             self.again(handed, asked)
 

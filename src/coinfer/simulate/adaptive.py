@@ -59,6 +59,10 @@ class Chooser(Protocol):
         """The device computed its side."""
         ...
 
+    def answered(self, beyond_s: float) -> None:
+        """So long a reply took from its arrival to the answer."""
+        ...
+
     def replied(self, request: int, now_s: float, durations: Durations) -> None:
         """The edge answered."""
         ...
@@ -258,7 +262,8 @@ class _Run:
             return
         entry = self.pending.pop(request)
         self.heard_s = self.world.now_s
-        self.chooser.replied(request, self.world.now_s, durations)
+        self.chooser.replied(request, self.world.now_s - self.lines[entry.plan.number].exchange_s, durations)
+        self.chooser.answered(self.lines[entry.plan.number].exchange_s)
         self._end(request, entry.plan, "edge")
         self._begin()
 

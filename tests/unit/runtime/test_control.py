@@ -118,12 +118,13 @@ def test_bytes_that_queue_on_the_link_are_waited_for(known: Bundle) -> None:
     road.settled()
     now_s = road.now_s + 1
     numbers = []
-    for k in range(12):
-        # All at once: each upload waits for those before it, 4 ms each.
+    for k in range(150):
+        # All at once: each upload waits for those before it, 4 ms each; so do fewer bytes, but less.
         choice = road.pilot.choose(now_s, 1000 + k)
         numbers.append(choice.plan.number)
         if choice.plan.kind != "device":
-            road.pilot.sent(1000 + k, choice.plan, now_s, 20_000)
+            num_bytes = {UPLOAD: 20_000, SPLIT32: 2_000, SPLIT16: 1_000}[choice.plan.number]
+            road.pilot.sent(1000 + k, choice.plan, now_s, num_bytes)
     assert numbers[0] == UPLOAD and numbers[-1] == DEVICE
     assert not road.pilot.choose(now_s).is_fallback
 
