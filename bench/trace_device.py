@@ -9,6 +9,7 @@ It says "ready" when it is connected, and begins when it reads a line.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Iterator
@@ -65,6 +66,9 @@ def main() -> None:
         bundle, edge=given.edge, plan=given.plan, conditions=assumed, pace=pace, timeline=timeline, seed=0
     ) as device:
         device.device.warm_up(pixels[0], plan=device.pilot.fallback.number)
+        # As `coinfer run` does.
+        gc.collect()
+        gc.freeze()
         say("ready")
         sys.stdin.readline()
         begin_s = time.perf_counter()

@@ -125,7 +125,6 @@ class Keeper:
         self._beats: dict[int, _Beat] = {}
         self._token = 2**31
         self._lock = threading.Lock()
-        # Set from outside: the keeper is closed; or a wait between two tries is over.
         self._closed = threading.Event()
         self._up, self._tried = threading.Event(), threading.Event()
         self._threads = [
@@ -260,6 +259,10 @@ class Keeper:
                     self._answered(event, received_s)
         except LinkError as error:
             why = str(error)
+        except Exception as error:
+            # A fault of our own must not cost the link for ever.
+            _LOG.exception("the link's thread failed")
+            why = f"{type(error).__name__}: {error}"
         finally:
             self._lose(channel, why)
         return why

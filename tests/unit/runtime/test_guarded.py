@@ -525,3 +525,17 @@ def test_an_edge_that_does_not_greet_delays_neither_beginning_nor_end(known: Bun
     while any(thread.name == "coinfer-link" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def test_a_fault_of_our_own_does_not_cost_the_link(guard: Open) -> None:
+    device, channels = guard(answer)
+
+    def faulty(message: bytes) -> Any:
+        raise ZeroDivisionError("a bug")
+
+    channels[0].parse = faulty  # type: ignore[method-assign]
+    assert device.infer(pictures(1)[0]).answered == "fallback"
+    deadline = time.monotonic() + 10
+    while device.infer(pictures(1)[0]).answered != "edge":
+        assert time.monotonic() < deadline
+    assert len(channels) == 2
