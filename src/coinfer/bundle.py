@@ -218,7 +218,8 @@ def read_manifest(folder: Path) -> bytes:
     if not path.is_file():
         raise BundleError(f"no bundle.json in {folder}: give a folder that `coinfer build -o` wrote")
     with path.open("rb") as file:
-        raw = file.read(MANIFEST_BYTES + 1)
+        # No more room than the file needs, and one byte to see that it has not grown meanwhile.
+        raw = file.read(min(os.fstat(file.fileno()).st_size, MANIFEST_BYTES) + 1)
     if len(raw) > MANIFEST_BYTES:
         raise BundleError(f"bundle.json has at most {MANIFEST_BYTES} B (bundle {folder})")
     return raw

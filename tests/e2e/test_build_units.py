@@ -13,7 +13,7 @@ from coinfer.build.job import Job
 from coinfer.build.make import assemble, build
 from coinfer.build.sections import BottleneckJob, BuildJob, DataJob, ModelJob
 from coinfer.build.teachers import Teachers
-from coinfer.bundle import Bundle
+from coinfer.bundle import Bundle, load_bundle
 from coinfer.compress.unit_training import rates_of
 from coinfer.data import load_source
 from coinfer.errors import CutError, JobError
@@ -88,7 +88,7 @@ def test_a_second_build_finds_its_units(built: Bundle, monkeypatch: pytest.Monke
     # The same unit from its file, in a job that trains nothing.
     given = BottleneckJob(units=(str(unit),))
     again = build(job(given), folder / "given", work=folder / "bundle.work")
-    assert {c.plan.label for c in units_of(again)} == {c.plan.label for c in units_of(built)}
+    assert {c.plan.label for c in units_of(again)} == {c.plan.label for c in units_of(load_bundle(built.folder))}
 
 
 @pytest.mark.parametrize(("loss", "least", "most"), [(2.0, 2, 7), (100.0, 1, 1)])

@@ -259,7 +259,7 @@ class Keeper:
                     self._answered(event, received_s)
         except LinkError as error:
             why = str(error)
-        except Exception as error:
+        except BaseException as error:
             # A fault of our own must not cost the link for ever.
             _LOG.exception("the link's thread failed")
             why = f"{type(error).__name__}: {error}"

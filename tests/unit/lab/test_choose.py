@@ -1,5 +1,7 @@
 """Who is measured, and on which pictures."""
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from coinfer.plan import Candidate, Evidence
 from coinfer.profile import Conditions, Link, Slowdown
 from coinfer.search.goal import Goal
 from coinfer.search.solve import search
-from tiny_bundle import DEVICE, EXIT_PLAN, MENU, SECONDS, SPLIT16, SPLIT32, SPLIT_TWO, UPLOAD
+from tiny_bundle import DEVICE, EXIT_PLAN, MENU, SECONDS, SPLIT16, SPLIT32, SPLIT_TWO, UPLOAD, make_tiny_bundle
 
 CONDITIONS = Conditions(link=Link(rate_bps=1e6, delay_s=0.005))
 
@@ -136,9 +138,11 @@ def test_a_few_requests_of_a_plan_with_exits_speak_for_all_courses() -> None:
     assert none.tail_s == pytest.approx(2.5 + 8 / 2) and none.encode_s == candidate.evidence.encode_s
 
 
-def test_a_menu_without_evidence_is_refused(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_menu_without_evidence_is_refused(
+    tiny_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(BundleError, match="evidence.json"):
-        menu_candidates(tiny_bundle)
+        menu_candidates(make_tiny_bundle(tmp_path / "unknown"))
     monkeypatch.setattr(Bundle, "candidates", lambda self: candidates()[1:])
     with pytest.raises(PlanError, match="no evidence for plans 0"):
         menu_candidates(tiny_bundle)
