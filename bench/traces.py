@@ -231,14 +231,20 @@ class Live:
 
 
 def live() -> None:
-    """Six traces in real time, adaptive and the fixed plan that the simulation likes best."""
+    """Six traces in real time, adaptive and the fixed plan that the simulation likes best; goes on where it stopped."""
     held = bundle()
     pin(sorted(allowed_cores())[0])
-    logs: list[dict[str, Any]] = []
+    # A log of all six is of an earlier run.
+    log_path = RAW / "traces_live.jsonl.gz"
+    logs = read_raw(log_path) if log_path.is_file() else []
+    logs = [] if len(logs) == 2 * len(LIVE) else logs[: len(logs) // 2 * 2]
+    done = {log["trace"] for log in logs}
     with tempfile.TemporaryDirectory() as scratch:
         bench = Live(held, Path(scratch))
         for pattern in LIVE:
             (path,) = TRACES.glob(pattern) if "*" not in pattern else sorted(TRACES.glob(pattern))[:1]
+            if named(path) in done:
+                continue
             trace = load_trace(path)
             lines = bench.calibrate()
             fine = allowed(held, lines)
@@ -265,7 +271,7 @@ def live() -> None:
                     f"{1e3 * expected.mean_s:.1f} simulated, {1e3 * by_own.mean_s:.1f} by its own times, "
                     f"{1e3 * best.mean_s:.1f} oracle, {got.answered}"
                 )
-                write_raw(RAW / "traces_live.jsonl.gz", logs)
+                write_raw(log_path, logs)
     note_commit(RAW, "traces_live")
     note_machine(RAW)
 
