@@ -69,6 +69,7 @@ def main() -> None:
         # As `coinfer run` does.
         gc.collect()
         gc.freeze()
+        sys.setswitchinterval(0.0005)
         say("ready")
         sys.stdin.readline()
         begin_s = time.perf_counter()

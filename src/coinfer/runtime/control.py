@@ -25,7 +25,7 @@ from ..bundle import Bundle
 from ..errors import PlanError
 from ..plan import Plan
 from ..profile import Conditions
-from ..protocol import HEADER_BYTES, PADDING_BYTES, Durations, message_wire_bytes
+from ..protocol import PADDING_BYTES, Durations
 from ..search.goal import Goal
 from ..timeline import Decision
 from ..units import format_duration, format_rate
@@ -46,6 +46,8 @@ _SELDOM, _MOVED = 16, 0.1
 _NEIGHBOURS = (0.25, 0.5, 2.0, 4.0)
 # How far from a border of the map the rate must be for a change, where gains are not counted in seconds.
 _NEAR = (0.8, 1.25)
+# A map that was drawn anew stays for so long: drawing takes the device tens of milliseconds, or more.
+_DRAWN_S = 30.0
 _KEPT = 1000
 
 
@@ -110,6 +112,8 @@ class Pilot:
         self._probe_s = self._probe_every_s = probe_s
         self._probed_s = -math.inf
         self._asked: dict[int, int] = {}
+        # When the map was last drawn anew.
+        self._drawn_s: float | None = None
         # Plans that the edge does not take.
         self._left_out: set[int] = set()
         self._lock = threading.RLock()
@@ -355,12 +359,17 @@ class Pilot:
         For a thread that has time.
         """
         with self._lock:
-            book, base_s, own = self._book, self.rate.base_s, self._own_load
-        if self._fixed is not None or not book.is_other(base_s, own):
+            book, base_s = self._book, self.rate.base_s
+            # Of all plans that it took: one alone may be slower or faster than the others say.
+            logs = [math.log(load) for load in self._own_loads.values()]
+            own = math.exp(sum(logs) / len(logs)) if logs else 1.0
+            is_due = self._drawn_s is None or self.rate.last_heard_s >= self._drawn_s + _DRAWN_S
+        if self._fixed is not None or not is_due or not book.is_other(base_s, own):
             return
         fresh = book.drawn_for(base_s, own)
         with self._lock:
             self._book = fresh
+            self._drawn_s = self.rate.last_heard_s
             self._own_load /= own
             self._own_loads = {number: load / own for number, load in self._own_loads.items()}
 
@@ -389,8 +398,3 @@ class Pilot:
 def _beat_key(token: int) -> int:
     """A heartbeat among the frames: requests have the numbers from 0 on."""
     return -1 - token
-
-
-def ping_wire_bytes(padding: int) -> int:
-    """Bytes on the wire of a heartbeat."""
-    return message_wire_bytes(HEADER_BYTES + padding, masked=True)

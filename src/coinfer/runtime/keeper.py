@@ -21,9 +21,9 @@ from queue import SimpleQueue
 from typing import NamedTuple, Protocol
 
 from ..errors import LinkError, PlanError, RefusedError, UsageError
-from ..protocol import Busy, Pong, Reply
+from ..protocol import HEADER_BYTES, Busy, Pong, Reply, message_wire_bytes
 from .channel import Channel
-from .control import Pilot, ping_wire_bytes
+from .control import Pilot
 from .request import Asked, Event, Handed
 
 _LOG = logging.getLogger("coinfer.device")
@@ -341,12 +341,17 @@ class Keeper:
             was_idle, now_s = not self._pending and not self._beats, self._now_s()
             beat = _Beat(channel, self._token, padding, now_s, was_idle)
             self._beats[beat.token] = beat
-            self._pilot.beats(beat.token, now_s, ping_wire_bytes(padding))
+            self._pilot.beats(beat.token, now_s, _ping_wire_bytes(padding))
         self._to_send.put(beat)
 
     def _beaten(self, token: int, received_s: float) -> None:
         with self._lock:
             beat = self._beats.pop(token, None)
             if beat is not None:
-                num_bytes = ping_wire_bytes(beat.padding)
+                num_bytes = _ping_wire_bytes(beat.padding)
                 self._pilot.beaten(token, beat.since_s, received_s, num_bytes, was_idle=beat.was_idle)
+
+
+def _ping_wire_bytes(padding: int) -> int:
+    """Bytes on the wire of a heartbeat."""
+    return message_wire_bytes(HEADER_BYTES + padding, masked=True)
