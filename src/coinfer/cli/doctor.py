@@ -15,7 +15,13 @@ from ..bundle import Bundle, load_bundle
 from ..errors import CoinferError, LinkError, PlanError, ProtocolError, RefusedError, UsageError
 from ..units import format_duration
 from .installation import Finding, installation
-from .options import Json
+from .options import (
+    DeviceCert,
+    DeviceKey,
+    EdgeCa,
+    Json,
+    TokenFile,
+)
 from .output import print_json
 
 if TYPE_CHECKING:
@@ -39,17 +45,10 @@ def doctor(
         str | None,
         typer.Option("--edge", metavar="URL", help="The edge that this device is to use.", show_default=False),
     ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option("--token-file", help="File with this device's token, as for `run`.", show_default=False),
-    ] = None,
-    ca: Annotated[
-        Path | None, typer.Option("--ca", help="CA that the edge's certificate must be of.", show_default=False)
-    ] = None,
-    cert: Annotated[
-        Path | None, typer.Option("--cert", help="This device's certificate, with --key.", show_default=False)
-    ] = None,
-    key: Annotated[Path | None, typer.Option("--key", help="Its key.", show_default=False)] = None,
+    token_file: TokenFile = None,
+    ca: EdgeCa = None,
+    cert: DeviceCert = None,
+    key: DeviceKey = None,
     json: Json = False,
 ) -> None:
     """Say what is wrong.

@@ -87,4 +87,16 @@ MaxLoss = Annotated[
         show_default=False,
     ),
 ]
-
+# Where a device's token stands that no file holds.
+TOKEN = "COINFER_TOKEN"
+TokenFile = Annotated[
+    Path | None,
+    typer.Option("--token-file", help=f"File with this device's token; else {TOKEN}.", show_default=False),
+]
+EdgeCa = Annotated[
+    Path | None, typer.Option("--ca", help="CA that the edge's certificate must be of.", show_default=False)
+]
+DeviceCert = Annotated[
+    Path | None, typer.Option("--cert", help="This device's certificate, with --key.", show_default=False)
+]
+DeviceKey = Annotated[Path | None, typer.Option("--key", help="Its key.", show_default=False)]

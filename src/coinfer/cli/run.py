@@ -17,7 +17,19 @@ from ..errors import UsageError
 from ..files import write_atomically
 from ..units import parse_duration_s
 from .conditions import Options, conditions_of, slowdown_of
-from .options import BundleFolder, DataFolder, DataSource, Int8Slowdown, Json, Slowdown
+from .options import (
+    TOKEN,
+    BundleFolder,
+    DataFolder,
+    DataSource,
+    DeviceCert,
+    DeviceKey,
+    EdgeCa,
+    Int8Slowdown,
+    Json,
+    Slowdown,
+    TokenFile,
+)
 from .output import note, print_json
 from .tally import Tally, entry_of, summary_text
 
@@ -27,7 +39,6 @@ if TYPE_CHECKING:
     from ..runtime.request import Answer
     from .pictures import Request
 
-TOKEN = "COINFER_TOKEN"
 
 
 def run(
@@ -97,17 +108,10 @@ def run(
     unordered: Annotated[
         bool, typer.Option("--unordered", help="A stream's answers as they are completed: exits overtake.")
     ] = False,
-    token_file: Annotated[
-        Path | None,
-        typer.Option("--token-file", help=f"File with this device's token; else {TOKEN}.", show_default=False),
-    ] = None,
-    ca: Annotated[
-        Path | None, typer.Option("--ca", help="CA that the edge's certificate must be of.", show_default=False)
-    ] = None,
-    cert: Annotated[
-        Path | None, typer.Option("--cert", help="This device's certificate, with --key.", show_default=False)
-    ] = None,
-    key: Annotated[Path | None, typer.Option("--key", help="Its key.", show_default=False)] = None,
+    token_file: TokenFile = None,
+    ca: EdgeCa = None,
+    cert: DeviceCert = None,
+    key: DeviceKey = None,
     verify_key: Annotated[
         Path | None,
         typer.Option("--verify-key", help="Refuse a bundle that this public key has not signed.", show_default=False),

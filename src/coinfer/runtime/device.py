@@ -20,7 +20,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from math import inf
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -39,7 +38,7 @@ from .pace import AsFastAsItGoes, Pace
 from .recent import RecentTimeline
 from .request import Answer, Asked, Ended, Event, Found, Handed, refusal_of
 from .stamps import Stamps, link_spans
-from .stream import POLICIES, Policy, StreamTerms, overlapped
+from .stream import Policy, StreamTerms, overlapped
 from .tls import DeviceTls
 
 Array = NDArray[Any]
@@ -189,15 +188,11 @@ class Device:
         Raises:
             PlanError: as `infer`; or a number or policy is none that is allowed; the rest as `infer`, while iterating.
         """
-        if window < 1 or queue < 1 or not (deadline_s is None or 0 < deadline_s < inf):
-            given = f"window {window}, queue {queue}, deadline {deadline_s}"
-            raise PlanError(f"a stream's window and queue must be at least 1, its deadline above 0 s, got {given}")
-        if policy not in POLICIES:
-            raise PlanError(f'a stream\'s policy must be one of {", ".join(POLICIES)}, got "{policy}"')
+        terms = StreamTerms(window, policy, queue, deadline_s, is_ordered)
+        terms.check()
         chosen = self._chosen(plan)
         if chosen.kind == "device" and policy == "block" and deadline_s is None:
             return (self.record(self.alone(self.hand(x), chosen)) for x in xs)
-        terms = StreamTerms(window, policy, queue, deadline_s, is_ordered)
         return overlapped(self, xs, chosen, terms)
 
     def ping(self) -> float:

@@ -42,7 +42,7 @@ from .guarded_stream import GuardedStream, begin, slow_at
 from .keeper import NOTICE_S, Keeper, KeepTerms
 from .pace import Pace
 from .request import Answer, Asked, Ended, Event, Handed
-from .stream import POLICIES, Policy, StreamTerms
+from .stream import Policy, StreamTerms
 
 _LOG = logging.getLogger("coinfer.device")
 HEDGE = 0.3
@@ -228,10 +228,9 @@ class GuardedDevice:
             PlanError: a number or policy is none that is allowed, or a stream is under way.
             DataError: while iterating, a request is of another size or dtype.
         """
-        _check(window, queue, deadline_s)
-        if policy not in POLICIES:
-            raise PlanError(f'a stream\'s policy must be one of {", ".join(POLICIES)}, got "{policy}"')
-        return self._streamed(xs, StreamTerms(window, policy, queue, deadline_s, is_ordered))
+        terms = StreamTerms(window, policy, queue, deadline_s, is_ordered)
+        terms.check()
+        return self._streamed(xs, terms)
 
     def _streamed(self, xs: Iterable[ArrayLike], terms: StreamTerms) -> Iterator[Answer]:
         self._check_free()
@@ -255,9 +254,3 @@ class GuardedDevice:
         """Put new decisions into the timeline."""
         new, self._noted = self.pilot.decisions_from(self._noted)
         self.timeline.add(*new)
-
-
-def _check(window: int, queue: int, deadline_s: float | None) -> None:
-    if window < 1 or queue < 1 or not (deadline_s is None or 0 < deadline_s < inf):
-        given = f"window {window}, queue {queue}, deadline {deadline_s}"
-        raise PlanError(f"a stream's window and queue must be at least 1, its deadline above 0 s, got {given}")

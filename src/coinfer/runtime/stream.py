@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from numpy.typing import ArrayLike
 
+from ..errors import PlanError
 from ..plan import Plan
 from .channel import Channel
 from .request import Answer, Asked, Ended, Handed
@@ -49,6 +50,18 @@ class StreamTerms(NamedTuple):
     queue: int = 1
     deadline_s: float | None = None
     is_ordered: bool = True
+
+    def check(self) -> None:
+        """Raise where a number or the policy is none that is allowed.
+
+        Raises:
+            PlanError: one is.
+        """
+        if self.window < 1 or self.queue < 1 or not (self.deadline_s is None or 0 < self.deadline_s < math.inf):
+            given = f"window {self.window}, queue {self.queue}, deadline {self.deadline_s}"
+            raise PlanError(f"a stream's window and queue must be at least 1, its deadline above 0 s, got {given}")
+        if self.policy not in POLICIES:
+            raise PlanError(f'a stream\'s policy must be one of {", ".join(POLICIES)}, got "{self.policy}"')
 
 
 class Worker(threading.Thread):
