@@ -182,6 +182,7 @@ def live_table() -> TextTable:
                 f"{100 * run.answered.get('fallback', 0) / len(log['requests']):.1f}",
                 str(log["losses"]),
                 str(len(log["decisions"])),
+                str(log["pauses"]),
                 str(len(log["requests"])),
             )
         )
@@ -190,7 +191,7 @@ def live_table() -> TextTable:
         columns=(
             "trace", "plans", "mean", "p95", "p99", "simulated mean", "off by %", "by times before, %", "over oracle",
             "misses %",
-            "right %", "by fallback %", "links lost", "changes", "n",
+            "right %", "by fallback %", "links lost", "changes", "pauses", "n",
         ),
         rows=tuple(rows),
     )  # fmt: skip

@@ -1,7 +1,9 @@
 """The device's process of bench.traces: a guarded device that answers a picture every period, or times every plan.
 
-    python -m bench.trace_device BUNDLE PIXELS --edge URL --out FILE --slowdown F I --period S --count N [--plan K]
-    python -m bench.trace_device BUNDLE PIXELS --edge URL --out FILE --slowdown F I --period S --calibrate N
+    python -m bench.trace_device BUNDLE PIXELS --edge URL --out FILE --slowdown F I --yardstick F I --period S --count N
+        [--plan K]
+    python -m bench.trace_device BUNDLE PIXELS --edge URL --out FILE --slowdown F I --yardstick F I --period S
+        --calibrate N
 
 It says "ready" when it is connected, and begins when it reads a line.
 """
@@ -24,6 +26,7 @@ from coinfer.bundle import Bundle, load_bundle
 from coinfer.engine.measure import pin
 from coinfer.lab.clock import sharpen_sleep
 from coinfer.lab.slow import SlowedDevice
+from coinfer.lab.yardstick import LoopTimes, Yardstick
 from coinfer.profile import Conditions, Link, Slowdown
 from coinfer.runtime.device import Device
 from coinfer.runtime.guarded import GuardedDevice
@@ -40,6 +43,7 @@ def main() -> None:
     parser.add_argument("--edge", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--slowdown", type=float, nargs=2, required=True)
+    parser.add_argument("--yardstick", type=float, nargs=2, required=True)
     parser.add_argument("--rtt", type=float, default=0.02)
     parser.add_argument("--period", type=float, default=0.1)
     parser.add_argument("--count", type=int, default=10)
@@ -52,7 +56,9 @@ def main() -> None:
     sharpen_sleep()
     bundle, pixels = load_bundle(given.bundle), np.load(given.pixels)
     factors = Slowdown(fp32=given.slowdown[0], int8=given.slowdown[1])
-    pace = SlowedDevice(factors)
+    # What others compute on its core meanwhile, this process's own threads too, is not stretched with it.
+    loops = LoopTimes(fp32_s=given.yardstick[0], int8_s=given.yardstick[1])
+    pace = SlowedDevice(factors, counts="cpu", yardstick=Yardstick(loops))
     if given.calibrate:
         rows = calibrate(bundle, pixels, pace, given)
         given.out.write_bytes(msgspec.json.encode(rows))

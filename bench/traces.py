@@ -1,6 +1,7 @@
 """Adaptation over recorded links: a device that chooses each request's plan, beside every fixed plan and an oracle.
 
     python -m bench.traces live        six traces, replayed for two minutes each: adaptive, and the best fixed plan
+    python -m bench.traces compare     the live runs beside the simulator anew, from their logs
     python -m bench.traces simulate    all traces: adaptive, every fixed plan, the oracle; with the medians of the live
                                        runs' own times
 
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from coinfer.data import load_source
 from coinfer.engine.measure import allowed_cores, pin
 from coinfer.lab.shape import ShapedLink
 from coinfer.lab.trace import load_trace, mean_rate_bps
+from coinfer.lab.yardstick import measure_loops
 from coinfer.profile import Conditions, Link, Slowdown, Trace
 from coinfer.report.results import read_raw, write_raw
 from coinfer.runtime.control import Pilot
@@ -44,8 +46,8 @@ SLOWDOWN, PERIOD_S, DELAY_S, DOWN_BPS, DURATION_S = 100.0, 0.25, 0.01, 1e7, 120.
 # A robot that must have its answer within a period.
 DEADLINE_S = PERIOD_S
 CALIBRATION = 9
-# Requests of a plan whose mean time is believed.
-ENOUGH = 5
+# Requests of a plan whose mean time is believed; and so many times a plan's median is a pause of the device.
+ENOUGH, PAUSE = 5, 3.0
 # How near the simulator must come to a live run's mean latency.
 AGREES = 0.1
 # Replayed live: the one measured uplink, two of 3G, one of 4G, two of 5G.
@@ -120,25 +122,45 @@ def lines_from(rows: list[dict[str, Any]]) -> dict[int, Line]:
     return lines
 
 
-def own_lines(lines: dict[int, Line], rows: list[dict[str, Any]]) -> dict[int, Line]:
-    """The lines with the mean times that a run itself took, of plans with enough requests.
+class Own(NamedTuple):
+    """What a live run says of its device: lines by the mean times that it took itself, and its pauses."""
+
+    lines: dict[int, Line]
+    pauses_s: list[float]
+
+
+def own_times(lines: dict[int, Line], rows: list[dict[str, Any]]) -> Own:
+    """The lines with the mean times of plans with enough requests, and each request's pause.
 
     The machine is faster or slower in one minute than in another; by how much the plans say that were used, and the
-    others are taken to be so as well.
+    others are taken to be so as well.  What took the device more than `PAUSE` times its plan's median is no property
+    of the plan: somebody else had the core, and at a slowdown of 100 that is 100 times as long.
     """
-    seen: dict[int, list[tuple[float, float]]] = {}
+    own_s = {row["request"]: sum(row["stages_s"].get(name, 0.0) for name in ("head", "exit", "encode")) for row in rows}
+    edge_s = {row["request"]: row["stages_s"].get("decode", 0.0) + row["stages_s"].get("tail", 0.0) for row in rows}
+    by_plan: dict[int, list[int]] = {}
     for row in rows:
-        stages_s = row["stages_s"]
-        own_s = sum(stages_s.get(name, 0.0) for name in ("head", "exit", "encode"))
-        seen.setdefault(row["plan"], []).append((own_s, stages_s.get("decode", 0.0) + stages_s.get("tail", 0.0)))
-    means = {n: np.mean(times, axis=0) for n, times in seen.items() if len(times) >= ENOUGH}
-    ratios = [float(mean[0]) / lines[n].device_s for n, mean in means.items() if lines[n].device_s > 0]
+        by_plan.setdefault(row["plan"], []).append(row["request"])
+    pauses_s = [0.0] * len(rows)
+    means: dict[int, tuple[float, float]] = {}
+    for number, requests in by_plan.items():
+        median_s = float(np.median([own_s[request] for request in requests]))
+        steady = [request for request in requests if own_s[request] <= PAUSE * median_s]
+        for request in set(requests) - set(steady):
+            pauses_s[request] = own_s[request] - median_s
+        if len(requests) >= ENOUGH:
+            means[number] = (
+                float(np.mean([own_s[request] for request in steady])),
+                float(np.mean([edge_s[request] for request in steady])),
+            )
+    ratios = [own / lines[n].device_s for n, (own, _) in means.items() if lines[n].device_s > 0]
     ratio = float(np.median(ratios)) if ratios else 1.0
-    return {
-        n: line._replace(device_s=float(means[n][0]), edge_s=float(means[n][1]))
+    own = {
+        n: line._replace(device_s=means[n][0], edge_s=means[n][1])
         if n in means else line._replace(device_s=ratio * line.device_s)
         for n, line in lines.items()
     }  # fmt: skip
+    return Own(own, pauses_s)
 
 
 def conditions(held: Bundle) -> Conditions:
@@ -162,10 +184,13 @@ def allowed(held: Bundle, lines: Mapping[int, Line]) -> dict[int, Line]:
     return {number: line for number, line in lines.items() if number in fine}
 
 
-def simulated(held: Bundle, lines: dict[int, Line], trace: Trace, plan: int | None) -> tuple[Pilot, list[Ended]]:
+def simulated(
+    held: Bundle, lines: dict[int, Line], trace: Trace, plan: int | None, pauses_s: Sequence[float] = ()
+) -> tuple[Pilot, list[Ended]]:
     """One way of choosing over one trace, in made-up time; what it takes is what was measured."""
     pilot = Pilot(held, conditions=conditions(held), plan=plan)
-    return pilot, simulate_pilot(pilot, lines, arrivals_s(trace), link_of(trace), hedge=HEDGE)
+    ended = simulate_pilot(pilot, lines, arrivals_s(trace), link_of(trace), hedge=HEDGE, pauses_s=pauses_s)
+    return pilot, ended
 
 
 def arrivals_s(trace: Trace) -> list[float]:
@@ -186,12 +211,14 @@ class Live:
         rest = np.arange(len(images)) % 5 != 0
         self.pixels, self.labels = images.pixels[rest][:1500], images.labels[rest][:1500]  # type: ignore[index]
         np.save(scratch / "x.npy", self.pixels)
+        # The emulated device keeps the speed that its core has now.
+        self.loops = measure_loops()
 
     def device(self, url: str, out: Path, *options: object) -> subprocess.Popen[str]:
         ratio = self.held.manifest.int8_slowdown_ratio
         command = [sys.executable, "-m", "bench.trace_device", self.held.folder, self.scratch / "x.npy"]
         command += ["--edge", url, "--out", out, "--slowdown", SLOWDOWN, SLOWDOWN * ratio]
-        command += ["--rtt", 2 * DELAY_S, *options]
+        command += ["--yardstick", self.loops.fp32_s, self.loops.int8_s, "--rtt", 2 * DELAY_S, *options]
         command += [] if self.device_core is None else ["--core", self.device_core]
         return subprocess.Popen(
             [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -251,29 +278,52 @@ def live() -> None:
             fixed = min(fine, key=lambda number: summed(simulated(held, lines, trace, number)[1]).mean_s)
             for plan in (None, fixed):
                 head, rows = bench.run(trace, plan)
-                own = own_lines(lines, rows)
-                got, expected, by_own = (
-                    summed(rows), *(summed(simulated(held, some, trace, plan)[1]) for some in (lines, own))
-                )  # fmt: skip
-                best = summed(oracle(allowed(held, own), arrivals_s(trace), link_of(trace)))
-                logs.append(
-                    {
-                        "trace": named(path), "plan": plan, "lines": {str(n): line for n, line in lines.items()},
-                        "labels": {str(plan.number): plan.label for plan in held.manifest.menu},
-                        "own_lines": {str(n): line for n, line in own.items()},
-                        "before_mean_s": expected.mean_s, "simulated_mean_s": by_own.mean_s,
-                        "oracle_mean_s": best.mean_s, "losses": head["losses"],
-                        "decisions": head["decisions"], "requests": rows,
-                    }
-                )  # fmt: skip
-                say(
-                    f"{named(path)} {'adaptive' if plan is None else f'plan {plan}'}: {1e3 * got.mean_s:.1f} ms live, "
-                    f"{1e3 * expected.mean_s:.1f} simulated, {1e3 * by_own.mean_s:.1f} by its own times, "
-                    f"{1e3 * best.mean_s:.1f} oracle, {got.answered}"
-                )
+                log = {
+                    "trace": named(path), "plan": plan, "lines": {str(n): line for n, line in lines.items()},
+                    "labels": {str(plan.number): plan.label for plan in held.manifest.menu},
+                    "losses": head["losses"], "decisions": head["decisions"], "requests": rows,
+                }  # fmt: skip
+                logs.append(log | compared(held, trace, log))
+                say(comparison(logs[-1]))
                 write_raw(log_path, logs)
     note_commit(RAW, "traces_live")
     note_machine(RAW)
+
+
+def compared(held: Bundle, trace: Trace, log: dict[str, Any]) -> dict[str, Any]:
+    """What the simulator makes of a live run: by times from before it, and by the run's own; and the oracle's mean."""
+    before = {int(number): Line(*line) for number, line in log["lines"].items()}
+    own = own_times(before, log["requests"])
+    by_before = summed(simulated(held, before, trace, log["plan"])[1])
+    by_own = summed(simulated(held, own.lines, trace, log["plan"], own.pauses_s)[1])
+    best = oracle(allowed(held, own.lines), arrivals_s(trace), link_of(trace), pauses_s=own.pauses_s)
+    return {
+        "own_lines": {str(number): line for number, line in own.lines.items()},
+        "pauses": sum(pause_s > 0 for pause_s in own.pauses_s), "paused_s": sum(own.pauses_s),
+        "before_mean_s": by_before.mean_s, "simulated_mean_s": by_own.mean_s, "oracle_mean_s": summed(best).mean_s,
+    }  # fmt: skip
+
+
+def comparison(log: dict[str, Any]) -> str:
+    """The same in a line."""
+    got = summed(log["requests"])
+    return (
+        f"{log['trace']} {'adaptive' if log['plan'] is None else 'plan ' + str(log['plan'])}: "
+        f"{1e3 * got.mean_s:.1f} ms live, {1e3 * log['before_mean_s']:.1f} simulated, "
+        f"{1e3 * log['simulated_mean_s']:.1f} by its own times, {1e3 * log['oracle_mean_s']:.1f} oracle, "
+        f"{log['pauses']} pauses of {log['paused_s']:.1f} s in all, {got.answered}"
+    )
+
+
+def compare() -> None:
+    """What the simulator makes of the live runs, anew."""
+    held = bundle()
+    traces = {named(path): load_trace(path) for path in trace_files()}
+    logs = read_raw(RAW / "traces_live.jsonl.gz")
+    for log in logs:
+        log |= compared(held, traces[log["trace"]], log)
+        say(comparison(log))
+    write_raw(RAW / "traces_live.jsonl.gz", logs)
 
 
 def simulate() -> None:
@@ -332,4 +382,4 @@ def median_lines() -> dict[int, Line]:
 
 
 if __name__ == "__main__":
-    {"live": live, "simulate": simulate}[sys.argv[1]]()
+    {"live": live, "compare": compare, "simulate": simulate}[sys.argv[1]]()

@@ -148,6 +148,15 @@ def test_a_config_file_that_is_not_there_is_one_line(tiny_bundle: Bundle, tmp_pa
     assert done.returncode == 2 and "--config cannot be read: no such file" in done.stderr
 
 
+def test_messages_that_leave_no_room_for_a_greeting_are_refused_at_the_start(tiny_bundle: Bundle) -> None:
+    least = len(Terms.of(tiny_bundle).hello())
+    done = coinfer("serve", tiny_bundle.folder, "--port", 0, "--max-message-bytes", least - 1)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert f"messages of up to {least - 1} B leave a device no room for its greeting of {least} B" in done.stderr
+    with served(tiny_bundle.folder, "--port", 0, "--max-message-bytes", least) as edge:
+        Device(tiny_bundle, edge=edge.url).close()
+
+
 def test_every_limit_of_an_edge_is_an_option_with_its_default() -> None:
     params = {param.name: param for param in typer.main.get_command(app).commands["serve"].params}  # type: ignore[attr-defined]
     defaults = EdgeLimits()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,7 @@ from .options import LIVE
 
 if TYPE_CHECKING:
     from ..data import Images
-    from ..data.live import Frame, Size
+    from ..data.live import Frame, Size, Stop
 
 
 class Request(NamedTuple):
@@ -81,8 +82,10 @@ def _absolute(source: str) -> str:
     return f"folder:{Path(source.removeprefix('folder:')).expanduser().resolve()}"
 
 
-def requests(source: str, bundle: Bundle, *, limit: int | None, data_dir: Path | None) -> Iterator[Request]:
-    """The first `limit` requests that the source brings, read as they are asked for.
+def requests(
+    source: str, bundle: Bundle, *, limit: int | None, data_dir: Path | None, stop: Stop | None = None
+) -> Iterator[Request]:
+    """The first `limit` requests that the source brings, read as they are asked for, until `stop` is set.
 
     A picture of a folder or a stream is scaled and cropped to the bundle's size; its class is the name of its folder,
     where the bundle knows a class of that name.  Live sources (`LIVE`) give each request when it is there; what of
@@ -91,12 +94,22 @@ def requests(source: str, bundle: Bundle, *, limit: int | None, data_dir: Path |
     Raises:
         DataError: at once where there is nothing to read, while iterating where a picture cannot be read.
     """
+    found = islice(_requests(source, bundle, stop, data_dir), limit)
+    return found if stop is None else _until(stop, found)
+
+
+def _until(stop: Stop, found: Iterator[Request]) -> Iterator[Request]:
+    while not stop.is_set and (request := next(found, None)) is not None:
+        yield request
+
+
+def _requests(source: str, bundle: Bundle, stop: Stop | None, data_dir: Path | None) -> Iterator[Request]:
     if source.startswith("folder:"):
-        return islice(_folder(_path_of(source), bundle), limit)
+        return _folder(_path_of(source), bundle)
     kind = source.partition(":")[0]
     if kind in ("stdin", "mjpeg", "watch"):
-        return islice(_live(source, bundle), limit)
-    images = test_images(source, bundle, limit=None, data_dir=data_dir).pick(slice(limit))
+        return _live(source, bundle, stop)
+    images = test_images(source, bundle, limit=None, data_dir=data_dir)
     labels = [None] * len(images) if images.labels is None else images.labels.tolist()
     rows = zip(images.pixels, labels, strict=True)
     return (Request(pixels, f"{source}#{row}", label) for row, (pixels, label) in enumerate(rows))
@@ -124,29 +137,31 @@ def _folder(path: Path, bundle: Bundle) -> Iterator[Request]:
     )
 
 
-def _live(source: str, bundle: Bundle) -> Iterator[Request]:
+def _live(source: str, bundle: Bundle, stop: Stop | None) -> Iterator[Request]:
     """Requests as they come, their classes known where their files' folders have the names of classes."""
-    frames = _frames(source, bundle)
+    frames = _frames(source, bundle, stop)
     return (Request(pixels, name, _class_of(Path(name), bundle)) for name, pixels in frames)
 
 
-def _frames(source: str, bundle: Bundle) -> Iterator[Frame]:
+def _frames(source: str, bundle: Bundle, stop: Stop | None) -> Iterator[Frame]:
     from ..data.live import mjpeg_frames, path_frames, raw_frames, watched_frames
 
     if source == "stdin:raw":
-        return raw_frames(_stdin(), source, bundle.manifest.input)
+        return raw_frames(_stdin(), source, bundle.manifest.input, stop=stop)
     size = _size_of(bundle)
     if source == "stdin:mjpeg":
-        return mjpeg_frames(_stdin(), source, size)
+        return mjpeg_frames(_stdin(), source, size, stop=stop)
     if source == "stdin:paths":
-        return path_frames(_stdin(), source, size)
+        return path_frames(_stdin(), source, size, stop=stop)
     kind, _, path = source.partition(":")
     if kind == "stdin" or not path:
         raise DataError(f'a live source is one of {", ".join(LIVE)}, got "{source}"')
-    return watched_frames(_path_of(source), size) if kind == "watch" else _of_file(source, size)
+    if kind == "watch":
+        return watched_frames(_path_of(source), size, wait=time.sleep if stop is None else stop.wait)
+    return _of_file(source, size, stop)
 
 
-def _of_file(source: str, size: Size) -> Iterator[Frame]:
+def _of_file(source: str, size: Size, stop: Stop | None) -> Iterator[Frame]:
     """The pictures of a file, a pipe with a name, or a camera's device; opened when the first is asked for."""
     path = _path_of(source)
     if not path.exists() or path.is_dir():
@@ -155,10 +170,16 @@ def _of_file(source: str, size: Size) -> Iterator[Frame]:
     def frames() -> Iterator[Frame]:
         from ..data.live import mjpeg_frames
 
-        with path.open("rb", buffering=0) as file:
-            yield from mjpeg_frames(file.fileno(), source, size)
+        # A pipe that nobody writes to yet is waited for where it is read.
+        with path.open("rb", buffering=0, opener=_opened) as file:
+            yield from mjpeg_frames(file.fileno(), source, size, stop=stop)
 
     return frames()
+
+
+def _opened(path: str, flags: int) -> int:
+    is_pipe = stat.S_ISFIFO(os.stat(path).st_mode)
+    return os.open(path, flags | (os.O_NONBLOCK if is_pipe else 0))
 
 
 def _stdin() -> int:

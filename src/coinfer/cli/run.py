@@ -7,8 +7,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import perf_counter, sleep
-from typing import TYPE_CHECKING, Annotated, Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -34,11 +34,11 @@ from .output import note, print_json
 from .tally import Tally, entry_of, summary_text
 
 if TYPE_CHECKING:
+    from ..data.live import Stop
     from ..runtime.device import Device
     from ..runtime.guarded import GuardedDevice
     from ..runtime.request import Answer
     from .pictures import Request
-
 
 
 def run(
@@ -148,7 +148,8 @@ def run(
     chosen by what the link and the edge are like just then, and what the edge does not answer in time the device
     does itself ("answered": "fallback"). With --json, one object with all answers and the summary is printed at the
     end. A folder's pictures are taken in the order of their paths and scaled to the bundle's size; their classes are
-    the names of their folders.
+    the names of their folders. SIGTERM or Ctrl-C ends what comes in; what is under way is answered, and the process
+    ends with 0.
     """
     if not stream and (policy != "block" or deadline is not None or period is not None or unordered):
         raise UsageError("--policy, --deadline, --period and --unordered are for a --stream")
@@ -166,14 +167,19 @@ def run(
     period_s = 0.0 if period is None else parse_duration_s(period)
     options = Options(rate or "1 Mbit/s", rtt or "10 ms", slowdown, int8_slowdown)
     number = _plan_number(loaded, plan, options, has_edge=edge is not None, has_rate=rate is not None, strict=strict)
+    from ..data.live import Stop
     from ..lab.slow import SlowedDevice
     from ..runtime.device import Device
     from .pictures import requests
+    from .stopping import stopping
 
     _log_to_stderr(log)
-    pending = requests(data, loaded, limit=limit, data_dir=data_dir)
+    stop = Stop()
+    pending = requests(data, loaded, limit=limit, data_dir=data_dir, stop=stop)
     factors = slowdown_of(loaded, slowdown, int8_slowdown)
-    pace = None if factors is None else SlowedDevice(factors)
+    # One thread computes in its caller: then nothing else that this process does is stretched.
+    counts: Literal["cpu", "wall"] = "cpu" if threads == 1 else "wall"
+    pace = None if factors is None else SlowedDevice(factors, counts=counts)
     secrets = secrets_of(edge, token_file, ca, cert, key)
     device: Device | GuardedDevice
     if edge is None or strict:
@@ -196,10 +202,10 @@ def run(
     sys.setswitchinterval(0.0005)
     start_s = perf_counter()
     try:
-        with device:
+        with stop, stopping(stop), device:
             start_s = perf_counter()
             if stream:
-                answered = _streamed(device, pending, policy, deadline, period_s, is_ordered=not unordered)
+                answered = _streamed(device, pending, policy, deadline, period_s, stop, is_ordered=not unordered)
             else:
                 answered = ((request, device.infer(request.pixels)) for request in pending)
             for request, answer in answered:
@@ -210,6 +216,8 @@ def run(
                     answers.append(entry)
                 else:
                     _print_line(entry)
+            if stop.is_set:
+                note("told to end; what was under way is answered")
     finally:
         # Also where the link broke: what was answered until then was answered.
         if tally:
@@ -285,6 +293,7 @@ def _streamed(
     policy: str,
     deadline: str | None,
     period_s: float,
+    stop: Stop,
     *,
     is_ordered: bool,
 ) -> Iterator[tuple[Request, Answer]]:
@@ -294,7 +303,8 @@ def _streamed(
         begin_s = perf_counter()
         # The device numbers its requests from 0 on.
         for number, request in enumerate(pending):
-            sleep(max(0.0, begin_s + number * period_s - perf_counter()))
+            if stop.wait(begin_s + number * period_s - perf_counter()):
+                return
             asked[number % 2**32] = request
             yield request.pixels
 

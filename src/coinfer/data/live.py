@@ -7,8 +7,8 @@
 
 Each gives a `Frame` as soon as its last byte is there and waits for nothing behind it.  What is no picture is one line
 in the log ("coinfer.live") and passed over; of a stream of JPEGs the log's last line has their number.  Where a stream
-ends, or its other end is gone, the frames end.  Streams are read by descriptor, never through Python's buffer: a thread
-that waits in it would keep a process from ending.
+ends, its other end is gone, or a `Stop` says so, the frames end.  Streams are read by descriptor, never through
+Python's buffer: a thread that waits in it would keep a process from ending.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import select
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -55,13 +56,52 @@ class Size(NamedTuple):
     channels: int
 
 
-def mjpeg_frames(file: int, name: str, size: Size, *, most_bytes: int = MOST_BYTES) -> Iterator[Frame]:
+class Stop:
+    """Says, from a signal's handler too, that no more is wanted: who waits for bytes or for time waits no longer."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._hears, self._says = os.pipe()
+
+    def __enter__(self) -> Stop:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._hears)
+        os.close(self._says)
+
+    def set(self) -> None:
+        """Say so."""
+        if not self.is_set:
+            self.is_set = True
+            os.write(self._says, b"\0")
+
+    def wait(self, wait_s: float) -> bool:
+        """Let so many seconds pass; True, at once, where no more is wanted."""
+        return bool(_readable((self._hears,), wait_s))
+
+    def allows(self, file: int) -> bool:
+        """Wait for a byte of `file` or its end; False where no more is wanted."""
+        return self._hears not in _readable((self._hears, file))
+
+
+def _readable(files: tuple[int, ...], wait_s: float | None = None) -> list[int]:
+    """Which of these have a byte, or have ended; waits for one."""
+    poll = select.poll()
+    for file in files:
+        poll.register(file, select.POLLIN)
+    return [file for file, _ in poll.poll(None if wait_s is None else max(0.0, 1e3 * wait_s))]
+
+
+def mjpeg_frames(
+    file: int, name: str, size: Size, *, most_bytes: int = MOST_BYTES, stop: Stop | None = None
+) -> Iterator[Frame]:
     """The pictures of a stream of JPEGs, read from the descriptor `file`; the n-th is called `name`#n, from 0 on.
 
     A picture of more than `most_bytes` B, or of more than `MOST_PIXELS` pixels, is not decoded.
     """
     splitter, tally = JpegSplitter(most_bytes=most_bytes), _Tally(name)
-    while data := _read(file, READ_BYTES):
+    while data := _read(file, READ_BYTES, stop):
         for found in splitter.feed(data):
             yield from tally.frame(found, size)
     for found in splitter.end():
@@ -110,14 +150,14 @@ def _decoded(data: bytes, size: Size) -> NDArray[np.uint8]:
         raise DataError(f"{len(data)} B that are no JPEG picture") from error
 
 
-def raw_frames(file: int, name: str, spec: TensorSpec) -> Iterator[Frame]:
+def raw_frames(file: int, name: str, spec: TensorSpec, *, stop: Stop | None = None) -> Iterator[Frame]:
     """Arrays of `spec`, C order, little endian, one behind another; the n-th is called `name`#n, from 0 on.
 
     A last one that is not whole is a line in the log.
     """
     dtype = np.dtype(spec.dtype).newbyteorder("<")
     for number in count():
-        data = _read_whole(file, spec.num_bytes)
+        data = _read_whole(file, spec.num_bytes, stop)
         if len(data) < spec.num_bytes:
             if data:
                 _LOG.warning("%s: frames have %d B, the last one has %d B", name, spec.num_bytes, len(data))
@@ -125,13 +165,13 @@ def raw_frames(file: int, name: str, spec: TensorSpec) -> Iterator[Frame]:
         yield Frame(f"{name}#{number}", np.frombuffer(data, dtype).astype(spec.dtype, copy=False).reshape(spec.shape))
 
 
-def path_frames(file: int, name: str, size: Size) -> Iterator[Frame]:
+def path_frames(file: int, name: str, size: Size, *, stop: Stop | None = None) -> Iterator[Frame]:
     """The pictures of the files that the lines of the descriptor `file` name, each called by its path.
 
     Empty lines are passed over in silence, lines of more than `MOST_PATH_BYTES` B and what cannot be read with a line
     in the log.
     """
-    for line in _lines(file, name):
+    for line in _lines(file, name, stop):
         path = Path(os.fsdecode(line))
         try:
             pixels = read_picture(path, size=(size.height, size.width), channels=size.channels)
@@ -141,12 +181,12 @@ def path_frames(file: int, name: str, size: Size) -> Iterator[Frame]:
         yield Frame(str(path), pixels)
 
 
-def _lines(file: int, name: str) -> Iterator[bytes]:
+def _lines(file: int, name: str, stop: Stop | None) -> Iterator[bytes]:
     """Each line as it is complete, without its end; the last may lack one."""
     data = bytearray()
     is_too_long = False
     while True:
-        more = _read(file, READ_BYTES)
+        more = _read(file, READ_BYTES, stop)
         data += more or b"\n"
         *whole, rest = bytes(data).split(b"\n")
         for line in whole:
@@ -168,23 +208,24 @@ def watched_frames(
     size: Size,
     *,
     poll_s: float = POLL_S,
-    sleep: Callable[[float], None] = time.sleep,
+    wait: Callable[[float], bool | None] = time.sleep,
 ) -> Iterator[Frame]:
     """The pictures below `folder` in the order of their paths, then each that appears, in the order of their times.
 
     A file is read when it has stayed as it is from one look to the next, or for `poll_s` already: whoever writes slower
     writes under another name (one that begins with a dot, or has another suffix) and renames.  A file that is written
-    anew is a new picture.  What cannot be read is a line in the log.  Folders with a dot in front are left out.
+    anew is a new picture.  What cannot be read is a line in the log.  Folders with a dot in front are left out.  `wait`
+    passes the seconds between two looks; True ends it.
 
     Raises:
         DataError: at once where there is no such folder.
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
-    return _watched(folder, size, poll_s, sleep)
+    return _watched(folder, size, poll_s, wait)
 
 
-def _watched(folder: Path, size: Size, poll_s: float, sleep: Callable[[float], None]) -> Iterator[Frame]:
+def _watched(folder: Path, size: Size, poll_s: float, wait: Callable[[float], bool | None]) -> Iterator[Frame]:
     before: dict[str, _Stamp] = {}
     given: dict[str, _Stamp] = {}
     for look in count():
@@ -200,7 +241,8 @@ def _watched(folder: Path, size: Size, poll_s: float, sleep: Callable[[float], N
             except DataError as error:
                 _LOG.warning("watch:%s: passed over: %s", folder, " ".join(str(error).split()))
         before = now
-        sleep(poll_s)
+        if wait(poll_s):
+            return
 
 
 # Of a file: when it was changed, its size, its number.
@@ -227,18 +269,20 @@ def _pictures_in(folder: Path) -> dict[str, _Stamp]:
     return found
 
 
-def _read(file: int, most_bytes: int) -> bytes:
-    """What is there, at least a byte; nothing at the end, or where the other end is gone."""
+def _read(file: int, most_bytes: int, stop: Stop | None) -> bytes:
+    """What is there, at least a byte; nothing at the end, or where the other end is gone or no more is wanted."""
     try:
-        return os.read(file, most_bytes)
+        # A named pipe nobody has written to yet has no end to be read.
+        is_wanted = stop.allows(file) if stop is not None else _readable((file,))
+        return os.read(file, most_bytes) if is_wanted else b""
     except OSError as error:
         _LOG.warning("the stream ended: %s", (error.strerror or str(error)).lower())
         return b""
 
 
-def _read_whole(file: int, num_bytes: int) -> bytearray:
+def _read_whole(file: int, num_bytes: int, stop: Stop | None) -> bytearray:
     """So many bytes, fewer at the end."""
     data = bytearray()
-    while len(data) < num_bytes and (more := _read(file, num_bytes - len(data))):
+    while len(data) < num_bytes and (more := _read(file, num_bytes - len(data), stop)):
         data += more
     return data

@@ -47,8 +47,7 @@ class DeviceConnection:
 
     def hello(self) -> str:
         """The first message to send."""
-        hello = Hello(protocol=PROTOCOL_VERSION, bundle=self.terms.bundle, crossings=self.terms.crossings())
-        return msgspec.json.encode(hello).decode()
+        return self.terms.hello().decode()
 
     def request(self, request: int, plan: int, payload: bytes) -> bytes:
         """The message that asks for the answer to `payload`; numbers rise modulo 2**32.

@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 
 from ..bundle import Bundle
-from ..errors import ProtocolError
+from ..errors import PlanError, ProtocolError
 from ..plan import Plan, TensorSpec, Value
 from .messages import one_line
 from .wire import DURATIONS_BYTES, HEADER_BYTES
@@ -36,6 +36,11 @@ class Terms:
         """Per plan, 16 hex digits that stand for what crosses: kind, codec, tensor specs, reply and exits."""
         return {number: _crossing_digest(plan, self.outputs) for number, plan in self.plans.items()}
 
+    def hello(self) -> bytes:
+        """A device's greeting."""
+        hello = Hello(protocol=PROTOCOL_VERSION, bundle=self.bundle, crossings=self.crossings())
+        return msgspec.json.encode(hello)
+
     def plan(self, number: int) -> Plan:
         """The plan of that number.
 
@@ -50,6 +55,16 @@ class Terms:
         """No REQUEST of these plans is longer, image codecs at their worst included."""
         sizes = (sum(spec.num_bytes for spec in plan.crossing) for plan in self.plans.values())
         return GREETING_BYTES + 2 * max(sizes, default=0)
+
+    def most_bytes(self, wanted: int | None) -> int:
+        """Of one message, as an edge takes them: so many, or what the longest request may need.
+
+        Raises:
+            PlanError: a greeting is longer.
+        """
+        if wanted is not None and wanted < (least := len(self.hello())):
+            raise PlanError(f"messages of up to {wanted} B leave a device no room for its greeting of {least} B")
+        return self.max_request_bytes() if wanted is None else wanted
 
     def max_reply_bytes(self) -> int:
         """No message of the edge is longer."""

@@ -90,7 +90,7 @@ class Serving:
     Raises:
         BundleError: a segment does not fit its plan.
         EngineError: a segment does not load.
-        PlanError: `workers` or `max_batch` is below 1.
+        PlanError: `workers` or `max_batch` is below 1, or no greeting is as short as a message may be.
     """
 
     def __init__(
@@ -111,9 +111,8 @@ class Serving:
             self.segments.parts(plan, "edge")
             self.segments.codec(plan)
         self.models = offered(bundle, self.segments)
-        most = limits.max_message_bytes
         self.limits = Limits(
-            max_message_bytes=self.terms.max_request_bytes() if most is None else most,
+            max_message_bytes=self.terms.most_bytes(limits.max_message_bytes),
             in_flight=limits.in_flight,
             idle_s=limits.idle_s,
         )

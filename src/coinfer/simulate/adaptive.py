@@ -150,8 +150,10 @@ class _Run:
         window: int,
         notice_s: float,
         hedge: float,
+        pauses_s: Sequence[float],
     ) -> None:
         self.hedge = hedge
+        self.pauses_s = dict(enumerate(map(float, pauses_s)))
         self.world, self.chooser, self.lines = _World(), chooser, lines
         self.link, self.window, self.notice_s = link, window, notice_s
         self.uplink, self.downlink = Transfer(link, is_uplink=True), Transfer(link, is_uplink=False)
@@ -213,12 +215,13 @@ class _Run:
 
     def _compute(self, request: int, plan: Any, *, is_fallback: bool) -> None:
         self.is_computing = True
-        took_s = self.lines[plan.number].device_s
-        self.world.at(self.world.now_s + took_s, lambda: self._computed(request, plan, is_fallback))
+        # A pause comes once, whoever is computed then.
+        took_s = self.lines[plan.number].device_s + self.pauses_s.pop(request, 0.0)
+        self.world.at(self.world.now_s + took_s, lambda: self._computed(request, plan, took_s, is_fallback))
 
-    def _computed(self, request: int, plan: Any, is_fallback: bool) -> None:
+    def _computed(self, request: int, plan: Any, took_s: float, is_fallback: bool) -> None:
         self.is_computing = False
-        self.chooser.computed(plan, self.lines[plan.number].device_s)
+        self.chooser.computed(plan, took_s)
         if plan.kind == "device":
             self._end(request, plan, "fallback" if is_fallback else "device")
         elif self.is_up:
@@ -339,6 +342,7 @@ def simulate_pilot(
     window: int = 8,
     notice_s: float = 2.0,
     hedge: float = math.inf,
+    pauses_s: Sequence[float] = (),
 ) -> list[Ended]:
     """What becomes of each request, by plans that `chooser` chooses.
 
@@ -349,6 +353,8 @@ def simulate_pilot(
         link: the uplink follows its trace from time 0.
         window: so many requests at most are between being begun and being answered; the next ones wait.
         notice_s: so long may nothing be heard of the edge.
+        hedge: late by so many times what the device takes alone, an answer is computed there too.
+        pauses_s: for each request from the first on, what the device takes besides, whatever its plan.
 
     Raises:
         PlanError: no request, or a window or bound that is none.
@@ -356,21 +362,29 @@ def simulate_pilot(
     if not len(arrivals_s) or window < 1 or not notice_s > 0:
         given = f"{len(arrivals_s)} requests, window {window}, {notice_s} s"
         raise PlanError(f"a simulation needs a request, a window of 1 or more and a bound above 0 s, got {given}")
-    return _Run(chooser, lines, arrivals_s, link, window=window, notice_s=notice_s, hedge=hedge).run()
+    run = _Run(
+        chooser, lines, arrivals_s, link, window=window, notice_s=notice_s, hedge=hedge, pauses_s=pauses_s
+    )
+    return run.run()
 
 
 def oracle(
     lines: Mapping[int, Line],
     arrivals_s: Sequence[float],
     link: Link,
+    *,
+    pauses_s: Sequence[float] = (),
 ) -> list[Ended]:
-    """Each request by the plan of `lines` with the earliest finish, given what went before it and the link's future."""
+    """Each request by the plan of `lines` with the earliest finish, given what went before it and the link's future.
+
+    `pauses_s` as for `simulate_pilot`.
+    """
     uplink, downlink = Transfer(link, is_uplink=True), Transfer(link, is_uplink=False)
     core_free_s = link_free_s = edge_free_s = 0.0
     ended = []
     for request, start_s in enumerate(map(float, arrivals_s)):
         best: tuple[float, float, float, float, int] = (math.inf, 0.0, 0.0, 0.0, -1)
-        begin_s = max(start_s, core_free_s)
+        begin_s = max(start_s, core_free_s) + (pauses_s[request] if request < len(pauses_s) else 0.0)
         for number, line in lines.items():
             computed_s = begin_s + line.device_s
             sent_s, done_s, end_s = link_free_s, edge_free_s, computed_s

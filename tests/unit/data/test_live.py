@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import logging
@@ -9,6 +10,8 @@ import os
 import signal
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -255,7 +258,7 @@ class Watched:
     def __init__(self, folder: Path, *, poll_s: float = HOUR_S) -> None:
         self.folder = folder
         self._events: list[Callable[[], object]] = []
-        self.frames = watched_frames(folder, SIZE, poll_s=poll_s, sleep=self._sleep)
+        self.frames = watched_frames(folder, SIZE, poll_s=poll_s, wait=self._sleep)
 
     def _sleep(self, seconds: float) -> None:
         if not self._events:
@@ -443,11 +446,15 @@ def test_a_polite_kill_ends_a_process_that_waits_for_a_frame(
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     process.stdin.write(PLAIN + OTHER[:100])
     assert json.loads(process.stdout.readline())["input"] == "stdin:mjpeg#0"
+    assert_ends_politely(process)
+
+
+def assert_ends_politely(process: subprocess.Popen[bytes]) -> None:
+    assert process.stderr is not None
     process.send_signal(signal.SIGTERM)
-    # 1, and not a signal's number: it ended by itself.
-    assert process.wait(30) == 1
+    assert process.wait(30) == 0
     said = process.stderr.read().decode()
-    assert "coinfer: interrupted" in said and "Traceback" not in said and "Fatal" not in said
+    assert "told to end" in said and "Traceback" not in said and "Fatal" not in said
 
 
 @both_ways
@@ -459,10 +466,50 @@ def test_a_device_with_an_edge_ends_as_politely(
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         process.stdin.write(PLAIN + OTHER[:100])
         assert json.loads(process.stdout.readline())["input"] == "stdin:mjpeg#0"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 1
-    said = process.stderr.read().decode()
-    assert "coinfer: interrupted" in said and "Traceback" not in said and "Fatal" not in said
+        assert_ends_politely(process)
+
+
+def test_what_is_under_way_is_answered_before_a_process_ends(running: Callable[..., subprocess.Popen[bytes]]):
+    # A request takes a second or more: the second one is taken long before the first has its answer.
+    process = running("stdin:mjpeg", "--stream", "--slowdown", "50000")
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(PLAIN + OTHER)
+    assert json.loads(process.stdout.readline())["input"] == "stdin:mjpeg#0"
+    assert_ends_politely(process)
+    assert [json.loads(line)["input"] for line in process.stdout] == ["stdin:mjpeg#1"]
+
+
+def test_a_second_signal_ends_what_is_under_way(running: Callable[..., subprocess.Popen[bytes]], tmp_path: Path):
+    os.mkfifo(tmp_path / "camera")
+    process = running(f"mjpeg:{tmp_path}/camera", "--slowdown", "5000000")
+    assert process.stdout is not None and process.stderr is not None
+    with (tmp_path / "camera").open("wb", buffering=0) as camera:
+        camera.write(PLAIN)
+        while fcntl.ioctl(camera, termios.FIONREAD, bytes(4)) != bytes(4):
+            time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 1
+    assert process.stdout.read() == b"" and b"coinfer: interrupted" in process.stderr.read()
+
+
+def test_a_pipe_that_nobody_writes_to_is_waited_for_and_let_go(
+    running: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+):
+    os.mkfifo(tmp_path / "camera")
+    process = running(f"mjpeg:{tmp_path}/camera")
+    wait_until_open(process, tmp_path / "camera")
+    assert_ends_politely(process)
+
+
+def wait_until_open(process: subprocess.Popen[bytes], path: Path) -> None:
+    """Until a process has opened a file."""
+    while process.poll() is None:
+        opened = Path(f"/proc/{process.pid}/fd")
+        if any(os.path.realpath(entry) == str(path) for entry in opened.iterdir()):
+            return
+        time.sleep(0.01)
+    raise AssertionError("it ended before it opened the file")
 
 
 def test_a_reader_that_has_enough_ends_the_process(running: Callable[..., subprocess.Popen[bytes]]):

@@ -127,6 +127,25 @@ def test_a_fixed_plan_is_guarded_as_well(known: Bundle, lines: dict[int, Line]) 
     assert set(counts) == {"edge", "fallback"} and counts["fallback"] >= 65
 
 
+@pytest.mark.parametrize("plan", [DEVICE, SPLIT16])
+def test_a_pause_of_the_device_is_added_to_its_request_alone(
+    known: Bundle, lines: dict[int, Line], plan: int
+) -> None:
+    link, at_s = Link(rate_bps=4e6, delay_s=0.003), [1.0 + t for t in arrivals(4)]
+    pauses_s = [0.0, 0.05]
+    plain, paused = (
+        simulate_pilot(Pilot(known, plan=plan), lines, at_s, link, pauses_s=some) for some in ((), pauses_s)
+    )
+    more_s = [one.latency_s - before.latency_s for one, before in zip(paused, plain, strict=True)]
+    assert more_s == pytest.approx([0.0, 0.05, 0.0, 0.0])
+    only = {plan: lines[plan]}
+    more_s = [
+        one.latency_s - before.latency_s
+        for one, before in zip(oracle(only, at_s, link, pauses_s=pauses_s), oracle(only, at_s, link), strict=True)
+    ]
+    assert more_s == pytest.approx([0.0, 0.05, 0.0, 0.0])
+
+
 @pytest.mark.parametrize("given", [{"window": 0}, {"notice_s": 0.0}])
 def test_a_simulation_of_one_device_needs_numbers(known: Bundle, lines: dict[int, Line], given: dict) -> None:
     with pytest.raises(PlanError, match="a window of 1 or more and a bound above 0 s"):

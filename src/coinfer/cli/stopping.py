@@ -1,0 +1,31 @@
+"""How a command that may run for ever is told to end."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from ..data.live import Stop
+
+
+@contextmanager
+def stopping(stop: Stop) -> Iterator[None]:
+    """SIGTERM or Ctrl-C sets `stop`, and what is under way goes on.  A second one ends that as well."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def give_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def told(number: int, frame: FrameType | None) -> None:
+        give_back()
+        stop.set()
+
+    for number in before:
+        signal.signal(number, told)
+    try:
+        yield
+    finally:
+        give_back()
