@@ -171,7 +171,7 @@ def _of_file(source: str, size: Size, stop: Stop | None) -> Iterator[Frame]:
         from ..data.live import mjpeg_frames
 
         # A pipe that nobody writes to yet is waited for where it is read.
-        with path.open("rb", buffering=0, opener=_opened) as file:
+        with open(path, "rb", buffering=0, opener=_opened) as file:
             yield from mjpeg_frames(file.fileno(), source, size, stop=stop)
 
     return frames()

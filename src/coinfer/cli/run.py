@@ -203,6 +203,8 @@ def run(
     start_s = perf_counter()
     try:
         with stop, stopping(stop), device:
+            if not isinstance(device, Device):
+                device.rehearse()
             start_s = perf_counter()
             if stream:
                 answered = _streamed(device, pending, policy, deadline, period_s, stop, is_ordered=not unordered)

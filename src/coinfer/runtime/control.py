@@ -29,13 +29,14 @@ from ..protocol import PADDING_BYTES, Durations
 from ..search.goal import Goal
 from ..timeline import Decision
 from ..units import format_duration, format_rate
+from .own import OwnLoads
 from .pricebook import PriceBook
 from .rate import UplinkRate
 
 _LOG = logging.getLogger("coinfer.device")
 # A plan is left for one that is better by a twentieth; right after a change it takes more.
 GAIN, GAIN_AFTER_CHANGE, CALM_S = 0.05, 0.25, 1.0
-# How much the latest request counts in the edge's load and in the device's.
+# How much the latest request counts in the edge's load.
 _NEWEST = 0.3
 # A heartbeat that measures the link takes it for so long, at the rate that is assumed.
 _PROBE_S, _LEAST_PROBE_BYTES = 0.02, 1024
@@ -99,9 +100,7 @@ class Pilot:
         link = self._book.base.link
         self.rate = UplinkRate(link.rate_bps, 2 * link.delay_s)
         self._load, self._wait_s = 1.0, 0.0
-        # How many times as long as assumed the device itself takes, as of late: for all plans, and for those it took.
-        self._own_load = 1.0
-        self._own_loads: dict[int, float] = {}
+        self._own = OwnLoads()
         # What a reply takes from its arrival to the answer.
         self._beyond_s: float | None = None
         self._current = self.fallback.number
@@ -194,7 +193,7 @@ class Pilot:
 
     def _own_s(self, number: int) -> float:
         """Seconds that the device takes for its side of a plan, as of late."""
-        return self._own_loads.get(number, self._own_load) * self._book.line(number).device_s
+        return self._own.of(number) * self._book.line(number).device_s
 
     def _choose(self, now_s: float, request: int | None) -> Choice:
         if not self._is_up:
@@ -232,7 +231,7 @@ class Pilot:
             line = line._replace(exchange_s=self._beyond_s)
         return line.latency_s(
             rate_bps, base_s=self.rate.base_s, load=self._load, wait_s=self._wait_s,
-            backlog_s=self.rate.backlog_s(now_s, rate_bps), own_load=self._own_loads.get(number, self._own_load),
+            backlog_s=self.rate.backlog_s(now_s, rate_bps), own_load=self._own.of(number),
         )  # fmt: skip
 
     def _may_stay(self) -> bool:
@@ -301,16 +300,14 @@ class Pilot:
             self._asked.pop(request, None)
             self.rate.unsent(request)
 
+    def plans(self) -> list[Plan]:
+        """All that may be chosen; those that are the best most often come first."""
+        return [self.bundle.plan(number) for number in (self._book.plans() if self._fixed is None else ())]
+
     def computed(self, plan: Plan, took_s: float) -> None:
         """The device computed its side of a request."""
         with self._lock:
-            expected_s = self._book.line(plan.number).device_s
-            if expected_s > 0 and took_s > 0:
-                # In logarithms, so that one long pause does not count for ever.
-                ratio = took_s / expected_s
-                self._own_load *= (ratio / self._own_load) ** _NEWEST
-                before = self._own_loads.get(plan.number, ratio)
-                self._own_loads[plan.number] = before * (ratio / before) ** _NEWEST
+            self._own.took(plan.number, took_s, self._book.line(plan.number).device_s)
 
     def answered(self, beyond_s: float) -> None:
         """Between a reply's arrival and the answer so many seconds passed."""
@@ -360,18 +357,15 @@ class Pilot:
         """
         with self._lock:
             book, base_s = self._book, self.rate.base_s
-            # Of all plans that it took: one alone may be slower or faster than the others say.
-            logs = [math.log(load) for load in self._own_loads.values()]
-            own = math.exp(sum(logs) / len(logs)) if logs else 1.0
+            loads, other = self._own.known(), self._own.other
             is_due = self._drawn_s is None or self.rate.last_heard_s >= self._drawn_s + _DRAWN_S
-        if self._fixed is not None or not is_due or not book.is_other(base_s, own):
+        if self._fixed is not None or not is_due or not book.is_other(base_s, loads):
             return
-        fresh = book.drawn_for(base_s, own)
+        fresh = book.drawn_for(base_s, loads, other)
         with self._lock:
             self._book = fresh
             self._drawn_s = self.rate.last_heard_s
-            self._own_load /= own
-            self._own_loads = {number: load / own for number, load in self._own_loads.items()}
+            self._own.said(loads, other)
 
     def late_s(self, plan: Plan, now_s: float, hedge: float) -> float:
         """When the answer to a request that is sent now is late: by `hedge` times what the device would take alone.

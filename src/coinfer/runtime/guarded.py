@@ -40,12 +40,14 @@ from .control import Pilot
 from .device import Device
 from .guarded_stream import GuardedStream, begin, slow_at
 from .keeper import NOTICE_S, Keeper, KeepTerms
+from .own import made_up
 from .pace import Pace
 from .request import Answer, Asked, Ended, Event, Handed
 from .stream import Policy, StreamTerms
 
 _LOG = logging.getLogger("coinfer.device")
 HEDGE = 0.3
+REHEARSAL_S = 2.0
 
 
 class _One:
@@ -172,6 +174,24 @@ class GuardedDevice:
     def decisions(self) -> Sequence[Decision]:
         """The latest changes of plan, each with its reason."""
         return tuple(self.pilot.decisions)
+
+    def rehearse(self, x: ArrayLike | None = None, *, most_s: float = REHEARSAL_S) -> None:
+        """Compute the device's side of each plan that may be chosen, for nothing, to learn how long it takes.
+
+        What the bundle says of a plan may be of another machine, and of a plan that was not taken yet nothing else is
+        known.  Before the first request; after `most_s` seconds the plans that are left are judged by the others.
+
+        Args:
+            x: a request; made up by default: a picture with gentle slopes and some noise.
+
+        Raises:
+            DataError: `x` is of another size or dtype than the bundle's input.
+        """
+        x, end_s = made_up(self.bundle.manifest.input) if x is None else x, time.perf_counter() + most_s
+        for plan in self.pilot.plans():
+            if time.perf_counter() < end_s:
+                self.pilot.computed(plan, self.device.own_s(x, plan))
+        self.pilot.adapt()
 
     def infer(self, x: ArrayLike, *, deadline_s: float | None = None) -> Answer:
         """The answer to one request; without one by `deadline_s` it is "late".

@@ -1,19 +1,21 @@
 """What a device knows of its menu's prices: the map to look plans up in, and a line for each plan.
 
-Both are drawn for a round trip and a device's speed, and drawn anew where these turn out to be others.
+Both are drawn for a round trip and the device's time for each plan, and drawn anew where these turn out to be others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import msgspec
+import numpy as np
 
 from ..bundle import Bundle
 from ..errors import Infeasible, PlanError
 from ..plan import Candidate, Plan
-from ..profile import Conditions, Link, Slowdown
+from ..profile import Conditions, Link
 from ..search.estimate import Table
 from ..search.goal import Goal
 from ..search.line import Line, lines_of
@@ -24,7 +26,7 @@ from ..search.solve import search
 _ASSUMED = Conditions(link=Link(rate_bps=1e6, delay_s=0.005))
 _UNKNOWN = Line(device_s=0.0, up_bits=0.0, down_bits=0.0, edge_s=0.0, share=1.0, exchange_s=0.0)
 _LEAST_LOAD = 1e-3
-# The device is another than it was taken for where its times are off by a third.
+# The device is another than it was taken for where a plan's time is off by a third.
 _OWN_IS_OTHER = math.log(4 / 3)
 
 
@@ -55,6 +57,11 @@ class PriceBook:
         """The number of the best plan, by look-up; None where none keeps the goal."""
         return self._map.at(rate_bps, edge_load=max(edge_load, _LEAST_LOAD))
 
+    def plans(self) -> list[int]:
+        """The numbers of all plans that are priced; those that are the best most often come first."""
+        often = Counter(self._map.plans)
+        return sorted(map(int, self._table.numbers), key=lambda number: (-often[number], number))
+
     def line(self, number: int) -> Line:
         """A plan's line; of one without evidence nothing is known."""
         return self._lines.get(number, _UNKNOWN)
@@ -83,19 +90,20 @@ class PriceBook:
             # Better an answer that loses more than none.
             return min(alone, key=_loss).plan, False
 
-    def is_other(self, base_s: float, own_load: float) -> bool:
-        """Whether a round trip of `base_s`, or a device that takes `own_load` times as long, needs another map."""
+    def is_other(self, base_s: float, own_loads: Mapping[int, float]) -> bool:
+        """Whether another map is needed: the round trip is `base_s`, a plan takes the device so many times as long."""
         drawn_s = 2 * self.base.link.delay_s
-        return abs(base_s - drawn_s) >= max(0.002, 0.2 * drawn_s) or abs(math.log(own_load)) >= _OWN_IS_OTHER
+        is_far = abs(base_s - drawn_s) >= max(0.002, 0.2 * drawn_s)
+        return is_far or any(abs(math.log(load)) >= _OWN_IS_OTHER for load in own_loads.values())
 
-    def drawn_for(self, base_s: float, own_load: float) -> PriceBook:
-        """The same book for them: some tenths of a second of work."""
+    def drawn_for(self, base_s: float, own_loads: Mapping[int, float], other_load: float) -> PriceBook:
+        """The same book for them, `other_load` for plans that `own_loads` does not name: some tenths of a second."""
+        loads = np.array([own_loads.get(int(number), other_load) for number in self._table.numbers])
         link = msgspec.structs.replace(self.base.link, delay_s=base_s / 2)
-        device = Slowdown(fp32=own_load * self.base.device.fp32, int8=own_load * self.base.device.int8)
         fresh = PriceBook.__new__(PriceBook)
-        fresh._bundle, fresh.goal, fresh._table = self._bundle, self.goal, self._table
-        fresh.base = msgspec.structs.replace(self.base, link=link, device=device)
-        fresh._lines, fresh._map = lines_of(self._table, fresh.base), fresh._drawn(fresh.base)
+        fresh._bundle, fresh.goal, fresh._table = self._bundle, self.goal, self._table.on_device(loads)
+        fresh.base = msgspec.structs.replace(self.base, link=link)
+        fresh._lines, fresh._map = lines_of(fresh._table, fresh.base), fresh._drawn(fresh.base)
         return fresh
 
     def _drawn(self, base: Conditions) -> PlanMap:

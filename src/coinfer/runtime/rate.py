@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
+from statistics import median
 from typing import NamedTuple
 
 # The share of the way (in logarithms) that one frame moves the estimate, and how fast the past is forgotten.
@@ -44,6 +45,8 @@ class UplinkRate:
         # What the latest heartbeats took, and their bits.
         self._beats: deque[tuple[float, float]] = deque([(base_s, 0.0)], maxlen=_BEATS)
         self._is_base_known = False
+        # By how much each came later or earlier than expected.
+        self._offs_s: deque[float] = deque([0.0], maxlen=_BEATS)
         self._noise_s = _LEAST_NOISE_S
         # When the last frame was acknowledged, the edge's own time left out; and when anything was heard.
         self._acknowledged_s = self._heard_s = self._known_s = -math.inf
@@ -106,7 +109,9 @@ class UplinkRate:
         took_s, bits = heard_s - sent_s, 8.0 * num_bytes
         if self._is_base_known:
             off_s = abs(took_s - bits / self._rate_bps - self.base_s)
-            self._noise_s = max(_LEAST_NOISE_S, 0.8 * self._noise_s + 0.2 * off_s)
+            self._offs_s.append(off_s)
+            # One that met a link that stood still says nothing of clocks.
+            self._noise_s = max(_LEAST_NOISE_S, median(self._offs_s))
         else:
             self._beats.clear()
             self._is_base_known = True

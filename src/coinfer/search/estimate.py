@@ -8,6 +8,7 @@ operations, so a search over 10,000 candidates takes about a millisecond.  All p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import cast
 
 import numpy as np
@@ -48,6 +49,14 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.candidates)
+
+    def on_device(self, loads: NDArray[np.float64]) -> Table:
+        """The same table where the device takes so many times as long for its side of each candidate."""
+        fresh, work = copy(self), self.work
+        fresh.work = work._replace(
+            head_s=work.head_s * loads, encode_s=work.encode_s * loads, exit_s=work.exit_s * loads
+        )
+        return fresh
 
 
 def as_table(candidates: Sequence[Candidate] | Table) -> Table:

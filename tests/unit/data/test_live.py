@@ -470,8 +470,8 @@ def test_a_device_with_an_edge_ends_as_politely(
 
 
 def test_what_is_under_way_is_answered_before_a_process_ends(running: Callable[..., subprocess.Popen[bytes]]):
-    # A request takes a second or more: the second one is taken long before the first has its answer.
-    process = running("stdin:mjpeg", "--stream", "--slowdown", "50000")
+    # A request takes a second or more: the second one waits for its turn long before the first has its answer.
+    process = running("stdin:mjpeg", *STREAMING, "--slowdown", "50000")
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(PLAIN + OTHER)
     assert json.loads(process.stdout.readline())["input"] == "stdin:mjpeg#0"

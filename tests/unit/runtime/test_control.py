@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -220,6 +221,27 @@ def test_a_device_that_is_slower_than_it_was_taken_for_is_seen_by_its_own_times(
         slow.pilot.computed(known.plan(number), 10 * {SPLIT16: 0.012, SPLIT32: 0.010, UPLOAD: 0.001}[number])
     slow.pilot.adapt()
     assert slow.settled() == UPLOAD
+
+
+def test_a_plan_that_is_quicker_here_than_the_bundle_says_comes_into_the_map(known: Bundle) -> None:
+    """At 4 Mbit/s a split is the best by what the bundle says; a device that is done in 2 ms needs no edge."""
+    taught = Pilot(known)
+    for plan in taught.plans():
+        taught.computed(plan, 0.002 if plan.kind == "device" else 0.050)
+    taught.adapt()
+    road = Road(taught, 4e6)
+    assert road.settled() == DEVICE
+    # What is known of a plan is of that plan alone: the link is looked at no more.
+    assert not taught.wants_probe(1e6)
+
+
+def test_all_plans_can_be_rehearsed_those_that_win_most_often_first(known: Bundle) -> None:
+    pilot = Pilot(known)
+    numbers = [plan.number for plan in pilot.plans()]
+    often = Counter(load_map(known).plans)
+    assert sorted(numbers) == sorted(candidate.plan.number for candidate in known.candidates())
+    assert [often[number] for number in numbers] == sorted((often[n] for n in numbers), reverse=True)
+    assert Pilot(known, plan=SPLIT16).plans() == []
 
 
 def test_other_conditions_and_goals_have_a_map_of_their_own(known: Bundle) -> None:

@@ -17,6 +17,8 @@ from memory_channel import Behaviour, MemoryChannel, answer, logits_of
 
 from coinfer.bundle import Bundle
 from coinfer.errors import DataError, LinkError, PlanError, RefusedError, UsageError
+from coinfer.lab.slow import SlowedDevice
+from coinfer.profile import Slowdown
 from coinfer.protocol import Request, Terms
 from coinfer.runtime.guarded import GuardedDevice
 from coinfer.runtime.keeper import KeepTerms
@@ -122,6 +124,21 @@ def test_a_single_request_falls_back_too(guard: Open, fault: Behaviour) -> None:
     assert got.answered == "fallback"
     np.testing.assert_array_equal(got.outputs[0], wanted)
     assert len([o for o in device.timeline.outcomes if o.request == got.request]) == 1
+
+
+def test_a_rehearsal_teaches_the_devices_own_times_and_asks_the_edge_nothing(guard: Open) -> None:
+    device, channels = guard(answer, plan=None, pace=SlowedDevice(Slowdown(fp32=20.0, int8=20.0)))
+    book = device.pilot._book
+    taken: dict[int, float] = {}
+    device.pilot.computed = lambda plan, took_s: taken.update({plan.number: took_s})  # type: ignore[method-assign]
+    device.rehearse()
+    assert taken.keys() == {plan.number for plan in device.pilot.plans()} and min(taken.values()) > 0
+    assert book is device.pilot._book and channels[0].requests == []
+    taken.clear()
+    device.rehearse(most_s=0.0)
+    assert taken == {}
+    with pytest.raises(DataError, match="uint8"):
+        device.rehearse(np.zeros((2, 2), np.float32))
 
 
 def test_the_link_comes_back_by_itself(guard: Open) -> None:

@@ -50,6 +50,17 @@ def test_frames_that_fill_the_link_tell_its_rate(rate_bps: float, edge_s: float)
     assert estimate.at(now_s) == pytest.approx(rate_bps, rel=0.12)
 
 
+def test_a_heartbeat_over_a_link_that_stood_still_does_not_blur_the_next_ones() -> None:
+    estimate = UplinkRate(1e6)
+    link = MadeUpLink(estimate, 1e6)
+    for k in range(4):
+        link.measure(1.0 * k)
+    noise_s = estimate.noise_s
+    link.free_s = 12.0
+    link.carry(10.0, 50, is_beat=True)
+    assert estimate.noise_s == pytest.approx(noise_s, abs=1e-4)
+
+
 def test_frames_that_queue_are_not_charged_for_each_other() -> None:
     estimate = UplinkRate(2e6, BASE_S)
     link = MadeUpLink(estimate, 1e6)
