@@ -273,7 +273,7 @@ def live() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         bench = Live(held, Path(scratch))
         for pattern in LIVE:
-            (path,) = TRACES.glob(pattern) if "*" not in pattern else sorted(TRACES.glob(pattern))[:1]
+            path = _file_of(pattern)
             if named(path) in done:
                 continue
             trace = load_trace(path)
@@ -290,8 +290,15 @@ def live() -> None:
                 logs.append(log | compared(held, trace, log))
                 say(comparison(logs[-1]))
                 write_raw(log_path, logs)
+    places = {named(_file_of(pattern)): place for place, pattern in enumerate(LIVE)}
+    write_raw(log_path, sorted(logs, key=lambda log: places[log["trace"]]))
     note_commit(RAW, "traces_live")
     note_machine(RAW)
+
+
+def _file_of(pattern: str) -> Path:
+    """The first trace of that name."""
+    return sorted(TRACES.glob(pattern))[0]
 
 
 def compared(held: Bundle, trace: Trace, log: dict[str, Any]) -> dict[str, Any]:

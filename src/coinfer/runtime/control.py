@@ -363,9 +363,10 @@ class Pilot:
             return
         fresh = book.drawn_for(base_s, loads, other)
         with self._lock:
-            self._book = fresh
-            self._drawn_s = self.rate.last_heard_s
-            self._own.said(loads, other)
+            if self._book is book:
+                self._book = fresh
+                self._drawn_s = self.rate.last_heard_s
+                self._own.said(loads, other)
 
     def late_s(self, plan: Plan, now_s: float, hedge: float) -> float:
         """When the answer to a request that is sent now is late: by `hedge` times what the device would take alone.
