@@ -83,8 +83,10 @@ def main() -> None:
         zero_s = device.now_s()
         xs = camera(pixels, given.count, given.period, begin_s)
         answers = [shown(answer, zero_s) for answer in device.stream(xs, window=8)]
+        # Leaving cuts the link once more.
+        num_lost = device.keeper.num_lost
     changes = [msgspec.to_builtins(decision) | {"at_s": decision.at_s - zero_s} for decision in timeline.decisions]
-    lines = [{"losses": device.keeper.num_lost, "decisions": changes}, *answers]
+    lines = [{"losses": num_lost, "decisions": changes}, *answers]
     given.out.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
 
