@@ -71,9 +71,8 @@ def main() -> None:
     with GuardedDevice(
         bundle, edge=given.edge, plan=given.plan, conditions=assumed, pace=pace, timeline=timeline, seed=0
     ) as device:
-        # As `coinfer run` does, and the fallback of a device whose plan is fixed is warmed up besides.
+        # As `coinfer run` does.
         device.rehearse(pixels[0])
-        device.device.warm_up(pixels[0], plan=device.pilot.fallback.number)
         gc.collect()
         gc.freeze()
         sys.setswitchinterval(0.0005)

@@ -190,9 +190,7 @@ def simulated(
     """One way of choosing over one trace, in made-up time; what it takes is what was measured."""
     pilot = Pilot(held, conditions=conditions(held), plan=plan)
     # As a device that has rehearsed.
-    for known in pilot.plans():
-        pilot.computed(known, lines[known.number].device_s)
-    pilot.adapt()
+    pilot.rehearsed({known.number: lines[known.number].device_s for known in pilot.plans()})
     ended = simulate_pilot(pilot, lines, arrivals_s(trace), link_of(trace), hedge=HEDGE, pauses_s=pauses_s)
     return pilot, ended
 

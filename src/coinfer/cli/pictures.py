@@ -99,7 +99,8 @@ def requests(
 
 
 def _until(stop: Stop, found: Iterator[Request]) -> Iterator[Request]:
-    while not stop.is_set and (request := next(found, None)) is not None:
+    """What is found until then; what is only found by then is not taken."""
+    while not stop.is_set and (request := next(found, None)) is not None and not stop.is_set:
         yield request
 
 

@@ -173,64 +173,66 @@ def run(
     from .pictures import requests
     from .stopping import stopping
 
-    _log_to_stderr(log)
-    stop = Stop()
-    pending = requests(data, loaded, limit=limit, data_dir=data_dir, stop=stop)
-    factors = slowdown_of(loaded, slowdown, int8_slowdown)
-    # One thread computes in its caller: then nothing else that this process does is stretched.
-    counts: Literal["cpu", "wall"] = "cpu" if threads == 1 else "wall"
-    pace = None if factors is None else SlowedDevice(factors, counts=counts)
-    secrets = secrets_of(edge, token_file, ca, cert, key)
-    device: Device | GuardedDevice
-    if edge is None or strict:
-        device = Device(
-            loaded, edge=edge, plan=number, pace=pace, threads=threads, timeout_s=parse_duration_s(timeout), **secrets
-        )
-    else:
-        assumed = conditions_of(loaded, options) if rate or rtt or factors else None
-        device = _guarded(
-            loaded, edge, plan=number, fallback=fallback, hedge=hedge, conditions=assumed, notice_s=notice_s,
-            pace=pace, threads=threads, **secrets,
-        )  # fmt: skip
-    tally = Tally()
-    answers: list[dict[str, Any]] = []
-    observe = _observer(device, metrics)
-    # What was loaded stays: on a slow core a look at all of it takes as long as a request.
-    gc.collect()
-    gc.freeze()
-    # Threads that watch and receive give way to the one that computes within so many seconds.
-    sys.setswitchinterval(0.0005)
-    start_s = perf_counter()
-    try:
-        with stop, stopping(stop), device:
-            if not isinstance(device, Device):
-                device.rehearse()
-            start_s = perf_counter()
-            if stream:
-                answered = _streamed(device, pending, policy, deadline, period_s, stop, is_ordered=not unordered)
-            else:
-                answered = ((request, device.infer(request.pixels)) for request in pending)
-            for request, answer in answered:
-                entry = entry_of(loaded, request, answer)
-                tally.add(entry)
-                observe(answer)
-                if json:
-                    answers.append(entry)
+    with Stop() as stop, stopping(stop):
+        _log_to_stderr(log)
+        pending = requests(data, loaded, limit=limit, data_dir=data_dir, stop=stop)
+        factors = slowdown_of(loaded, slowdown, int8_slowdown)
+        # One thread computes in its caller: then nothing else that this process does is stretched.
+        counts: Literal["cpu", "wall"] = "cpu" if threads == 1 else "wall"
+        pace = None if factors is None else SlowedDevice(factors, counts=counts)
+        secrets = secrets_of(edge, token_file, ca, cert, key)
+        device: Device | GuardedDevice
+        if edge is None or strict:
+            timeout_s = parse_duration_s(timeout)
+            device = Device(
+                loaded, edge=edge, plan=number, pace=pace, threads=threads, timeout_s=timeout_s, **secrets
+            )
+        else:
+            assumed = conditions_of(loaded, options) if rate or rtt or factors else None
+            device = _guarded(
+                loaded, edge, plan=number, fallback=fallback, hedge=hedge, conditions=assumed, notice_s=notice_s,
+                pace=pace, threads=threads, **secrets,
+            )  # fmt: skip
+        tally = Tally()
+        answers: list[dict[str, Any]] = []
+        observe = _observer(device, metrics)
+        # What was loaded stays: on a slow core a look at all of it takes as long as a request.
+        gc.collect()
+        gc.freeze()
+        # Threads that watch and receive give way to the one that computes within so many seconds.
+        sys.setswitchinterval(0.0005)
+        start_s, is_through = perf_counter(), False
+        try:
+            with device:
+                if not isinstance(device, Device) and not stop.is_set:
+                    device.rehearse()
+                start_s = perf_counter()
+                if stream:
+                    answered = _streamed(device, pending, policy, deadline, period_s, stop, is_ordered=not unordered)
                 else:
-                    _print_line(entry)
-            if stop.is_set:
-                note("told to end; what was under way is answered")
-    finally:
-        # Also where the link broke: what was answered until then was answered.
-        if tally:
-            name = "this machine, not slowed" if pace is None else pace.label
-            summary = tally.summary(loaded, name, perf_counter() - start_s)
-            if json:
-                print_json({"answers": answers, "summary": summary})
-            else:
-                note(summary_text(summary))
-        if timeline is not None:
-            write_atomically(timeline, device.timeline.to_json_lines())
+                    answered = ((request, device.infer(request.pixels)) for request in pending)
+                for request, answer in answered:
+                    entry = entry_of(loaded, request, answer)
+                    tally.add(entry)
+                    observe(answer)
+                    if json:
+                        answers.append(entry)
+                    else:
+                        _print_line(entry)
+                is_through = True
+                if stop.is_set:
+                    note("told to end; what was under way is answered")
+        finally:
+            # Also where the link broke: what was answered until then was answered.
+            if tally or (json and is_through):
+                name = "this machine, not slowed" if pace is None else pace.label
+                summary = tally.summary(loaded, name, perf_counter() - start_s)
+                if json:
+                    print_json({"answers": answers, "summary": summary})
+                else:
+                    note(summary_text(summary))
+            if timeline is not None:
+                write_atomically(timeline, device.timeline.to_json_lines())
 
 
 def _loaded(folder: Path, verify_key: Path | None) -> Bundle:

@@ -13,7 +13,9 @@ from ..data.live import Stop
 @contextmanager
 def stopping(stop: Stop) -> Iterator[None]:
     """SIGTERM or Ctrl-C sets `stop`, and what is under way goes on.  A second one ends that as well."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    # Who started us may want one ignored.
+    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def give_back() -> None:
         for number, handler in before.items():

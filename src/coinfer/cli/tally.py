@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # A process that never ends keeps so many latencies for its percentiles.
 KEPT = 100_000
+_PERCENTILES = ("latency_p50_s", "latency_p95_s")
 
 
 def entry_of(bundle: Bundle, request: Request, answer: Answer) -> dict[str, Any]:
@@ -79,7 +80,7 @@ class Tally:
         import numpy as np
 
         count = self.count
-        p50_s, p95_s = np.percentile(self.latencies_s, [50, 95]) if count else (float("nan"), float("nan"))
+        p50_s, p95_s = map(float, np.percentile(self.latencies_s, [50, 95])) if count else (None, None)
         plan = max(self.plans, key=self.plans.__getitem__) if self.plans else None
         return {
             "plan": plan,
@@ -88,8 +89,8 @@ class Tally:
             "device": device,
             "requests": count,
             "answered": self.answered,
-            "latency_p50_s": float(p50_s),
-            "latency_p95_s": float(p95_s),
+            "latency_p50_s": p50_s,
+            "latency_p95_s": p95_s,
             "throughput_hz": count / elapsed_s if elapsed_s > 0 else None,
             "payload_bytes": self.payload_bytes / max(1, count),
             "wire_bytes": self.wire_bytes / max(1, count),
@@ -107,9 +108,9 @@ def summary_text(summary: dict[str, Any]) -> str:
     fallbacks = summary["answered"].get("fallback", 0)
     extra += f", {fallbacks} by the device in the edge's place" if fallbacks else ""
     extra += "".join(f", {count} {why}" for why, count in summary["unanswered"].items())
+    p50, p95 = ("none" if it is None else format_duration(it) for it in map(summary.get, _PERCENTILES))
     return (
-        f"{summary['requests']} requests by {plan}, {summary['device']}: "
-        f"latency p50 {format_duration(summary['latency_p50_s'])}, p95 {format_duration(summary['latency_p95_s'])}, "
+        f"{summary['requests']} requests by {plan}, {summary['device']}: latency p50 {p50}, p95 {p95}, "
         f"{summary['throughput_hz'] or 0:.3g} a second, {format_bytes(summary['payload_bytes'])} payload, "
         f"{format_bytes(summary['wire_bytes'])} on the wire{extra}"
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import select
 import stat
@@ -38,6 +39,7 @@ READ_BYTES = 65536
 MOST_PIXELS = 1 << 25
 MOST_PATH_BYTES = 4096
 POLL_S = 0.2
+_STEP_S, _LONGEST_S = 0.001, 3600.0
 _LOG = logging.getLogger("coinfer.live")
 
 
@@ -78,7 +80,13 @@ class Stop:
 
     def wait(self, wait_s: float) -> bool:
         """Let so many seconds pass; True, at once, where no more is wanted."""
-        return bool(_readable((self._hears,), wait_s))
+        end_s = time.monotonic() + wait_s
+        while (left_s := end_s - time.monotonic()) > _STEP_S:
+            # In whole milliseconds, and not too many at once.
+            if _readable((self._hears,), min(left_s - _STEP_S, _LONGEST_S)):
+                return True
+        time.sleep(max(0.0, left_s))
+        return self.is_set
 
     def allows(self, file: int) -> bool:
         """Wait for a byte of `file` or its end; False where no more is wanted."""
@@ -90,7 +98,7 @@ def _readable(files: tuple[int, ...], wait_s: float | None = None) -> list[int]:
     poll = select.poll()
     for file in files:
         poll.register(file, select.POLLIN)
-    return [file for file, _ in poll.poll(None if wait_s is None else max(0.0, 1e3 * wait_s))]
+    return [file for file, _ in poll.poll(None if wait_s is None else math.ceil(1e3 * wait_s))]
 
 
 def mjpeg_frames(
@@ -104,8 +112,9 @@ def mjpeg_frames(
     while data := _read(file, READ_BYTES, stop):
         for found in splitter.feed(data):
             yield from tally.frame(found, size)
-    for found in splitter.end():
-        yield from tally.frame(found, size)
+    if stop is None or not stop.is_set:
+        for found in splitter.end():
+            yield from tally.frame(found, size)
     tally.end()
 
 
@@ -159,7 +168,7 @@ def raw_frames(file: int, name: str, spec: TensorSpec, *, stop: Stop | None = No
     for number in count():
         data = _read_whole(file, spec.num_bytes, stop)
         if len(data) < spec.num_bytes:
-            if data:
+            if data and (stop is None or not stop.is_set):
                 _LOG.warning("%s: frames have %d B, the last one has %d B", name, spec.num_bytes, len(data))
             return
         yield Frame(f"{name}#{number}", np.frombuffer(data, dtype).astype(spec.dtype, copy=False).reshape(spec.shape))
@@ -187,6 +196,8 @@ def _lines(file: int, name: str, stop: Stop | None) -> Iterator[bytes]:
     is_too_long = False
     while True:
         more = _read(file, READ_BYTES, stop)
+        if stop is not None and stop.is_set:
+            return
         data += more or b"\n"
         *whole, rest = bytes(data).split(b"\n")
         for line in whole:

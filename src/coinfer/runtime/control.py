@@ -18,7 +18,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from ..bundle import Bundle
@@ -66,8 +66,7 @@ class Pilot:
         bundle: with evidence, and a map of plans.
         plan: the number of the one plan to use; None chooses.
         goal: what to make best; what the bundle was built for by default.
-        conditions: rate, round trip and device as assumed before anything is known; what the bundle was built for by
-            default.
+        conditions: rate, round trip and device as assumed at first; what the bundle was built for by default.
         fallback: number of the plan without an edge; the best one on the menu by default.
         probe_s: so often the link is measured where requests do not tell its rate.
 
@@ -95,6 +94,7 @@ class Pilot:
         self._book = PriceBook(bundle, goal=goal, conditions=conditions)
         self._is_latency = self._book.goal.minimise == "latency"
         # Where the fallback does not keep the goal, it is for want of an edge alone.
+        self._named_fallback = fallback
         self.fallback, self._keeps_goal = self._book.fallback(fallback)
         self._fixed = None if plan is None else bundle.plan(plan)
         link = self._book.base.link
@@ -111,11 +111,10 @@ class Pilot:
         self._probe_s = self._probe_every_s = probe_s
         self._probed_s = -math.inf
         self._asked: dict[int, int] = {}
-        # When the map was last drawn anew.
         self._drawn_s: float | None = None
         # Plans that the edge does not take.
         self._left_out: set[int] = set()
-        self._lock = threading.RLock()
+        self._lock, self._drawing = threading.RLock(), threading.Lock()
 
     # What is known.
 
@@ -301,8 +300,9 @@ class Pilot:
             self.rate.unsent(request)
 
     def plans(self) -> list[Plan]:
-        """All that may be chosen; those that are the best most often come first."""
-        return [self.bundle.plan(number) for number in (self._book.plans() if self._fixed is None else ())]
+        """All that may be taken; those that are the best most often come first."""
+        fixed = () if self._fixed is None else dict.fromkeys((self._fixed.number, self.fallback.number))
+        return [self.bundle.plan(number) for number in fixed or self._book.plans()]
 
     def computed(self, plan: Plan, took_s: float) -> None:
         """The device computed its side of a request."""
@@ -351,22 +351,27 @@ class Pilot:
                 self._probe_every_s = min(every_s, _SELDOM * self._probe_s)
 
     def adapt(self) -> None:
-        """Draw the map anew where the round trip or the device is another than it was drawn for.
-
-        For a thread that has time.
-        """
-        with self._lock:
-            book, base_s = self._book, self.rate.base_s
-            loads, other = self._own.known(), self._own.other
-            is_due = self._drawn_s is None or self.rate.last_heard_s >= self._drawn_s + _DRAWN_S
-        if self._fixed is not None or not is_due or not book.is_other(base_s, loads):
+        """Draw the map anew where round trip or device are others than it was drawn for; for a thread that has time."""
+        if self._fixed is not None or not self._drawing.acquire(blocking=False):
             return
-        fresh = book.drawn_for(base_s, loads, other)
-        with self._lock:
-            if self._book is book:
-                self._book = fresh
-                self._drawn_s = self.rate.last_heard_s
-                self._own.said(loads, other)
+        try:
+            with self._lock:
+                base_s, loads, other = self.rate.base_s, self._own.known(), self._own.other
+                is_due = self._drawn_s is None or self.rate.last_heard_s >= self._drawn_s + _DRAWN_S
+            if is_due and self._book.is_other(base_s, loads):
+                fresh = self._book.drawn_for(base_s, loads, other)
+                with self._lock:
+                    self._book, self._drawn_s = fresh, self.rate.last_heard_s
+        finally:
+            self._drawing.release()
+
+    def rehearsed(self, own_s: Mapping[int, float]) -> None:
+        """By plan, what the device took for its side: from now on this is what is said of them, and of all others."""
+        with self._drawing:
+            fresh = self._book.timed(self.rate.base_s, own_s)
+            with self._lock:
+                self._book, self._own = fresh, OwnLoads()
+                self.fallback, self._keeps_goal = fresh.fallback(self._named_fallback)
 
     def late_s(self, plan: Plan, now_s: float, hedge: float) -> float:
         """When the answer to a request that is sent now is late: by `hedge` times what the device would take alone.

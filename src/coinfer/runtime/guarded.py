@@ -179,19 +179,24 @@ class GuardedDevice:
         """Compute the device's side of each plan that may be chosen, for nothing, to learn how long it takes.
 
         What the bundle says of a plan may be of another machine, and of a plan that was not taken yet nothing else is
-        known.  Before the first request; after `most_s` seconds the plans that are left are judged by the others.
+        known.  Each is timed twice and the lesser time counts; none is begun after `most_s` seconds, and what was not
+        timed is judged by the others.  So are plans with exits on the device, whose time depends on the pictures.
 
         Args:
             x: a request; made up by default: a picture with gentle slopes and some noise.
 
         Raises:
             DataError: `x` is of another size or dtype than the bundle's input.
+            PlanError: the device is in the middle of a stream.
         """
+        self._check_free()
         x, end_s = made_up(self.bundle.manifest.input) if x is None else x, time.perf_counter() + most_s
-        for plan in self.pilot.plans():
+        own_s: dict[int, float] = {}
+        for plan in 2 * [plan for plan in self.pilot.plans() if not plan.exits_on("device")]:
             if time.perf_counter() < end_s:
-                self.pilot.computed(plan, self.device.own_s(x, plan))
-        self.pilot.adapt()
+                own_s[plan.number] = min(self.device.own_s(x, plan), own_s.get(plan.number, inf))
+        if own_s:
+            self.pilot.rehearsed(own_s)
 
     def infer(self, x: ArrayLike, *, deadline_s: float | None = None) -> Answer:
         """The answer to one request; without one by `deadline_s` it is "late".

@@ -131,6 +131,7 @@ class Keeper:
             threading.Thread(target=self._keep, name="coinfer-link", daemon=True),
             threading.Thread(target=self._send, name="coinfer-send", daemon=True),
             threading.Thread(target=self._watch, name="coinfer-watch", daemon=True),
+            threading.Thread(target=self._adapt, name="coinfer-adapt", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
@@ -309,6 +310,10 @@ class Keeper:
                 channel.abort()
             elif is_idle:
                 self._beat_when_due(channel, now_s)
+
+    def _adapt(self) -> None:
+        """Drawing a map takes a slow device seconds: whoever watches the link must not wait for it."""
+        while not self._closed.wait(self.terms.notice_s / 8):
             self._pilot.adapt()
 
     def _is_overdue(self, by_s: float) -> bool:

@@ -46,7 +46,7 @@ class UplinkRate:
         self._beats: deque[tuple[float, float]] = deque([(base_s, 0.0)], maxlen=_BEATS)
         self._is_base_known = False
         # By how much each came later or earlier than expected.
-        self._offs_s: deque[float] = deque([0.0], maxlen=_BEATS)
+        self._offs_s: deque[float] = deque(_BEATS * [0.0], maxlen=_BEATS)
         self._noise_s = _LEAST_NOISE_S
         # When the last frame was acknowledged, the edge's own time left out; and when anything was heard.
         self._acknowledged_s = self._heard_s = self._known_s = -math.inf

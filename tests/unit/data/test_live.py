@@ -26,7 +26,7 @@ from coinfer.cli.options import LIVE
 from coinfer.cli.pictures import Request, requests
 from coinfer.data import live
 from coinfer.data.folder import read_picture
-from coinfer.data.live import Size, mjpeg_frames, path_frames, raw_frames, watched_frames
+from coinfer.data.live import Size, Stop, mjpeg_frames, path_frames, raw_frames, watched_frames
 from coinfer.data.mjpeg import Broken, JpegSplitter
 from coinfer.errors import DataError
 from coinfer.plan import TensorSpec
@@ -447,6 +447,37 @@ def test_a_polite_kill_ends_a_process_that_waits_for_a_frame(
     process.stdin.write(PLAIN + OTHER[:100])
     assert json.loads(process.stdout.readline())["input"] == "stdin:mjpeg#0"
     assert_ends_politely(process)
+
+
+def test_a_rest_that_is_there_when_a_process_is_told_to_end_is_no_picture(
+    running: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+):
+    (tmp_path / "1").write_bytes(PLAIN)
+    (tmp_path / "10").write_bytes(PLAIN)
+    process = running("stdin:paths")
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(f"{tmp_path}/10\n{tmp_path}/1".encode())
+    assert json.loads(process.stdout.readline())["input"] == f"{tmp_path}/10"
+    # What would have been another "10" is not taken for "1".
+    assert_ends_politely(process)
+    assert process.stdout.read() == b""
+
+
+def test_no_answer_is_an_object_too(running: Callable[..., subprocess.Popen[bytes]]):
+    process = running("stdin:mjpeg", "--json")
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.close()
+    found = json.loads(process.stdout.read())
+    assert process.wait(30) == 0 and found["answers"] == []
+    assert found["summary"]["requests"] == 0 and found["summary"]["latency_p50_s"] is None
+
+
+def test_a_stop_ends_what_waits_and_lets_time_pass_otherwise():
+    with Stop() as stop:
+        assert not stop.wait(0.0) and not stop.wait(-1.0) and not stop.wait(0.0025)
+        stop.set()
+        stop.set()
+        assert stop.is_set and stop.wait(1e9)
 
 
 def assert_ends_politely(process: subprocess.Popen[bytes]) -> None:

@@ -17,7 +17,18 @@ from coinfer.runtime.control import Pilot
 from coinfer.search.estimate import estimate
 from coinfer.search.goal import Goal
 from coinfer.search.planmap import load_map, plan_map
-from tiny_bundle import ASSUMED, DEVICE, DEVICE_TOP, MENU, SPLIT16, SPLIT32, UPLOAD, candidates, make_tiny_bundle
+from tiny_bundle import (
+    ASSUMED,
+    DEVICE,
+    DEVICE_TOP,
+    EVIDENCE,
+    MENU,
+    SPLIT16,
+    SPLIT32,
+    UPLOAD,
+    candidates,
+    make_tiny_bundle,
+)
 
 BASE_S = 0.002
 SECONDS = Durations(0, 0, 2000)
@@ -226,12 +237,10 @@ def test_a_device_that_is_slower_than_it_was_taken_for_is_seen_by_its_own_times(
 def test_a_plan_that_is_quicker_here_than_the_bundle_says_comes_into_the_map(known: Bundle) -> None:
     """At 4 Mbit/s a split is the best by what the bundle says; a device that is done in 2 ms needs no edge."""
     taught = Pilot(known)
-    for plan in taught.plans():
-        taught.computed(plan, 0.002 if plan.kind == "device" else 0.050)
-    taught.adapt()
+    taught.rehearsed({plan.number: 0.002 if plan.kind == "device" else 0.050 for plan in taught.plans()})
     road = Road(taught, 4e6)
     assert road.settled() == DEVICE
-    # What is known of a plan is of that plan alone: the link is looked at no more.
+    # No rate of the link would change that.
     assert not taught.wants_probe(1e6)
 
 
@@ -241,7 +250,48 @@ def test_all_plans_can_be_rehearsed_those_that_win_most_often_first(known: Bundl
     often = Counter(load_map(known).plans)
     assert sorted(numbers) == sorted(candidate.plan.number for candidate in known.candidates())
     assert [often[number] for number in numbers] == sorted((often[n] for n in numbers), reverse=True)
-    assert Pilot(known, plan=SPLIT16).plans() == []
+    assert [plan.number for plan in Pilot(known, plan=SPLIT16).plans()] == [SPLIT16, DEVICE]
+    assert [plan.number for plan in Pilot(known, plan=DEVICE).plans()] == [DEVICE]
+
+
+def test_what_was_rehearsed_is_what_is_said_and_of_other_plans_by_the_same_factor(known: Bundle) -> None:
+    pilot = Pilot(known)
+    said_s = {plan.number: pilot._book.line(plan.number).device_s for plan in pilot.plans()}
+    pilot.rehearsed({SPLIT16: 2 * said_s[SPLIT16], UPLOAD: 5 * said_s[UPLOAD]})
+    found_s = {number: pilot._book.line(number).device_s for number in said_s}
+    other = (2 * said_s[SPLIT16] + 5 * said_s[UPLOAD]) / (said_s[SPLIT16] + said_s[UPLOAD])
+    factors = {number: {SPLIT16: 2.0, UPLOAD: 5.0}.get(number, other) for number in said_s}
+    assert found_s == pytest.approx({number: factors[number] * said_s[number] for number in said_s})
+    # As it was rehearsed it is no other device.
+    before = pilot._book
+    for number, seconds in found_s.items():
+        pilot.computed(known.plan(number), seconds)
+    pilot.adapt()
+    assert pilot._book is before
+
+
+def test_a_difference_that_cannot_matter_draws_no_map(known: Bundle) -> None:
+    pilot = Pilot(known)
+    pilot.rehearsed({plan.number: 0.0005 for plan in pilot.plans()})
+    before = pilot._book
+    pilot.computed(known.plan(UPLOAD), 0.001)
+    pilot.adapt()
+    assert pilot._book is before
+    pilot.computed(known.plan(SPLIT32), 0.1)
+    pilot.adapt()
+    assert pilot._book is not before
+
+
+def test_the_fallback_is_the_quickest_by_the_devices_own_times_unless_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twin = msgspec.structs.replace(MENU[DEVICE], number=len(MENU), variant="twin")
+    monkeypatch.setitem(EVIDENCE, twin.number, (0.050, *EVIDENCE[DEVICE][1:]))
+    bundle = make_tiny_bundle(tmp_path / "bundle", menu=(*MENU, twin), has_evidence=True)
+    pilot, named = Pilot(bundle), Pilot(bundle, fallback=DEVICE)
+    for one in (pilot, named):
+        one.rehearsed({plan.number: 0.001 if plan.number == twin.number else 0.02 for plan in pilot.plans()})
+    assert pilot.fallback.number == twin.number and named.fallback.number == DEVICE
 
 
 def test_other_conditions_and_goals_have_a_map_of_their_own(known: Bundle) -> None:

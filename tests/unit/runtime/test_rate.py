@@ -50,10 +50,11 @@ def test_frames_that_fill_the_link_tell_its_rate(rate_bps: float, edge_s: float)
     assert estimate.at(now_s) == pytest.approx(rate_bps, rel=0.12)
 
 
-def test_a_heartbeat_over_a_link_that_stood_still_does_not_blur_the_next_ones() -> None:
+@pytest.mark.parametrize("num_before", [1, 2, 4])
+def test_a_heartbeat_over_a_link_that_stood_still_does_not_blur_the_next_ones(num_before: int) -> None:
     estimate = UplinkRate(1e6)
     link = MadeUpLink(estimate, 1e6)
-    for k in range(4):
+    for k in range(num_before):
         link.measure(1.0 * k)
     noise_s = estimate.noise_s
     link.free_s = 12.0
