@@ -40,6 +40,7 @@ from coinfer.bundle import Bundle, load_bundle
 from coinfer.runtime.certificates import make_test_ca
 from coinfer.runtime.guarded import GuardedDevice
 from coinfer.runtime.keeper import KeepTerms
+from coinfer.runtime.memory import keep_heap_whole
 from coinfer.runtime.recent import RecentTimeline
 from coinfer.runtime.spawn import EdgeProcess
 from coinfer.runtime.tls import DeviceTls
@@ -82,6 +83,8 @@ class Look(NamedTuple):
 
 def device_process(folder: Path, requests: int, turn: int, where: Where) -> None:
     """Run the requests; a line on stdout behind each turn."""
+    # As `coinfer run` does.
+    keep_heap_whole()
     bundle = load_bundle(folder)
     pictures = pictures_of(bundle)
     upload, split = (_first(bundle, kind) for kind in ("upload", "split"))

@@ -170,9 +170,11 @@ def run(
     from ..data.live import Stop
     from ..lab.slow import SlowedDevice
     from ..runtime.device import Device
+    from ..runtime.memory import keep_heap_whole
     from .pictures import requests
     from .stopping import stopping
 
+    keep_heap_whole()
     with Stop() as stop, stopping(stop):
         _log_to_stderr(log)
         pending = requests(data, loaded, limit=limit, data_dir=data_dir, stop=stop)

@@ -16,6 +16,7 @@ from ..errors import LinkError, UsageError
 from ..timeline import Timeline
 from .access import Access
 from .app import EdgeLimits, make_app
+from .memory import keep_heap_whole
 from .pace import Pace
 from .server import EdgeServer
 from .traces import Tracer
@@ -55,6 +56,7 @@ def serve(
         BundleError, EngineError, PlanError: as `make_app`.
     """
     access = access or Access()
+    keep_heap_whole()
     with _bound(host, port) as listener:
         # Before anybody can connect, and by the address that the name stands for.
         warning = access.check(listener.getsockname()[0])
