@@ -41,6 +41,8 @@ _NEWEST = 0.2
 _LATER, _SOONER = 0.2, 0.004
 # How many times as long as foreseen is allowed for, before anything is known of it and at most.
 _LEAST_LATER, _MOST_LATER = 1.25, 4.0
+# The share of the bound that waiting here may take: a request is read before and its answer written afterwards.
+_HERE = 0.9
 # What was foreseen to be computed sooner says nothing about waiting.
 _LEAST_FORESEEN_S = 0.02
 
@@ -157,7 +159,7 @@ class Workers:
         each_s = self._each_s.get(job.plan, 0.0)
         wait_s = self._waiting.ahead_of(job.device) * self._mean_s() / self._num_workers
         # Who waits for nobody is let in however long the latest took: else nothing would ever be known to take less.
-        if wait_s > 0 and self._later * (wait_s + each_s) > self._max_wait_s:
+        if wait_s > 0 and self._later * (wait_s + each_s) > _HERE * self._max_wait_s:
             # When half of what is before it is done, there is room for as many again.
             raise BusyError(f"{len(self._waiting)} requests wait for this edge", retry_after_s=self._later * wait_s / 2)
         if (held := self._waiting.bytes_of(job.device)) + job.num_bytes > self._device_bytes:
