@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from bench import traces
 
+from coinfer.lab.yardstick import LoopTimes
 from coinfer.profile import Trace
+from coinfer.search.line import Line
 from tiny_bundle import DEVICE, MENU, UPLOAD, make_tiny_bundle, pictures
 
 
@@ -18,6 +20,7 @@ def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> traces.Live:
     bundle = make_tiny_bundle(tmp_path / "tiny", has_evidence=True)
     made = traces.Live.__new__(traces.Live)
     made.held, made.scratch, made.device_core, made.edge_core = bundle, tmp_path, None, None
+    made.loops = LoopTimes(fp32_s=1e-5, int8_s=1e-5)
     made.pixels, made.labels = pictures(40), np.zeros(40, np.int64)
     np.save(tmp_path / "x.npy", made.pixels)
     monkeypatch.setattr(traces, "SLOWDOWN", 1.0)
@@ -45,3 +48,17 @@ def test_a_trace_is_replayed_and_every_plan_is_timed(live: traces.Live) -> None:
         msgspec.json.encode(head)
     ended = traces.simulated(live.held, lines, trace, DEVICE)[1]
     assert traces.summed(ended).plans == {DEVICE: 40}
+
+
+def test_a_pause_is_no_property_of_a_plan() -> None:
+    line = Line(device_s=0.01, up_bits=8.0, down_bits=8.0, edge_s=0.001, share=1.0, exchange_s=0.0)
+    own_s = [0.02, 0.03, 0.02, 0.5, 0.03, 0.025]
+    rows = [
+        {"request": number, "plan": 1, "stages_s": {"head": seconds, "tail": 0.002}}
+        for number, seconds in enumerate(own_s)
+    ]
+    own = traces.own_times({1: line, 2: line}, rows)
+    assert own.pauses_s == pytest.approx([0.0, 0.0, 0.0, 0.5 - 0.0275, 0.0, 0.0])
+    assert own.lines[1] == pytest.approx(line._replace(device_s=0.025, edge_s=0.002))
+    # A plan that was not taken is as much slower.
+    assert own.lines[2] == pytest.approx(line._replace(device_s=0.025))
