@@ -190,8 +190,7 @@ def live_table() -> TextTable:
         title="Live, replayed in user space for two minutes each: latency in ms",
         columns=(
             "trace", "plans", "mean", "p95", "p99", "simulated mean", "off by %", "by times before, %", "over oracle",
-            "misses %",
-            "right %", "by fallback %", "links lost", "changes", "pauses", "n",
+            "misses %", "right %", "by fallback %", "links lost", "changes", "pauses", "n",
         ),
         rows=tuple(rows),
     )  # fmt: skip

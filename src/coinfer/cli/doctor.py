@@ -15,13 +15,7 @@ from ..bundle import Bundle, load_bundle
 from ..errors import CoinferError, LinkError, PlanError, ProtocolError, RefusedError, UsageError
 from ..units import format_duration
 from .installation import Finding, installation
-from .options import (
-    DeviceCert,
-    DeviceKey,
-    EdgeCa,
-    Json,
-    TokenFile,
-)
+from .options import DeviceCert, DeviceKey, EdgeCa, Json, TokenFile
 from .output import print_json
 
 if TYPE_CHECKING:
