@@ -338,13 +338,11 @@ class Pilot:
         with self._lock:
             self.rate.sent(_beat_key(token), now_s, wire_bytes)
 
-    def beaten(self, token: int, sent_s: float, now_s: float, wire_bytes: int, *, was_idle: bool) -> None:
+    def beaten(self, token: int, now_s: float, *, was_idle: bool) -> None:
         """A heartbeat came back; `was_idle`: nothing else was on the link when it was sent."""
         with self._lock:
-            if was_idle:
-                self.rate.beat(sent_s, now_s, wire_bytes)
             before_bps = self.rate.at(now_s)
-            self.rate.heard(_beat_key(token), now_s)
+            self.rate.heard(_beat_key(token), now_s, is_beat=was_idle)
             if not was_idle:
                 has_told = self.rate.last_known_s >= now_s or abs(math.log(self.rate.at(now_s) / before_bps)) > _MOVED
                 every_s = self._probe_s if has_told else 2 * self._probe_every_s

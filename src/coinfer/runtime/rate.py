@@ -4,23 +4,26 @@
                                             |<- what is measured ->|             (in the reply)     |<- base ->|
 
 A frame begins when it was sent, or when the frame before it had arrived, whichever is later.  What its way takes
-beyond the bytes (`base_s`, both ways) is the least of the latest heartbeats'.  Clocks jitter by `noise_s`, so a frame
-says that the rate lies between bits / (transfer + noise) and bits / (transfer - noise): a small frame says little, and
-the estimate moves only where it lies outside.  Frames that follow each other without a gap are measured together, until
-they say enough.  A frame that has not been acknowledged for longer than it should have taken says that the rate has
-fallen, before anything is heard.
+beyond the bytes (`base_s`, both ways) is the least of the latest heartbeats', less what their own few bytes took: that
+the frame behind one says, so that a rate that is assumed far too low spoils neither way nor noise.  Clocks jitter by
+`noise_s`, the median of what heartbeats took beyond the least, so a frame says that the rate lies between
+bits / (transfer + noise) and bits / (transfer - noise): a small frame says little, and the estimate moves only where it
+lies outside.  Frames that follow each other without a gap are measured together, until they say enough.  A frame that
+has not been acknowledged for longer than it should have taken says that the rate has fallen, before anything is heard.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from statistics import median
+from statistics import median_low
 from typing import NamedTuple
 
 # The share of the way (in logarithms) that one frame moves the estimate, and how fast the past is forgotten.
 _GAIN, _FORGET_S = 0.7, 1.0
 _LEAST_NOISE_S, _BEATS = 0.0005, 5
+# Of what the way took before, what it takes at least where only a guess at a heartbeat's own bytes says less.
+_NOT_BELOW = 0.95
 # A transfer that takes so many times the noise tells the rate within a third.
 _TELLING = 3.0
 LEAST_BPS, MOST_BPS = 1e3, 1e11
@@ -42,12 +45,11 @@ class UplinkRate:
 
     def __init__(self, rate_bps: float, base_s: float = 0.0) -> None:
         self._rate_bps = rate_bps
-        # What the latest heartbeats took, and their bits.
-        self._beats: deque[tuple[float, float]] = deque([(base_s, 0.0)], maxlen=_BEATS)
+        # What the latest heartbeats took, their own bytes left out as soon as another frame tells them.
+        self._ways_s: deque[float] = deque([base_s], maxlen=_BEATS)
         self._is_base_known = False
-        # By how much each came later or earlier than expected.
-        self._offs_s: deque[float] = deque(_BEATS * [0.0], maxlen=_BEATS)
-        self._noise_s = _LEAST_NOISE_S
+        # What the latest one took, and its bits, until then.
+        self._beat: tuple[float, float] | None = None
         # When the last frame was acknowledged, the edge's own time left out; and when anything was heard.
         self._acknowledged_s = self._heard_s = self._known_s = -math.inf
         # Bits and seconds of frames without a gap between them.
@@ -62,12 +64,12 @@ class UplinkRate:
     @property
     def base_s(self) -> float:
         """Both ways without the bytes."""
-        return max(0.0, min(took_s - bits / self._rate_bps for took_s, bits in self._beats))
+        return min(self._ways_s)
 
     @property
     def noise_s(self) -> float:
         """How far the times of one frame may be off."""
-        return self._noise_s
+        return max(_LEAST_NOISE_S, median_low(self._ways_s) - self.base_s)
 
     @property
     def last_heard_s(self) -> float:
@@ -87,39 +89,48 @@ class UplinkRate:
         """A frame was not handed to the link after all."""
         self._flight.pop(key, None)
 
-    def heard(self, key: int, at_s: float, *, edge_s: float = 0.0) -> None:
-        """A frame was acknowledged; of the time since it was sent the edge kept it for `edge_s`."""
+    def heard(self, key: int, at_s: float, *, edge_s: float = 0.0, is_beat: bool = False) -> None:
+        """A frame was acknowledged; of the time since it was sent the edge kept it for `edge_s`.
+
+        `is_beat`: it is a heartbeat of few bytes that found the link idle.
+        """
         frame = self._flight.pop(key, None)
         if frame is None:
             return
         acknowledged_s = at_s - edge_s
-        if self._is_base_known and acknowledged_s - frame.sent_s < self.base_s:
-            # Even with its bytes it was faster.
-            self._beats.append((max(0.0, acknowledged_s - frame.sent_s), 0.0))
-        began_s = self._began_s(frame)
-        if acknowledged_s > began_s - self._noise_s:
+        took_s = max(0.0, acknowledged_s - frame.sent_s)
+        if is_beat:
+            if not self._is_base_known:
+                self._ways_s.clear()
+                self._is_base_known = True
+            self._ways_s.append(took_s)
+        began_s, noise_s = self._began_s(frame), self.noise_s
+        if acknowledged_s > began_s - noise_s:
             is_behind = began_s == self._acknowledged_s
-            bits, took_s = self._run if is_behind else (0.0, 0.0)
-            self._run = bits + frame.bits, took_s + max(0.0, acknowledged_s - began_s)
-            self._observe(*self._run, at_s)
+            bits, run_s = self._run if is_behind else (0.0, 0.0)
+            self._run = bits + frame.bits, run_s + max(0.0, acknowledged_s - began_s)
+            self._observe(*self._run, at_s, noise_s, may_rise=not is_beat)
+        self._leave_out_own_bytes(frame, took_s)
+        self._beat = (took_s, frame.bits) if is_beat else None
+        if self._is_base_known and took_s < self.base_s:
+            # Even with its bytes it was faster.
+            self._ways_s.append(took_s)
         self._acknowledged_s, self._heard_s = max(self._acknowledged_s, acknowledged_s), at_s
 
-    def beat(self, sent_s: float, heard_s: float, num_bytes: float) -> None:
-        """A heartbeat came back that found the link idle."""
-        took_s, bits = heard_s - sent_s, 8.0 * num_bytes
-        if self._is_base_known:
-            off_s = abs(took_s - bits / self._rate_bps - self.base_s)
-            self._offs_s.append(off_s)
-            # One that met a link that stood still says nothing of clocks.
-            self._noise_s = max(_LEAST_NOISE_S, median(self._offs_s))
-        else:
-            self._beats.clear()
-            self._is_base_known = True
-        self._beats.append((took_s, bits))
+    def _leave_out_own_bytes(self, frame: _Frame, took_s: float) -> None:
+        """Of the latest heartbeat's time what its own bytes took, if the link carried `frame` as fast, or as known."""
+        if self._beat is None:
+            return
+        beat_s, bits = self._beat
+        own_s = bits * min(max(0.0, took_s - beat_s) / frame.bits, 1 / self._rate_bps)
+        # Where the link stood still behind the heartbeat that is too much.
+        least_s = min((_NOT_BELOW * way_s for way_s in list(self._ways_s)[:-1]), default=0.0)
+        self._ways_s[-1] = max(least_s, beat_s - own_s)
 
     def forget(self) -> None:
         """The link broke: what was on it will not be acknowledged."""
         self._flight.clear()
+        self._beat = None
         self._acknowledged_s = -math.inf
 
     def at(self, now_s: float) -> float:
@@ -127,7 +138,7 @@ class UplinkRate:
         if not self._flight:
             return self._rate_bps
         frame = next(iter(self._flight.values()))
-        waited_s = now_s - self._began_s(frame) - frame.edge_s - self._noise_s
+        waited_s = now_s - self._began_s(frame) - frame.edge_s - self.noise_s
         if waited_s <= 0:
             return self._rate_bps
         return min(self._rate_bps, max(LEAST_BPS, frame.bits / waited_s))
@@ -144,12 +155,13 @@ class UplinkRate:
         """When a frame of no bytes in its place would have been acknowledged."""
         return max(frame.sent_s + self.base_s, self._acknowledged_s)
 
-    def _observe(self, bits: float, took_s: float, now_s: float) -> None:
-        low_bps = bits / (took_s + self._noise_s)
-        high_bps = bits / (took_s - self._noise_s) if took_s > self._noise_s else math.inf
+    def _observe(self, bits: float, took_s: float, now_s: float, noise_s: float, *, may_rise: bool) -> None:
+        # A heartbeat's own bytes are a part of the way as it is known.
+        low_bps = bits / (took_s + noise_s) if may_rise else 0.0
+        high_bps = bits / (took_s - noise_s) if took_s > noise_s else math.inf
         target_bps = min(max(self._rate_bps, low_bps), high_bps)
         gap_s = now_s - self._known_s
-        if took_s > _TELLING * self._noise_s:
+        if took_s > _TELLING * noise_s:
             self._known_s, self._run = now_s, (0.0, 0.0)
         gain = 1.0 - (1.0 - _GAIN) * math.exp(-gap_s / _FORGET_S)
         rate_bps = self._rate_bps * (target_bps / self._rate_bps) ** gain

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
+from random import Random
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import PlanError
@@ -71,7 +72,7 @@ class Chooser(Protocol):
         """A heartbeat was sent."""
         ...
 
-    def beaten(self, token: int, sent_s: float, now_s: float, wire_bytes: int, *, was_idle: bool) -> None:
+    def beaten(self, token: int, now_s: float, *, was_idle: bool) -> None:
         """A heartbeat came back."""
         ...
 
@@ -168,7 +169,7 @@ class _Run:
         self.hedged: set[int] = set()
         self.over: set[int] = set()
         self.beats: dict[int, float] = {}
-        self.tokens = count(2**31)
+        self.tokens, self.looks = count(2**31), Random(0)
         self.ended: list[Ended] = []
 
     def run(self) -> list[Ended]:
@@ -316,7 +317,7 @@ class _Run:
             elif not self.pending and not self.beats and self.chooser.wants_probe(now_s):
                 self._measure()
             self.chooser.adapt()
-        self.world.at(now_s + tick_s, self._watch)
+        self.world.at(now_s + self.looks.uniform(0.5, 1.0) * tick_s, self._watch)
 
     def _measure(self) -> None:
         now_s = self.world.now_s
@@ -325,12 +326,12 @@ class _Run:
             self.beats[token] = now_s
             self.chooser.beats(token, now_s, num_bytes)
             heard_s = self._carried(num_bytes) + 2 * self.link.delay_s
-            self.world.at(heard_s, partial(self._beaten, token, now_s, num_bytes, was_idle))
+            self.world.at(heard_s, partial(self._beaten, token, was_idle))
 
-    def _beaten(self, token: int, sent_s: float, num_bytes: int, was_idle: bool) -> None:
+    def _beaten(self, token: int, was_idle: bool) -> None:
         if self.beats.pop(token, None) is not None:
             self.heard_s = self.world.now_s
-            self.chooser.beaten(token, sent_s, self.world.now_s, num_bytes, was_idle=was_idle)
+            self.chooser.beaten(token, self.world.now_s, was_idle=was_idle)
 
 
 def simulate_pilot(

@@ -24,9 +24,7 @@ class MadeUpLink:
         self.estimate.sent(key, at_s, num_bytes)
         self.free_s = max(at_s, self.free_s) + 8 * num_bytes / self.rate_bps
         heard_s = self.free_s + self.base_s + edge_s
-        if is_beat:
-            self.estimate.beat(at_s, heard_s, num_bytes)
-        self.estimate.heard(key, heard_s, edge_s=edge_s)
+        self.estimate.heard(key, heard_s, edge_s=edge_s, is_beat=is_beat)
         return heard_s
 
     def measure(self, at_s: float) -> None:
@@ -60,6 +58,30 @@ def test_a_heartbeat_over_a_link_that_stood_still_does_not_blur_the_next_ones(nu
     link.free_s = 12.0
     link.carry(10.0, 50, is_beat=True)
     assert estimate.noise_s == pytest.approx(noise_s, abs=1e-4)
+
+
+@pytest.mark.parametrize("rate_bps", [2e4, 1e6, 1e7])
+def test_a_rate_assumed_far_too_low_spoils_neither_way_nor_noise(rate_bps: float) -> None:
+    # A heartbeat of 50 B at 5 kbit/s would take 80 ms, more than all that this one took.
+    estimate = UplinkRate(5e3)
+    link = MadeUpLink(estimate, rate_bps)
+    for k in range(4):
+        link.measure(3.0 * k)
+        assert estimate.base_s == pytest.approx(BASE_S, rel=0.05)
+        assert estimate.noise_s == pytest.approx(5e-4)
+    # A padded heartbeat takes 1.6 ms at 10 Mbit/s, within 0.5 ms.
+    assert estimate.at(20.0) == pytest.approx(rate_bps, rel=0.25)
+
+
+def test_a_link_that_stands_still_behind_a_heartbeat_does_not_shorten_the_way() -> None:
+    estimate = UplinkRate(1e6)
+    link = MadeUpLink(estimate, 2e5)
+    for k in range(4):
+        link.measure(3.0 * k)
+    link.carry(20.0, 50, is_beat=True)
+    link.free_s = 25.0
+    link.carry(20.0, 2000)
+    assert estimate.base_s == pytest.approx(BASE_S, rel=0.06)
 
 
 def test_frames_that_queue_are_not_charged_for_each_other() -> None:
@@ -126,10 +148,7 @@ def test_whatever_happens_the_rate_is_a_rate(story: list[tuple[float, float, flo
     estimate, now_s = UplinkRate(1e6), 0.0
     for key, (gap_s, num_bytes, edge_s, is_beat) in enumerate(story):
         now_s += gap_s
-        if is_beat:
-            estimate.beat(now_s - gap_s, now_s, num_bytes)
-        else:
-            estimate.sent(key, now_s, num_bytes)
-            estimate.heard(key - 1, now_s, edge_s=edge_s)
+        estimate.sent(key, now_s, num_bytes)
+        estimate.heard(key - 1, now_s, edge_s=edge_s, is_beat=is_beat)
         assert LEAST_BPS <= estimate.at(now_s) < 1e12
         assert 0 <= estimate.backlog_s(now_s) < 1e12

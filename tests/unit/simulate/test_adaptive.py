@@ -101,6 +101,18 @@ def test_on_a_steady_link_a_pilot_comes_to_what_the_oracle_does(
     assert np.mean([one.latency_s for one in adaptive[late]]) <= 1.06 * np.mean([one.latency_s for one in best[late]])
 
 
+@pytest.mark.parametrize("phase_s", np.arange(0.0, 0.25, 0.02).round(3))
+def test_a_camera_as_fast_as_a_keeper_does_not_keep_the_link_unmeasured(
+    known: Bundle, lines: dict[int, Line], phase_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A keeper looks four times a second or more; each request is on the link for 60 ms of its 250."""
+    measured_s: list[float] = []
+    monkeypatch.setattr(Pilot, "wants_probe", lambda pilot, now_s: measured_s.append(now_s) or True)
+    link = Link(rate_bps=4e6, delay_s=0.02)
+    simulate_pilot(Pilot(known, plan=SPLIT16), lines, [phase_s + 0.25 * k for k in range(80)], link)
+    assert max(np.diff([0.0, *measured_s, 20.0])) < 2.0
+
+
 def outage(start_s: float, end_s: float) -> Link:
     trace = Trace(
         name="t", start_s=(0.0, start_s, end_s), rate_bps=(5e7, 0.0, 5e7), duration_s=max(100.0, end_s + 50)
