@@ -1,4 +1,4 @@
-"""The parts of zoo/README.md about units and exits: each file's cuts, shape, accuracy and hash, measured anew.
+"""The parts of zoo/README.md about units, exits and pruned networks: what each file is, measured anew.
 
 python -m bench.zoo
 """
@@ -13,13 +13,14 @@ import torch
 
 from coinfer.compress.batches import Views, seen_by
 from coinfer.compress.exit_file import load_exits
+from coinfer.compress.pruned_file import load_pruned
 from coinfer.compress.recipes import top1
 from coinfer.compress.unit_file import load_unit
 from coinfer.compress.unit_training import rates_of
 from coinfer.data import load_source
 from coinfer.files import write_atomically
 from coinfer.model.cut import split
-from coinfer.model.zoo import weights_digest
+from coinfer.model.zoo import build_model, weights_digest
 from coinfer.report.table import TextTable, markdown
 
 from . import exits
@@ -43,6 +44,15 @@ EXIT_COLUMNS += ("bytes", "sha256")
 EXIT_NOTE = """
 Made by `python -m bench.exits NETWORK` with torch 2.13.0 (CPU build), seed 0, the network frozen, on the training
 pictures as they are and mirrored. A job uses them by `[exits] files = ["zoo/exits/FILE"]`.
+"""
+PRUNED = Path("zoo/pruned")
+PRUNED_HEADING = "# Pruned networks"
+PRUNED_COLUMNS = ("file", "network", "pruned to", "parameters", "top-1 % there, 2,000 validation pictures", "bytes")
+PRUNED_COLUMNS += ("sha256",)
+PRUNED_NOTE = """
+Of `BUNDLE.work/pruned` after `python -m bench.pruning build JOB`, with torch 2.13.0 (CPU build, bfloat16), seed 0, on
+CIFAR-10. Each file has all weights of its network, and in its header every recipe and what was removed:
+`load_pruned(file, build_model(NETWORK).module, (example,), network=None)` gives the network (docs/pruning.md).
 """
 
 
@@ -93,6 +103,24 @@ def exit_row(name: str) -> tuple[str, ...]:
     )
 
 
+def pruned_row(path: Path) -> tuple[str, ...]:
+    """One pruned network's line; its file's name begins with that of the network of the zoo."""
+    name = path.name.partition(".")[0]
+    model = build_model(name)
+    assert model.input_shape is not None
+    module, lineage = load_pruned(path, model.module, (torch.zeros(1, *model.input_shape),), network=None)
+    images = load_source("cifar10").images("validation")
+    return (
+        f"pruned/{path.name}",
+        f"`{name}`",
+        ", then ".join(f"{stage.recipe.keep:.3g} of its {stage.recipe.budget}" for stage in lineage),
+        f"{sum(weight.numel() for weight in module.parameters()):,}",
+        f"{100 * top1(module, images.pixels, images.labels, model.preprocess):.2f}",
+        str(path.stat().st_size),
+        f"`{hashlib.sha256(path.read_bytes()).hexdigest()}`",
+    )
+
+
 def main() -> None:
     """Write the parts anew; what is before them stays."""
     rows = tuple(row(name) for name, order in UNITS.items() if order.is_kept and path_of(name).is_file())
@@ -101,6 +129,9 @@ def main() -> None:
     exit_rows = tuple(exit_row(name) for name in EXITS if exits.path_of(name).is_file())
     exit_table = markdown(TextTable(title="", columns=EXIT_COLUMNS, rows=exit_rows))
     text = f"{before}{HEADING}\n\n{table}\n{NOTE}\n{EXIT_HEADING}\n\n{exit_table}\n{EXIT_NOTE}"
+    if pruned_rows := tuple(map(pruned_row, sorted(PRUNED.glob("*.safetensors")))):
+        pruned_table = markdown(TextTable(title="", columns=PRUNED_COLUMNS, rows=pruned_rows))
+        text += f"\n{PRUNED_HEADING}\n\n{pruned_table}\n{PRUNED_NOTE}"
     write_atomically(README, text.encode())
 
 

@@ -45,14 +45,14 @@ def save_pruned(module: nn.Module, path: Path, *, network: str, lineage: Sequenc
     save_tensors(module.state_dict(), path, metadata=metadata)
 
 
-def load_pruned(path: Path, module: nn.Module, example: Sequence[Tensor], *, network: str) -> PrunedNetwork:
-    """The network of a file that `save_pruned` wrote.
+def load_pruned(path: Path, module: nn.Module, example: Sequence[Tensor], *, network: str | None) -> PrunedNetwork:
+    """The network of a file that `save_pruned` wrote, which holds all of its weights.
 
     Args:
         path: the file.
         module: the unmodified network; it is left as it is.
         example: what it is called with, a batch of 1.
-        network: sha256 of its weights.
+        network: sha256 of its weights; None takes a file of whatever weights, since only the shape is needed.
 
     Raises:
         WeightsError: no such file, not a pruned network, or one of another network or version.
@@ -60,7 +60,7 @@ def load_pruned(path: Path, module: nn.Module, example: Sequence[Tensor], *, net
     state, metadata = load_tensors(path, "pruned network")
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"pruned network {path} must be of format {FORMAT}, got {metadata.get('format')}")
-    if metadata.get("network") != network:
+    if network is not None and metadata.get("network") != network:
         have, want = (str(text)[:12] for text in (metadata.get("network"), network))
         raise WeightsError(f"pruned network {path} was made of another network: weights {have}, these are {want}")
     smaller = copy.deepcopy(module)

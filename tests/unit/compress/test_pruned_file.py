@@ -49,6 +49,14 @@ def test_a_pruned_network_comes_back_as_it_was(module: nn.Module, tmp_path: Path
     assert path.stat().st_size < (tmp_path / "whole.safetensors").stat().st_size
 
 
+def test_a_pruned_network_needs_no_weights_of_the_whole_one(module: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    smaller = pruned_twice(module, path)
+    torch.manual_seed(1)
+    loaded = load_pruned(path, build_model("resnet20").module, example(32), network=None).module
+    assert torch.equal(loaded(*example(32)), smaller(*example(32)))
+
+
 def test_other_files_are_refused(module: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "small.safetensors"
     pruned_twice(module, path)
