@@ -521,7 +521,8 @@ def figures_of(courses: list[Course], seed: int) -> dict[str, Any]:
         "accidents": [line for course in courses for line in course.accidents],
         "notice_s": _spread([s.notice_s for s in strikes]),
         "return_s": _spread([s.return_s for s in strikes]),
-        "local_share": answered["fallback"] / max(1, requests),
+        "local_share": (answered["fallback"] + answered["device"]) / max(1, requests),
+        "fallback_share": answered["fallback"] / max(1, requests),
         "answered": dict(answered),
         "faults": len(strikes),
         "seed": seed,
@@ -570,9 +571,9 @@ def _twice(requests: list[int]) -> int:
 def _spread(values: list[float | None]) -> dict[str, float | None]:
     known = [value for value in values if value is not None]
     if not known:
-        return {"median": None, "p95": None, "max": None}
+        return {"median": None, "p95": None, "max": None, "n": 0}
     p95 = float(np.percentile(known, 95))
-    return {"median": rounded(median(known)), "p95": rounded(p95), "max": rounded(max(known))}
+    return {"median": rounded(median(known)), "p95": rounded(p95), "max": rounded(max(known)), "n": len(known)}
 
 
 def chaos(

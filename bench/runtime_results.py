@@ -5,6 +5,7 @@ python -m bench.runtime_results      (what `make results` runs)
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from coinfer.timeline import Decision, Outcome
 from coinfer.units import format_rate
 
 from .figures import RAW
-from .tables import DOCS, measured_commit
+from .tables import DOCS
 from .traces import DEADLINE_S, named, summed, trace_files
 
 LIVE, SIMULATED = "traces_live.jsonl.gz", "traces_simulated.jsonl.gz"
@@ -233,10 +234,12 @@ def chaos_rows(found: dict[str, Any]) -> Iterator[Row]:
         times = found[key]
         if times["median"] is not None:
             yield Row(
-                name=key, value=times["median"], unit="s", how="measured", n=found["faults"],
-                against=f"{what}; p95 {times['p95']:.3g}, at most {times['max']:.3g} s", raw="chaos.jsonl.gz",
+                name=key, value=times["median"], unit="s", how="measured", n=times["n"],
+                against=f"{what}; {found['faults']} faults; p95 {times['p95']:.3g}, at most {times['max']:.3g} s",
+                raw="chaos.jsonl.gz",
             )  # fmt: skip
     yield Row(name="chaos_local_share", value=found["local_share"], unit="share", how="measured", n=count,
+              against=f"by the device; {found['fallback_share']:.3f} in the edge's place",
               raw="chaos.jsonl.gz")  # fmt: skip
     yield Row(name="chaos_computed_twice", value=found["computed_twice"], unit="requests", how="measured",
               n=max(1, found["computed_at_edge"]), against="by the edge", raw="chaos.jsonl.gz")  # fmt: skip
@@ -269,9 +272,11 @@ def soak_rows(found: dict[str, Any]) -> Iterator[Row]:
     yield Row(name="soak_requests", value=count, unit="requests", how="measured", n=count, raw="soak.json")
     yield Row(name="soak_rss_growth_pct", value=found["soak_rss_growth_pct"], unit="%", how="measured", n=count,
               against="after warm-up, the larger of device and edge", raw="soak.json")  # fmt: skip
-    for key in ("fds", "threads"):
-        most = max(one[key][1] - one[key][0] for one in found["processes"].values())
-        yield Row(name=f"soak_{key}_growth", value=most, unit=key, how="measured", n=count,
+    for key in ("fds", "threads", "tasks"):
+        more = [one[key][1] - one[key][0] for one in found["processes"].values() if key in one]
+        if not more:
+            continue
+        yield Row(name=f"soak_{key}_growth", value=max(more), unit=key, how="measured", n=count,
                   against="after warm-up, the larger of device and edge", raw="soak.json")  # fmt: skip
 
 
@@ -330,14 +335,18 @@ def chaos_table(found: dict[str, Any]) -> TextTable:
 
 
 def soak_table(found: dict[str, Any]) -> TextTable:
-    """Memory, descriptors and threads of both processes, after warm-up and at the end."""
+    """Memory, descriptors, threads and tasks of the processes, after warm-up and at the end."""
     return TextTable(
         title=f"Soak: {found['soak_requests']} requests, {found['reconnects']} connections, {found['seconds']:.0f} s",
-        columns=("process", "memory growth %", "memory, MB", "descriptors", "most", "threads", "most"),
+        columns=(
+            "process", "growth %, by the line", "MB, single looks", "descriptors", "most", "threads", "most",
+            "tasks", "most",
+        ),
         rows=tuple(
             (
                 name, f"{one['rss_growth_pct']:.2f}", _to([f"{size / 1e6:.1f}" for size in one["rss_bytes"]]),
                 _to(one["fds"]), str(one["most_fds"]), _to(one["threads"]), str(one["most_threads"]),
+                *((_to(one["tasks"]), str(one["most_tasks"])) if "tasks" in one else ("-", "-")),
             )
             for name, one in found["processes"].items()
         ),
@@ -365,6 +374,16 @@ def _short(value: Any) -> str:
 TABLES = {"chaos": chaos_table, "soak": soak_table, "load": load_table}
 
 
+def commits(now: str) -> str:
+    """The commit of each part, as the benches noted it; one where it is the same for all."""
+    path = RAW / "commits.json"
+    known = dict(json.loads(path.read_text())) if path.is_file() else {}
+    known |= {name: found["commit"] for name in OTHERS if (found := figures_of(name)) is not None and "commit" in found}
+    if len(set(known.values())) <= 1:
+        return next(iter(known.values()), now)
+    return ", ".join(f"{name} {commit[:12]}" for name, commit in known.items())
+
+
 def main() -> None:
     """The page, of what has been measured."""
     rows: list[Row] = [*trace_rows()]
@@ -386,11 +405,10 @@ def main() -> None:
         print(f"the runtime is not measured yet: there is no log in {RAW}")
         return
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    has_traces = (RAW / "commits.json").is_file()
     dated = [found for name in OTHERS if (found := figures_of(name)) is not None]
     machine = next((found["machine"] for found in dated if "machine" in found), "unknown")
     results = Results(
-        commit=measured_commit(commit, RAW, ["traces_live", "traces_simulated"]) if has_traces else commit,
+        commit=commits(commit),
         date=max(found["date"] for found in dated) if dated else read_raw(RAW / "machine.jsonl.gz")[0]["date"],
         machine=machine,
         command="make bench-runtime chaos fuzz soak",

@@ -1,4 +1,4 @@
-"""Half a million requests, to see that nothing grows: memory, descriptors, threads, connections.
+"""Half a million requests, to see that nothing grows: memory, descriptors, threads, connections, an edge's tasks.
 
     python -m bench.soak --requests 500000 --bundle out/demo/bundle
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -71,11 +72,12 @@ class Where(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What a process had at some time: bytes, descriptors, threads."""
+    """What a process had at some time: bytes, descriptors, threads; an edge's loop its tasks, while it is asked."""
 
     rss: int
     fds: int
     threads: int
+    tasks: int | None
 
 
 # The device process.
@@ -142,15 +144,24 @@ def _take_turn(device: GuardedDevice, pictures: NDArray[Any], first: int, count:
 
 
 class Watched:
-    """A process that is looked at."""
+    """A process that is looked at; an edge's tasks are read from its metrics."""
 
-    def __init__(self, name: str, pid: int) -> None:
-        self.name, self._process = name, psutil.Process(pid)
+    def __init__(self, name: str, pid: int, edge: str | None = None, where: Where | None = None) -> None:
+        self.name, self._process, self._edge, self._where = name, psutil.Process(pid), edge, where
 
     def look(self) -> Look:
         """What it has now."""
         with self._process.oneshot():
-            return Look(self._process.memory_info().rss, self._process.num_fds(), self._process.num_threads())
+            found = self._process.memory_info().rss, self._process.num_fds(), self._process.num_threads()
+        if self._edge is None or self._where is None:
+            return Look(*found, None)
+        asked = urllib.request.Request(
+            self._edge.replace("ws", "http", 1) + "/metrics", headers={"Authorization": f"Bearer {self._where.token}"}
+        )
+        trusted = ssl.create_default_context(cafile=self._where.ca)
+        with urllib.request.urlopen(asked, timeout=10, context=trusted) as answer:
+            lines = answer.read().decode().splitlines()
+        return Look(*found, next(int(float(line.split()[1])) for line in lines if line.startswith("coinfer_tasks ")))
 
 
 def growth_pct(done: Sequence[int], rss: Sequence[int], requests: int) -> float:
@@ -185,7 +196,10 @@ def soak(folder: Path, requests: int, *, raw: Path = RAW, turn: int = TURN) -> d
         )
         where = Where(plain.url, secure.url, token, str(certs / "ca.pem"))
         device = stack.enter_context(_started(folder, requests, turn, where))
-        watched = [Watched("device", device.pid), Watched("edge", plain.pid), Watched("edge with TLS", secure.pid)]
+        watched = [
+            Watched("device", device.pid), Watched("edge", plain.pid, plain.url, where),
+            Watched("edge with TLS", secure.pid, secure.url, where),
+        ]  # fmt: skip
         since_s = time.monotonic()
         events = _watch(device, watched, requests)
         seconds = time.monotonic() - since_s
@@ -250,6 +264,10 @@ def _figures(
             "fds": [begin["fds"], end["fds"]], "most_fds": max(look["fds"] for look in looks),
             "threads": [begin["threads"], end["threads"]], "most_threads": max(look["threads"] for look in looks),
         }  # fmt: skip
+        if end["tasks"] is not None:
+            processes[one.name] |= {
+                "tasks": [begin["tasks"], end["tasks"]], "most_tasks": max(look["tasks"] for look in looks),
+            }  # fmt: skip
     answered = events[-1]["answered"]
     return {
         "soak_requests": sum(answered.values()),

@@ -96,11 +96,12 @@ def test_any_other_bind_requires_tls_and_a_token(tiny_bundle: Bundle, ca: Path, 
     tokens = ("--tokens", str(tmp_path / "tokens.json"))
     token = add_token(tmp_path / "tokens.json", "camera")
     for given, missing in (
-        ((), r"TLS \(--cert and --key\) and tokens \(--tokens\)"),
+        ((), r"TLS \(--cert and --key, or --insecure\) and tokens \(--tokens\)"),
         (tls_options(ca), r"tokens \(--tokens\)"),
-        (tokens, r"TLS \(--cert and --key\)"),
+        (("--insecure",), r"tokens \(--tokens\)"),
+        (tokens, r"TLS \(--cert and --key, or --insecure\)"),
     ):
-        line = f"0.0.0.0 can be reached from other machines: that needs {missing}, or --insecure"
+        line = f"0.0.0.0 can be reached from other machines: that needs {missing}; 127.0.0.1 needs nothing"
         with pytest.raises(LinkError, match=line):
             EdgeProcess(tiny_bundle.folder, options=("--host", "0.0.0.0", *given))
     options = ("--host", "0.0.0.0", *tokens, *tls_options(ca))
@@ -115,11 +116,16 @@ def test_any_other_bind_requires_tls_and_a_token(tiny_bundle: Bundle, ca: Path, 
             Device(tiny_bundle, edge=at_loopback(edge), tls=DeviceTls(ca=ca / "ca.pem"))
 
 
-def test_insecure_is_the_only_other_way_and_says_so(tiny_bundle: Bundle) -> None:
-    with EdgeProcess(tiny_bundle.folder, options=("--host", "0.0.0.0", "--insecure")) as edge:
-        assert logged(edge, "WARNING insecure: 0.0.0.0 can be reached from other machines without TLS", "whoever")
-        with Device(tiny_bundle, edge=at_loopback(edge), plan=UPLOAD) as device:
+def test_insecure_gives_up_tls_alone_and_says_so(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    token = add_token(tmp_path / "tokens.json", "camera")
+    options = ("--host", "0.0.0.0", "--insecure", "--tokens", str(tmp_path / "tokens.json"))
+    with EdgeProcess(tiny_bundle.folder, options=options) as edge:
+        line = "WARNING insecure: 0.0.0.0 can be reached from other machines without TLS"
+        assert logged(edge, line, "tokens can be read")
+        with Device(tiny_bundle, edge=at_loopback(edge), plan=UPLOAD, token=token) as device:
             assert device.infer(pictures(1)[0]).answered == "edge"
+        with pytest.raises(RefusedError, match="wants a token, and was given none"):
+            Device(tiny_bundle, edge=at_loopback(edge))
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.1.2.3", "192.168.0.1", "fe80::1%eth0", "128.0.0.1"])

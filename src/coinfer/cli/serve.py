@@ -46,7 +46,7 @@ def serve(
         Path | None, _file("--tokens", "Only devices with a token of this file are let in; `coinfer token`.")
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond this machine without TLS or tokens all the same.")
+        bool, typer.Option("--insecure", help="Listen beyond this machine without TLS all the same.")
     ] = False,
     verify_key: Annotated[
         Path | None, _file("--verify-key", "Public key that the bundle must be signed with; `coinfer sign`.")
@@ -99,10 +99,10 @@ def serve(
 ) -> None:
     """Serve a bundle: the edge.
 
-    Runs until Ctrl-C. It listens on this machine alone unless --host says otherwise; any other address needs --cert,
-    --key and --tokens, or --insecure. Devices must hold the same bundle: both ends compare its hash before anything
-    else. SIGHUP reads certificates, tokens and the bundle's folder anew; a changed tokens file is noticed without it.
-    SIGTERM answers what has been read and ends. With --json, one object is printed when it listens.
+    Runs until Ctrl-C. It listens on this machine alone unless --host says otherwise; any other address needs
+    --tokens, and --cert with --key or --insecure. Devices must hold the same bundle: both ends compare its hash before
+    anything else. SIGHUP reads certificates, tokens and the bundle's folder anew; a changed tokens file is noticed
+    without it. SIGTERM answers what has been read and ends. With --json, one object is printed when it listens.
     """
     if not load >= 1:
         raise UsageError(f"--load must be at least 1, got {load:g}")

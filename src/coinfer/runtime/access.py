@@ -17,7 +17,7 @@ class Access(Value, frozen=True, kw_only=True):
 
     `tls` are the edge's certificate and key, `tokens` the file that `coinfer token` writes.  `verify_key` is the public
     key that a bundle must be signed with, where one is given, at the start and at each reload.  `is_insecure` gives up
-    what an address beyond loopback needs.
+    TLS, which an address beyond loopback needs; tokens it needs all the same.
     """
 
     tls: EdgeTls | None = None
@@ -39,20 +39,21 @@ class Access(Value, frozen=True, kw_only=True):
         Raises:
             UsageError: it may not.
         """
-        if is_loopback(address) or (self.tls is not None and self.tokens is not None):
+        if is_loopback(address):
             return None
-        missing = [
-            what
-            for what, given in (("TLS (--cert and --key)", self.tls), ("tokens (--tokens)", self.tokens))
-            if given is None
-        ]
-        if not self.is_insecure:
+        missing = []
+        if self.tls is None and not self.is_insecure:
+            missing.append("TLS (--cert and --key, or --insecure)")
+        if self.tokens is None:
+            missing.append("tokens (--tokens)")
+        if missing:
             raise UsageError(
-                f"{address} can be reached from other machines: that needs {' and '.join(missing)}, or --insecure; "
+                f"{address} can be reached from other machines: that needs {' and '.join(missing)}; "
                 f"127.0.0.1 needs nothing"
             )
-        who = "whoever reaches it can use this edge" if self.tokens is None else "tokens can be read on the way"
-        return f"insecure: {address} can be reached from other machines without {' and '.join(missing)}: {who}"
+        if self.tls is not None:
+            return None
+        return f"insecure: {address} can be reached from other machines without TLS: tokens can be read on the way"
 
 
 def access_of(

@@ -168,7 +168,9 @@ class Edge:
         # Of the links, those that there was room for, and of these the ones that have been welcomed.
         self._admitted: set[Conversation] = set()
         self._talks: set[Conversation] = set()
-        self.metrics = EdgeMetrics(lambda: self.serving.workers.num_waiting, lambda: self.connections)
+        self.metrics = EdgeMetrics(
+            lambda: self.serving.workers.num_waiting, lambda: self.connections, lambda: len(asyncio.all_tasks())
+        )  # fmt: skip
 
     def _load(self, bundle: Bundle) -> Serving:
         return Serving(bundle, self._pace, self.max_limits, batch_wait_s=self._batch_wait_s, **self._options)

@@ -29,6 +29,7 @@ from ..protocol import PADDING_BYTES, Durations
 from ..search.goal import Goal
 from ..timeline import Decision
 from ..units import format_duration, format_rate
+from .edge_load import EdgeLoad
 from .own import OwnLoads
 from .pricebook import PriceBook
 from .rate import UplinkRate
@@ -36,15 +37,15 @@ from .rate import UplinkRate
 _LOG = logging.getLogger("coinfer.device")
 # A plan is left for one that is better by a twentieth; right after a change it takes more.
 GAIN, GAIN_AFTER_CHANGE, CALM_S = 0.05, 0.25, 1.0
-# How much the latest request counts in the edge's load.
+# How much the latest answer counts in what a reply takes from its arrival.
 _NEWEST = 0.3
+# So often the way over the link is measured whatever frames say; so many times more often where it is in doubt.
+_WAY_S, _DOUBTS = 5.0, 10
 # A heartbeat that measures the link takes it for so long, at the rate that is assumed.
 _PROBE_S, _LEAST_PROBE_BYTES = 0.02, 1024
-# How far from what is assumed a rate may be that nothing has told for a while.
-_MAY_BE = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+# How far from what is assumed a rate may be that nothing has told for a while; and where plans are looked at as well.
+_MAY_BE, _NEIGHBOURS = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0), (0.25, 0.5, 2.0, 4.0)
 _SELDOM, _MOVED = 16, 0.1
-# How far from the rate as it is known a plan may be the best that is looked at.
-_NEIGHBOURS = (0.25, 0.5, 2.0, 4.0)
 # How far from a border of the map the rate must be for a change, where gains are not counted in seconds.
 _NEAR = (0.8, 1.25)
 # A map that was drawn anew stays for so long: drawing takes the device tens of milliseconds, or more.
@@ -93,14 +94,13 @@ class Pilot:
         self.num_decisions = 0
         self._book = PriceBook(bundle, goal=goal, conditions=conditions)
         self._is_latency = self._book.goal.minimise == "latency"
-        # Where the fallback does not keep the goal, it is for want of an edge alone.
         self._named_fallback = fallback
+        # Where the fallback does not keep the goal, it is for want of an edge alone.
         self.fallback, self._keeps_goal = self._book.fallback(fallback)
         self._fixed = None if plan is None else bundle.plan(plan)
         link = self._book.base.link
         self.rate = UplinkRate(link.rate_bps, 2 * link.delay_s)
-        self._load, self._wait_s = 1.0, 0.0
-        self._own = OwnLoads()
+        self._edge, self._own = EdgeLoad(), OwnLoads()
         # What a reply takes from its arrival to the answer.
         self._beyond_s: float | None = None
         self._current = self.fallback.number
@@ -109,7 +109,7 @@ class Pilot:
         self._down = "no link yet"
         self._busy_until_s = -math.inf
         self._probe_s = self._probe_every_s = probe_s
-        self._probed_s = -math.inf
+        self._probed_s, self._doubts = -math.inf, 0
         self._asked: dict[int, int] = {}
         self._drawn_s: float | None = None
         # Plans that the edge does not take.
@@ -126,26 +126,27 @@ class Pilot:
     def wants_probe(self, now_s: float) -> bool:
         """Whether the link should be measured now, if it is idle; whoever asks then does.
 
-        That is where what crosses it has not told its rate for `probe_s`, unless no other rate would change anything;
-        ever more seldom where measuring changes nothing either.
+        That is where what crosses it has not told its rate for `probe_s`, or no heartbeat its way for longer, unless no
+        other rate would change anything; ever more seldom where measuring changes nothing either.
         """
         with self._lock:
-            known_s = self.rate.last_known_s
-            if now_s - max(known_s, self._probed_s) < self._probe_every_s:
+            way_every_s = _WAY_S if self.rate.is_way_known or self._doubts >= _DOUBTS else self._probe_s
+            is_known = now_s - max(self.rate.last_known_s, self._probed_s) < self._probe_every_s
+            if is_known and now_s - self._probed_s < way_every_s:
                 return False
             if self._fixed is not None:
                 # Its requests measure the link themselves, unless the device answers them.
                 if self._fixed.kind == "device" or self._current == self._fixed.number:
                     return False
-            elif all(number == self._current for number in self._around(self.rate.at(now_s), _MAY_BE)):
+            elif all(number == self._current for number in self._around(now_s, _MAY_BE)):
                 return False
             self._probed_s = now_s
+            self._doubts = 0 if self.rate.is_way_known else self._doubts + 1
             return True
 
-    @property
-    def edge_load(self) -> float:
+    def edge_load(self, now_s: float) -> float:
         """How many times as long as measured decoding and tails take, as of late."""
-        return self._load
+        return self._edge.at(now_s)
 
     def decisions_from(self, count: int) -> tuple[list[Decision], int]:
         """Those behind the first `count`, as far as they are kept; and how many there are by now."""
@@ -205,21 +206,22 @@ class Pilot:
                 return self._settle(now_s, request, self.fallback, "the edge does not take it", is_fallback=True)
             return self._settle(now_s, request, self._fixed, "the plan that was asked for")
         rate_bps = self.rate.at(now_s)
-        number = self._book.best_at(rate_bps, self._load)
+        load = self._edge.at(now_s)
+        number = self._book.best_at(rate_bps, load)
         wanted = self.fallback.number if number is None or number in self._left_out else number
-        reason = f"{format_rate(rate_bps)}, the edge at {self._load:.2g} times its times"
+        reason = f"{format_rate(rate_bps)}, the edge at {load:.2g} times its times"
         if self._is_latency and number is not None:
-            near = {n for n in self._around(rate_bps, _NEIGHBOURS) if n is not None} - self._left_out
+            near = {n for n in self._around(now_s, _NEIGHBOURS) if n is not None} - self._left_out
             some = {wanted, *near, *((self.fallback.number,) if self._keeps_goal else ())}
             costs = {n: self._latency_s(n, now_s, rate_bps) for n in {*some, self._current}}
             wanted = min(some, key=lambda n: (costs[n], n))
             if wanted == self.fallback.number != number:
                 # The map knows no queues.
-                backlog = format_duration(self.rate.backlog_s(now_s, rate_bps))
-                reason = f"{reason}, {backlog} of bytes on the link, {format_duration(self._wait_s)} at the edge"
+                waits = (format_duration(t) for t in (self.rate.backlog_s(now_s, rate_bps), self._edge.wait_s(now_s)))
+                reason = "{}, {} of bytes on the link, {} at the edge".format(reason, *waits)
             is_worth_it = wanted != self._current and self._is_worth_it(now_s, costs[wanted], costs[self._current])
         else:
-            is_worth_it = wanted != self._current and self._is_sure(now_s, rate_bps, wanted)
+            is_worth_it = wanted != self._current and self._is_sure(now_s, wanted)
         if self._may_stay() and not is_worth_it:
             wanted = self._current
         return self._settle(now_s, request, self.bundle.plan(wanted), reason)
@@ -229,7 +231,7 @@ class Pilot:
         if self._beyond_s is not None:
             line = line._replace(exchange_s=self._beyond_s)
         return line.latency_s(
-            rate_bps, base_s=self.rate.base_s, load=self._load, wait_s=self._wait_s,
+            rate_bps, base_s=self.rate.base_s, load=self._edge.at(now_s), wait_s=self._edge.wait_s(now_s),
             backlog_s=self.rate.backlog_s(now_s, rate_bps), own_load=self._own.of(number),
         )  # fmt: skip
 
@@ -244,14 +246,15 @@ class Pilot:
         needed = GAIN + GAIN_AFTER_CHANGE * math.exp(-since_s / CALM_S)
         return new_s < (1 - needed) * old_s
 
-    def _is_sure(self, now_s: float, rate_bps: float, wanted: int) -> bool:
+    def _is_sure(self, now_s: float, wanted: int) -> bool:
         """Whether a plan would also be the best if the rate were somewhat lower or higher."""
-        near = self._around(rate_bps, _NEAR)
+        near = self._around(now_s, _NEAR)
         return now_s - self._changed_s > CALM_S and all(number == wanted for number in near)
 
-    def _around(self, rate_bps: float, factors: tuple[float, ...]) -> Iterator[int | None]:
+    def _around(self, now_s: float, factors: tuple[float, ...]) -> Iterator[int | None]:
         """The best plans where the rate is so many times as high."""
-        return (self._book.best_at(rate_bps * factor, self._load) for factor in factors)
+        rate_bps, load = self.rate.at(now_s), self._edge.at(now_s)
+        return (self._book.best_at(rate_bps * factor, load) for factor in factors)
 
     def _settle(
         self, now_s: float, request: int | None, plan: Plan, reason: str, *, is_fallback: bool = False
@@ -260,7 +263,7 @@ class Pilot:
             before, self._current, self._changed_s = self._current, plan.number, now_s
             decision = Decision(
                 at_s=now_s, request=request, plan=plan.number, before=before if self.decisions else None, reason=reason,
-                rate_bps=self.rate.at(now_s), edge_load=self._load,
+                rate_bps=self.rate.at(now_s), edge_load=self._edge.at(now_s),
             )  # fmt: skip
             self.decisions.append(decision)
             self.num_decisions += 1
@@ -275,8 +278,7 @@ class Pilot:
         with self._lock:
             self._is_up = True
             self._busy_until_s = -math.inf
-            self._load, self._wait_s = 1.0, 0.0
-            self._probe_every_s = self._probe_s
+            self._edge, self._probe_every_s, self._doubts = EdgeLoad(), self._probe_s, 0
             self._left_out.clear()
 
     def lost(self, now_s: float, why: str) -> None:
@@ -290,7 +292,7 @@ class Pilot:
         """A request was handed to the link."""
         with self._lock:
             self._asked[request] = plan.number
-            edge_s = self._book.line(plan.number).edge_s * self._load + self._wait_s
+            edge_s = self._book.line(plan.number).edge_s * self._edge.at(now_s) + self._edge.wait_s(now_s)
             self.rate.sent(request, now_s, wire_bytes, edge_s=edge_s)
 
     def unsent(self, request: int) -> None:
@@ -322,8 +324,7 @@ class Pilot:
             number = self._asked.pop(request, None)
             self.rate.heard(request, now_s, edge_s=wait_s + decode_s + tail_s)
             if number is not None and (expected_s := self._book.line(number).edge_s) > 0:
-                self._load += _NEWEST * ((decode_s + tail_s) / expected_s - self._load)
-                self._wait_s += _NEWEST * (wait_s - self._wait_s)
+                self._edge.replied(now_s, took_s=decode_s + tail_s, said_s=expected_s, wait_s=wait_s)
 
     def refused(self, request: int, now_s: float, retry_after_s: float | None) -> None:
         """The edge could not answer a request; with `retry_after_s` it will be busy for so long."""

@@ -40,7 +40,10 @@ class DeviceMetrics:
             "link_up": ("Whether there is a link.", lambda: device.pilot.is_up),
             "link_lost": ("Links lost so far.", lambda: device.keeper.num_lost),
             "uplink_bits_per_second": ("The uplink as it is known.", lambda: device.pilot.uplink_bps(device.now_s())),
-            "edge_load": ("How many times as long as measured the edge takes.", lambda: device.pilot.edge_load),
+            "edge_load": (
+                "How many times as long as measured the edge takes.",
+                lambda: device.pilot.edge_load(device.now_s()),
+            ),
         }
         for name, (text, value) in gauges.items():
             Gauge(f"coinfer_device_{name}", text, registry=registry).set_function(value)

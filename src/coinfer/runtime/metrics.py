@@ -30,11 +30,14 @@ class EdgeMetrics:
     Args:
         num_waiting: how many requests nobody has begun.
         num_connections: how many devices are connected.
+        num_tasks: how many tasks the edge's loop has.
     """
 
     content_type = CONTENT_TYPE_PLAIN_0_0_4
 
-    def __init__(self, num_waiting: Callable[[], int], num_connections: Callable[[], int]) -> None:
+    def __init__(
+        self, num_waiting: Callable[[], int], num_connections: Callable[[], int], num_tasks: Callable[[], int]
+    ) -> None:
         self._registry = CollectorRegistry()
         registry = self._registry
         self._requests = Counter(
@@ -54,10 +57,12 @@ class EdgeMetrics:
             "coinfer_batch_size", "Requests that were computed together.", buckets=_BATCHES, registry=registry
         )
         self._of_plan: dict[int, _OfPlan] = {}
-        waiting = Gauge("coinfer_queue_depth", "Requests that nobody has begun.", registry=registry)
-        waiting.set_function(num_waiting)
-        connections = Gauge("coinfer_connections", "Devices that are connected.", registry=registry)
-        connections.set_function(num_connections)
+        for name, what, count in (
+            ("queue_depth", "Requests that nobody has begun.", num_waiting),
+            ("connections", "Devices that are connected.", num_connections),
+            ("tasks", "Tasks of the edge's loop.", num_tasks),
+        ):
+            Gauge(f"coinfer_{name}", what, registry=registry).set_function(count)
 
     def answered(self, computed: Computed, *, door: str, sent_bytes: int) -> None:
         """A request is over; `door` is where it came in ("link" or "http")."""

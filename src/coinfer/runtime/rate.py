@@ -4,12 +4,15 @@
                                             |<- what is measured ->|             (in the reply)     |<- base ->|
 
 A frame begins when it was sent, or when the frame before it had arrived, whichever is later.  What its way takes
-beyond the bytes (`base_s`, both ways) is the least of the latest heartbeats', less what their own few bytes took: that
-the frame behind one says, so that a rate that is assumed far too low spoils neither way nor noise.  Clocks jitter by
-`noise_s`, the median of what heartbeats took beyond the least, so a frame says that the rate lies between
+beyond the bytes (`base_s`, both ways) is the least that the latest bare heartbeats took; they say nothing else.  Clocks
+jitter by `noise_s`, the median of what they took beyond that, so a frame says that the rate lies between
 bits / (transfer + noise) and bits / (transfer - noise): a small frame says little, and the estimate moves only where it
-lies outside.  Frames that follow each other without a gap are measured together, until they say enough.  A frame that
-has not been acknowledged for longer than it should have taken says that the rate has fallen, before anything is heard.
+lies outside.  Frames that follow each other without a gap are measured together, until they say enough, and so are
+those that the edge answers out of turn.  A frame that has not been acknowledged for longer than it should have taken
+says that the rate has fallen, before anything is heard.
+
+Neither way nor noise depends on the rate: one that is assumed far too low after a stall would spoil both.  What a
+heartbeat's own 54 bytes took is in the way as it is measured: of a frame that came alone as many may be in it or not.
 """
 
 from __future__ import annotations
@@ -22,10 +25,12 @@ from typing import NamedTuple
 # The share of the way (in logarithms) that one frame moves the estimate, and how fast the past is forgotten.
 _GAIN, _FORGET_S = 0.7, 1.0
 _LEAST_NOISE_S, _BEATS = 0.0005, 5
-# Of what the way took before, what it takes at least where only a guess at a heartbeat's own bytes says less.
-_NOT_BELOW = 0.95
+# One frame that was faster than any way may be an edge's mistake about its own time; so many are not.
+_FASTER = 3
 # A transfer that takes so many times the noise tells the rate within a third.
 _TELLING = 3.0
+# A bare heartbeat; without its bytes its way is not taken to be shorter than this share, however slow the link seems.
+_BEAT_BITS, _LEAST_BASE = 432.0, 0.75
 LEAST_BPS, MOST_BPS = 1e3, 1e11
 
 
@@ -45,15 +50,15 @@ class UplinkRate:
 
     def __init__(self, rate_bps: float, base_s: float = 0.0) -> None:
         self._rate_bps = rate_bps
-        # What the latest heartbeats took, their own bytes left out as soon as another frame tells them.
+        # What the latest heartbeats took over this link.
         self._ways_s: deque[float] = deque([base_s], maxlen=_BEATS)
         self._is_base_known = False
-        # What the latest one took, and its bits, until then.
-        self._beat: tuple[float, float] | None = None
+        # What frames took that were faster than that, even with their bytes.
+        self._faster_s: list[float] = []
         # When the last frame was acknowledged, the edge's own time left out; and when anything was heard.
         self._acknowledged_s = self._heard_s = self._known_s = -math.inf
-        # Bits and seconds of frames without a gap between them.
-        self._run = (0.0, 0.0)
+        # Bits, at least and at most, and seconds of frames without a gap between them.
+        self._run = (0.0, 0.0, 0.0)
         self._flight: OrderedDict[int, _Frame] = OrderedDict()
 
     @property
@@ -64,12 +69,23 @@ class UplinkRate:
     @property
     def base_s(self) -> float:
         """Both ways without the bytes."""
+        return max(_LEAST_BASE * self._way_s, self._way_s - _BEAT_BITS / self._rate_bps)
+
+    @property
+    def _way_s(self) -> float:
+        """What a bare heartbeat takes."""
         return min(self._ways_s)
 
     @property
     def noise_s(self) -> float:
         """How far the times of one frame may be off."""
-        return max(_LEAST_NOISE_S, median_low(self._ways_s) - self.base_s)
+        return max(_LEAST_NOISE_S, median_low(self._ways_s) - self._way_s)
+
+    @property
+    def is_way_known(self) -> bool:
+        """Whether heartbeats have measured this link, the latest was off by no more than noise, no frame was faster."""
+        off_s = self._ways_s[-1] - self._way_s - _BEAT_BITS / self._rate_bps
+        return self._is_base_known and not self._faster_s and off_s <= _TELLING * self.noise_s
 
     @property
     def last_heard_s(self) -> float:
@@ -92,46 +108,56 @@ class UplinkRate:
     def heard(self, key: int, at_s: float, *, edge_s: float = 0.0, is_beat: bool = False) -> None:
         """A frame was acknowledged; of the time since it was sent the edge kept it for `edge_s`.
 
-        `is_beat`: it is a heartbeat of few bytes that found the link idle.
+        `is_beat`: it is a bare heartbeat that found the link idle, and says what the way takes.
         """
-        frame = self._flight.pop(key, None)
-        if frame is None:
+        if key not in self._flight:
             return
+        # What was sent before it has passed the link as well, whenever the edge answers it.
+        passed: list[_Frame] = []
+        for other in list(self._flight):
+            passed.append(self._flight.pop(other))
+            if other == key:
+                break
         acknowledged_s = at_s - edge_s
-        took_s = max(0.0, acknowledged_s - frame.sent_s)
         if is_beat:
             if not self._is_base_known:
                 self._ways_s.clear()
                 self._is_base_known = True
-            self._ways_s.append(took_s)
-        began_s, noise_s = self._began_s(frame), self.noise_s
-        if acknowledged_s > began_s - noise_s:
-            is_behind = began_s == self._acknowledged_s
-            bits, run_s = self._run if is_behind else (0.0, 0.0)
-            self._run = bits + frame.bits, run_s + max(0.0, acknowledged_s - began_s)
-            self._observe(*self._run, at_s, noise_s, may_rise=not is_beat)
-        self._leave_out_own_bytes(frame, took_s)
-        self._beat = (took_s, frame.bits) if is_beat else None
-        if self._is_base_known and took_s < self.base_s:
-            # Even with its bytes it was faster.
-            self._ways_s.append(took_s)
+            self._ways_s.append(max(0.0, acknowledged_s - passed[-1].sent_s))
+            self._faster_s.clear()
+            self._run = (0.0, 0.0, 0.0)
+        else:
+            self._passed(passed, acknowledged_s, at_s)
         self._acknowledged_s, self._heard_s = max(self._acknowledged_s, acknowledged_s), at_s
 
-    def _leave_out_own_bytes(self, frame: _Frame, took_s: float) -> None:
-        """Of the latest heartbeat's time what its own bytes took, if the link carried `frame` as fast, or as known."""
-        if self._beat is None:
-            return
-        beat_s, bits = self._beat
-        own_s = bits * min(max(0.0, took_s - beat_s) / frame.bits, 1 / self._rate_bps)
-        # Where the link stood still behind the heartbeat that is too much.
-        least_s = min((_NOT_BELOW * way_s for way_s in list(self._ways_s)[:-1]), default=0.0)
-        self._ways_s[-1] = max(least_s, beat_s - own_s)
+    def _passed(self, frames: list[_Frame], acknowledged_s: float, now_s: float) -> None:
+        """Frames have passed the link in this order; only of the last one it is known when."""
+        took_s = acknowledged_s - frames[-1].sent_s
+        if not self._is_base_known or took_s >= self._way_s:
+            self._faster_s.clear()
+        else:
+            self._faster_s.append(max(0.0, took_s))
+            if len(self._faster_s) == _FASTER:
+                self._ways_s.append(max(self._faster_s))
+                self._faster_s.clear()
+        # Those that the link carried without a gap, the last one among them, tell the most.
+        noise_s, bits, best = self.noise_s, 0.0, (-math.inf, 0.0, 0.0)
+        for frame in reversed(frames):
+            bits, began_s = bits + frame.bits, self._began_s(frame)
+            if acknowledged_s > began_s - noise_s:
+                best = max(best, (bits / (acknowledged_s - began_s + noise_s), bits, began_s))
+        _, bits, began_s = best
+        if bits:
+            is_behind = began_s == self._acknowledged_s
+            least, most, took_s = self._run if is_behind else (-_BEAT_BITS, 0.0, 0.0)
+            self._run = least + bits, most + bits, took_s + max(0.0, acknowledged_s - began_s)
+            self._observe(*self._run, now_s)
 
     def forget(self) -> None:
-        """The link broke: what was on it will not be acknowledged."""
+        """The link broke: what was on it will not be acknowledged, and the next one may take another way."""
         self._flight.clear()
-        self._beat = None
         self._acknowledged_s = -math.inf
+        self._is_base_known = False
 
     def at(self, now_s: float) -> float:
         """Bits a second as far as is known now."""
@@ -149,20 +175,20 @@ class UplinkRate:
             return 0.0
         first = next(iter(self._flight.values()))
         bits = sum(frame.bits for frame in self._flight.values())
-        return max(0.0, self._began_s(first) - self.base_s + bits / (rate_bps or self.at(now_s)) - now_s)
+        return max(0.0, self._began_s(first) - self._way_s + bits / (rate_bps or self.at(now_s)) - now_s)
 
     def _began_s(self, frame: _Frame) -> float:
         """When a frame of no bytes in its place would have been acknowledged."""
-        return max(frame.sent_s + self.base_s, self._acknowledged_s)
+        return max(frame.sent_s + self._way_s, self._acknowledged_s)
 
-    def _observe(self, bits: float, took_s: float, now_s: float, noise_s: float, *, may_rise: bool) -> None:
-        # A heartbeat's own bytes are a part of the way as it is known.
-        low_bps = bits / (took_s + noise_s) if may_rise else 0.0
-        high_bps = bits / (took_s - noise_s) if took_s > noise_s else math.inf
+    def _observe(self, least: float, most: float, took_s: float, now_s: float) -> None:
+        noise_s = self.noise_s
+        low_bps = least / (took_s + noise_s)
+        high_bps = most / (took_s - noise_s) if took_s > noise_s else math.inf
         target_bps = min(max(self._rate_bps, low_bps), high_bps)
         gap_s = now_s - self._known_s
         if took_s > _TELLING * noise_s:
-            self._known_s, self._run = now_s, (0.0, 0.0)
+            self._known_s, self._run = now_s, (0.0, 0.0, 0.0)
         gain = 1.0 - (1.0 - _GAIN) * math.exp(-gap_s / _FORGET_S)
         rate_bps = self._rate_bps * (target_bps / self._rate_bps) ** gain
         self._rate_bps = min(max(rate_bps, LEAST_BPS), MOST_BPS)

@@ -12,6 +12,7 @@ import pytest
 from coinfer.bundle import Bundle
 from coinfer.errors import PlanError
 from coinfer.profile import Link, Trace
+from coinfer.protocol import Durations
 from coinfer.runtime.control import Pilot
 from coinfer.search.estimate import Table, estimate
 from coinfer.search.line import Line, lines_of
@@ -111,6 +112,24 @@ def test_a_camera_as_fast_as_a_keeper_does_not_keep_the_link_unmeasured(
     link = Link(rate_bps=4e6, delay_s=0.02)
     simulate_pilot(Pilot(known, plan=SPLIT16), lines, [phase_s + 0.25 * k for k in range(80)], link)
     assert max(np.diff([0.0, *measured_s, 20.0])) < 2.0
+
+
+def test_an_edge_that_was_busy_is_tried_again(
+    known: Bundle, lines: dict[int, Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests wait 200 ms there for five seconds, and never again: the device must not stay alone for ever."""
+    replied = Pilot.replied
+
+    def busy(pilot: Pilot, request: int, now_s: float, durations: Durations) -> None:
+        wait_us = 200_000 if 5.0 < now_s < 10.0 else 0
+        replied(pilot, request, now_s + 1e-6 * wait_us, durations._replace(wait_us=wait_us))
+
+    monkeypatch.setattr(Pilot, "replied", busy)
+    link = Link(rate_bps=1e8, delay_s=0.005)
+    ended = simulate_pilot(Pilot(known), lines, [0.25 * k for k in range(160)], link)
+    (want,) = {one.plan for one in oracle(lines, [0.0], link)}
+    assert {one.plan for one in ended if 5.5 < one.start_s < 7.0} == {DEVICE}
+    assert {one.plan for one in ended if 20.0 < one.start_s} == {want}
 
 
 def outage(start_s: float, end_s: float) -> Link:
