@@ -378,7 +378,7 @@ def commits(now: str) -> str:
     """The commit of each part, as the benches noted it; one where it is the same for all."""
     path = RAW / "commits.json"
     known = dict(json.loads(path.read_text())) if path.is_file() else {}
-    known |= {name: found["commit"] for name in OTHERS if (found := figures_of(name)) is not None and "commit" in found}
+    known |= {name: found.get("commit", "not noted") for name in OTHERS if (found := figures_of(name)) is not None}
     if len(set(known.values())) <= 1:
         return next(iter(known.values()), now)
     return ", ".join(f"{name} {commit[:12]}" for name, commit in known.items())

@@ -159,8 +159,12 @@ class Watched:
             self._edge.replace("ws", "http", 1) + "/metrics", headers={"Authorization": f"Bearer {self._where.token}"}
         )
         trusted = ssl.create_default_context(cafile=self._where.ca)
-        with urllib.request.urlopen(asked, timeout=10, context=trusted) as answer:
-            lines = answer.read().decode().splitlines()
+        try:
+            with urllib.request.urlopen(asked, timeout=10, context=trusted) as answer:
+                lines = answer.read().decode().splitlines()
+        except OSError:
+            # An edge that is busy for a moment: the soak goes on.
+            return Look(*found, None)
         return Look(*found, next(int(float(line.split()[1])) for line in lines if line.startswith("coinfer_tasks ")))
 
 
@@ -264,10 +268,9 @@ def _figures(
             "fds": [begin["fds"], end["fds"]], "most_fds": max(look["fds"] for look in looks),
             "threads": [begin["threads"], end["threads"]], "most_threads": max(look["threads"] for look in looks),
         }  # fmt: skip
-        if end["tasks"] is not None:
-            processes[one.name] |= {
-                "tasks": [begin["tasks"], end["tasks"]], "most_tasks": max(look["tasks"] for look in looks),
-            }  # fmt: skip
+        tasks = [event["looks"][one.name]["tasks"] for event in events if event["done"] >= warm["done"]]
+        if told := [count for count in tasks if count is not None]:
+            processes[one.name] |= {"tasks": [told[0], told[-1]], "most_tasks": max(told)}
     answered = events[-1]["answered"]
     return {
         "soak_requests": sum(answered.values()),

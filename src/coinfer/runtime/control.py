@@ -22,16 +22,16 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from ..bundle import Bundle
-from ..errors import PlanError
 from ..plan import Plan
 from ..profile import Conditions
-from ..protocol import PADDING_BYTES, Durations
+from ..protocol import Durations
 from ..search.goal import Goal
 from ..timeline import Decision
 from ..units import format_duration, format_rate
 from .edge_load import EdgeLoad
 from .own import OwnLoads
 from .pricebook import PriceBook
+from .probing import Probing
 from .rate import UplinkRate
 
 _LOG = logging.getLogger("coinfer.device")
@@ -39,13 +39,8 @@ _LOG = logging.getLogger("coinfer.device")
 GAIN, GAIN_AFTER_CHANGE, CALM_S = 0.05, 0.25, 1.0
 # How much the latest answer counts in what a reply takes from its arrival.
 _NEWEST = 0.3
-# So often the way over the link is measured whatever frames say; so many times more often where it is in doubt.
-_WAY_S, _DOUBTS = 5.0, 10
-# A heartbeat that measures the link takes it for so long, at the rate that is assumed.
-_PROBE_S, _LEAST_PROBE_BYTES = 0.02, 1024
 # How far from what is assumed a rate may be that nothing has told for a while; and where plans are looked at as well.
 _MAY_BE, _NEIGHBOURS = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0), (0.25, 0.5, 2.0, 4.0)
-_SELDOM, _MOVED = 16, 0.1
 # How far from a border of the map the rate must be for a change, where gains are not counted in seconds.
 _NEAR = (0.8, 1.25)
 # A map that was drawn anew stays for so long: drawing takes the device tens of milliseconds, or more.
@@ -86,8 +81,6 @@ class Pilot:
         fallback: int | None = None,
         probe_s: float = 0.5,
     ) -> None:
-        if not probe_s > 0:
-            raise PlanError(f"a link is measured every so many seconds above 0, got {probe_s}")
         self.bundle = bundle
         # The latest ones, and how many there were.
         self.decisions: deque[Decision] = deque(maxlen=_KEPT)
@@ -108,8 +101,7 @@ class Pilot:
         self._is_up = False
         self._down = "no link yet"
         self._busy_until_s = -math.inf
-        self._probe_s = self._probe_every_s = probe_s
-        self._probed_s, self._doubts = -math.inf, 0
+        self._probing = Probing(self.rate, probe_s)
         self._asked: dict[int, int] = {}
         self._drawn_s: float | None = None
         # Plans that the edge does not take.
@@ -130,9 +122,7 @@ class Pilot:
         other rate would change anything; ever more seldom where measuring changes nothing either.
         """
         with self._lock:
-            way_every_s = _WAY_S if self.rate.is_way_known or self._doubts >= _DOUBTS else self._probe_s
-            is_known = now_s - max(self.rate.last_known_s, self._probed_s) < self._probe_every_s
-            if is_known and now_s - self._probed_s < way_every_s:
+            if not self._probing.is_due(now_s):
                 return False
             if self._fixed is not None:
                 # Its requests measure the link themselves, unless the device answers them.
@@ -140,13 +130,18 @@ class Pilot:
                     return False
             elif all(number == self._current for number in self._around(now_s, _MAY_BE)):
                 return False
-            self._probed_s = now_s
-            self._doubts = 0 if self.rate.is_way_known else self._doubts + 1
+            self._probing.began(now_s)
             return True
+
+    def wants_way(self, now_s: float) -> bool:
+        """Whether a bare heartbeat should tell the way though the link is not idle; whoever asks then sends one."""
+        with self._lock:
+            return self._probing.asks_way(now_s)
 
     def edge_load(self, now_s: float) -> float:
         """How many times as long as measured decoding and tails take, as of late."""
-        return self._edge.at(now_s)
+        with self._lock:
+            return self._edge.at(now_s)
 
     def decisions_from(self, count: int) -> tuple[list[Decision], int]:
         """Those behind the first `count`, as far as they are kept; and how many there are by now."""
@@ -226,12 +221,12 @@ class Pilot:
             wanted = self._current
         return self._settle(now_s, request, self.bundle.plan(wanted), reason)
 
-    def _latency_s(self, number: int, now_s: float, rate_bps: float) -> float:
-        line = self._book.line(number)
+    def _latency_s(self, number: int, now_s: float, rate_bps: float, edge: tuple[float, float] | None = None) -> float:
+        line, (load, wait_s) = self._book.line(number), edge or (self._edge.at(now_s), self._edge.wait_s(now_s))
         if self._beyond_s is not None:
             line = line._replace(exchange_s=self._beyond_s)
         return line.latency_s(
-            rate_bps, base_s=self.rate.base_s, load=self._edge.at(now_s), wait_s=self._edge.wait_s(now_s),
+            rate_bps, base_s=self.rate.base_s, load=load, wait_s=wait_s,
             backlog_s=self.rate.backlog_s(now_s, rate_bps), own_load=self._own.of(number),
         )  # fmt: skip
 
@@ -278,7 +273,8 @@ class Pilot:
         with self._lock:
             self._is_up = True
             self._busy_until_s = -math.inf
-            self._edge, self._probe_every_s, self._doubts = EdgeLoad(), self._probe_s, 0
+            self._edge = EdgeLoad()
+            self._probing.connected(now_s)
             self._left_out.clear()
 
     def lost(self, now_s: float, why: str) -> None:
@@ -339,15 +335,13 @@ class Pilot:
         with self._lock:
             self.rate.sent(_beat_key(token), now_s, wire_bytes)
 
-    def beaten(self, token: int, now_s: float, *, was_idle: bool) -> None:
-        """A heartbeat came back; `was_idle`: nothing else was on the link when it was sent."""
+    def beaten(self, token: int, now_s: float, *, is_way: bool) -> None:
+        """A heartbeat came back; `is_way`: a bare one that tells the way, not one behind another."""
         with self._lock:
             before_bps = self.rate.at(now_s)
-            self.rate.heard(_beat_key(token), now_s, is_beat=was_idle)
-            if not was_idle:
-                has_told = self.rate.last_known_s >= now_s or abs(math.log(self.rate.at(now_s) / before_bps)) > _MOVED
-                every_s = self._probe_s if has_told else 2 * self._probe_every_s
-                self._probe_every_s = min(every_s, _SELDOM * self._probe_s)
+            self.rate.heard(_beat_key(token), now_s, is_beat=is_way)
+            if not is_way:
+                self._probing.ended(now_s, before_bps)
 
     def adapt(self) -> None:
         """Draw the map anew where round trip or device are others than it was drawn for; for a thread that has time."""
@@ -355,7 +349,8 @@ class Pilot:
             return
         try:
             with self._lock:
-                base_s, loads, other = self.rate.base_s, self._own.known(), self._own.other
+                base_s = self.rate.base_s if self.rate.is_way_known else 2 * self._book.base.link.delay_s
+                loads, other = self._own.known(), self._own.other
                 is_due = self._drawn_s is None or self.rate.last_heard_s >= self._drawn_s + _DRAWN_S
             if is_due and self._book.is_other(base_s, loads):
                 fresh = self._book.drawn_for(base_s, loads, other)
@@ -378,9 +373,14 @@ class Pilot:
         Not before the clocks' noise is passed.  A link that is silent just now does not make it later.
         """
         with self._lock:
-            own_s = self._own_s(plan.number)
+            own_s, rate_bps = self._own_s(plan.number), self.rate.known_bps
+            if self._latency_s(plan.number, now_s, self.rate.at(now_s)) < self.own_s < self._latency_s(
+                plan.number, now_s, rate_bps, self._edge.told
+            ):
+                # A try whether the edge is still as busy as it was: the device need not wait for its end.
+                return now_s
             late_s = max(hedge * self.own_s, 4 * self.rate.noise_s)
-            return now_s + self._latency_s(plan.number, now_s, self.rate.known_bps) - own_s + late_s
+            return now_s + self._latency_s(plan.number, now_s, rate_bps) - own_s + late_s
 
     def expected_s(self, plan: Plan, now_s: float) -> float:
         """Seconds that a request of a plan is expected to take from here."""
@@ -390,8 +390,7 @@ class Pilot:
     def probe_bytes(self, now_s: float) -> int:
         """The padding of a heartbeat that measures the link."""
         with self._lock:
-            wanted = self.rate.at(now_s) * max(_PROBE_S, 4 * self.rate.noise_s) / 8
-        return int(min(max(wanted, _LEAST_PROBE_BYTES), PADDING_BYTES))
+            return self._probing.num_bytes(now_s)
 
 
 def _beat_key(token: int) -> int:

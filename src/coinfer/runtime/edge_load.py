@@ -24,11 +24,17 @@ class EdgeLoad:
         """Seconds that a request waits at the edge."""
         return self._wait_s * self._share(now_s)
 
+    @property
+    def told(self) -> tuple[float, float]:
+        """Load and wait as they were told last, however long ago."""
+        return self._load, self._wait_s
+
     def replied(self, now_s: float, *, took_s: float, said_s: float, wait_s: float) -> None:
         """The edge took so long for decoding and tail, where the price book says `said_s`, and let the request wait."""
-        load, waits_s = self.at(now_s), self.wait_s(now_s)
-        self._load = load + _NEWEST * (took_s / said_s - load)
-        self._wait_s = waits_s + _NEWEST * (wait_s - waits_s)
+        # What has faded counts less beside it.
+        gain = 1.0 - (1.0 - _NEWEST) * self._share(now_s)
+        self._load += gain * (took_s / said_s - self._load)
+        self._wait_s += gain * (wait_s - self._wait_s)
         self._told_s = now_s
 
     def _share(self, now_s: float) -> float:

@@ -81,7 +81,7 @@ class _Beat(NamedTuple):
     token: int
     padding: int
     since_s: float
-    was_idle: bool
+    is_way: bool
 
 
 class Keeper:
@@ -311,6 +311,8 @@ class Keeper:
                 channel.abort()
             elif is_idle:
                 self._beat_when_due(channel, now_s)
+            elif not self._beats and self._pilot.wants_way(now_s):
+                self._beat(channel, 0, is_way=True)
 
     def _adapt(self) -> None:
         """Drawing a map takes a slow device seconds: whoever watches the link must not wait for it."""
@@ -339,13 +341,13 @@ class Keeper:
         self._beat(channel, 0)
         self._beat(channel, self._pilot.probe_bytes(self._now_s()))
 
-    def _beat(self, channel: Channel, padding: int) -> None:
+    def _beat(self, channel: Channel, padding: int, *, is_way: bool = False) -> None:
         with self._lock:
             if channel is not self._channel:
                 return
             self._token = 2**31 + (self._token + 1) % 2**31
-            was_idle, now_s = not self._pending and not self._beats, self._now_s()
-            beat = _Beat(channel, self._token, padding, now_s, was_idle)
+            is_idle, now_s = not self._pending and not self._beats, self._now_s()
+            beat = _Beat(channel, self._token, padding, now_s, is_way or is_idle)
             self._beats[beat.token] = beat
             self._pilot.beats(beat.token, now_s, _ping_wire_bytes(padding))
         self._to_send.put(beat)
@@ -354,7 +356,7 @@ class Keeper:
         with self._lock:
             beat = self._beats.pop(token, None)
             if beat is not None:
-                self._pilot.beaten(token, received_s, was_idle=beat.was_idle)
+                self._pilot.beaten(token, received_s, is_way=beat.is_way)
 
 
 def _ping_wire_bytes(padding: int) -> int:

@@ -3,13 +3,13 @@
     sent --- waits for frames before it --- begins --- transfer --- at the edge | edge's own time | reply -- heard
                                             |<- what is measured ->|             (in the reply)     |<- base ->|
 
-A frame begins when it was sent, or when the frame before it had arrived, whichever is later.  What its way takes
-beyond the bytes (`base_s`, both ways) is the least that the latest bare heartbeats took; they say nothing else.  Clocks
-jitter by `noise_s`, the median of what they took beyond that, so a frame says that the rate lies between
-bits / (transfer + noise) and bits / (transfer - noise): a small frame says little, and the estimate moves only where it
-lies outside.  Frames that follow each other without a gap are measured together, until they say enough, and so are
-those that the edge answers out of turn.  A frame that has not been acknowledged for longer than it should have taken
-says that the rate has fallen, before anything is heard.
+A frame begins when it was sent, or when the frame before it had arrived, whichever is later.  What its way takes beyond
+the bytes (both ways) is the least that the latest bare heartbeats took; they say nothing else.  Clocks jitter by
+`noise_s`, the median of what they took beyond that, so a frame says that the rate lies between bits / (transfer +
+noise) and bits / (transfer - noise): a small frame says little, and the estimate moves only where it lies outside.
+Frames that follow each other without a gap are measured together, until they say enough, and so are those that the edge
+answers out of turn.  A frame that has not been acknowledged for longer than it should have taken says that the rate has
+fallen, before anything is heard.
 
 Neither way nor noise depends on the rate: one that is assumed far too low after a stall would spoil both.  What a
 heartbeat's own 54 bytes took is in the way as it is measured: of a frame that came alone as many may be in it or not.
@@ -25,6 +25,8 @@ from typing import NamedTuple
 # The share of the way (in logarithms) that one frame moves the estimate, and how fast the past is forgotten.
 _GAIN, _FORGET_S = 0.7, 1.0
 _LEAST_NOISE_S, _BEATS = 0.0005, 5
+# From so many heartbeats on it takes more than one late one to be wrong.
+_SURE = 3
 # One frame that was faster than any way may be an edge's mistake about its own time; so many are not.
 _FASTER = 3
 # A transfer that takes so many times the noise tells the rate within a third.
@@ -56,7 +58,7 @@ class UplinkRate:
         # What frames took that were faster than that, even with their bytes.
         self._faster_s: list[float] = []
         # When the last frame was acknowledged, the edge's own time left out; and when anything was heard.
-        self._acknowledged_s = self._heard_s = self._known_s = -math.inf
+        self._acknowledged_s = self._heard_s = self._known_s = self._measured_s = -math.inf
         # Bits, at least and at most, and seconds of frames without a gap between them.
         self._run = (0.0, 0.0, 0.0)
         self._flight: OrderedDict[int, _Frame] = OrderedDict()
@@ -83,9 +85,15 @@ class UplinkRate:
 
     @property
     def is_way_known(self) -> bool:
-        """Whether heartbeats have measured this link, the latest was off by no more than noise, no frame was faster."""
+        """Whether heartbeats have measured this link, the latest off by no more than noise, and no frame was faster."""
         off_s = self._ways_s[-1] - self._way_s - _BEAT_BITS / self._rate_bps
-        return self._is_base_known and not self._faster_s and off_s <= _TELLING * self.noise_s
+        is_measured = self._is_base_known and len(self._ways_s) >= _SURE
+        return is_measured and not self._faster_s and off_s <= _TELLING * self.noise_s
+
+    @property
+    def last_way_s(self) -> float:
+        """When a heartbeat last told the way; minus infinity where none did."""
+        return self._measured_s
 
     @property
     def last_heard_s(self) -> float:
@@ -125,6 +133,7 @@ class UplinkRate:
                 self._is_base_known = True
             self._ways_s.append(max(0.0, acknowledged_s - passed[-1].sent_s))
             self._faster_s.clear()
+            self._measured_s = at_s
             self._run = (0.0, 0.0, 0.0)
         else:
             self._passed(passed, acknowledged_s, at_s)

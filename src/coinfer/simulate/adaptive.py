@@ -42,59 +42,48 @@ class Chooser(Protocol):
 
     def choose(self, now_s: float, request: int | None = None) -> Any:
         """(plan, whether it is a fallback) of a request that is begun now."""
-        ...
 
     def connected(self, now_s: float) -> None:
         """There is a link."""
-        ...
 
     def lost(self, now_s: float, why: str) -> None:
         """There is none."""
-        ...
 
     def sent(self, request: int, plan: Any, now_s: float, wire_bytes: int) -> None:
         """A request was handed to the link."""
-        ...
 
     def computed(self, plan: Any, took_s: float) -> None:
         """The device computed its side."""
-        ...
 
     def answered(self, beyond_s: float) -> None:
         """So long a reply took from its arrival to the answer."""
-        ...
 
     def replied(self, request: int, now_s: float, durations: Durations) -> None:
         """The edge answered."""
-        ...
 
     def beats(self, token: int, now_s: float, wire_bytes: int) -> None:
         """A heartbeat was sent."""
-        ...
 
-    def beaten(self, token: int, now_s: float, *, was_idle: bool) -> None:
+    def beaten(self, token: int, now_s: float, *, is_way: bool) -> None:
         """A heartbeat came back."""
-        ...
+
+    def wants_way(self, now_s: float) -> bool:
+        """Whether a heartbeat should tell the way though the link is not idle."""
 
     def wants_probe(self, now_s: float) -> bool:
         """Whether the link should be measured now, if it is idle."""
-        ...
 
     def probe_bytes(self, now_s: float) -> int:
         """The padding of a heartbeat that measures."""
-        ...
 
     def expected_s(self, plan: Any, now_s: float) -> float:
         """Seconds that a request should take."""
-        ...
 
     def late_s(self, plan: Any, now_s: float, hedge: float) -> float:
         """When the answer to a request that is sent now is late."""
-        ...
 
     def adapt(self) -> None:
         """Draw the map anew, where that is due."""
-        ...
 
 
 class Ended(NamedTuple):
@@ -316,22 +305,27 @@ class _Run:
                 self._lose()
             elif not self.pending and not self.beats and self.chooser.wants_probe(now_s):
                 self._measure()
+            elif not self.beats and self.chooser.wants_way(now_s):
+                self._beat(60, is_way=True)
             self.chooser.adapt()
         self.world.at(now_s + self.looks.uniform(0.5, 1.0) * tick_s, self._watch)
 
     def _measure(self) -> None:
-        now_s = self.world.now_s
-        for num_bytes in (60, 60 + self.chooser.probe_bytes(now_s)):
-            token, was_idle = next(self.tokens), not self.pending and not self.beats
-            self.beats[token] = now_s
-            self.chooser.beats(token, now_s, num_bytes)
-            heard_s = self._carried(num_bytes) + 2 * self.link.delay_s
-            self.world.at(heard_s, partial(self._beaten, token, was_idle))
+        self._beat(60)
+        self._beat(60 + self.chooser.probe_bytes(self.world.now_s))
 
-    def _beaten(self, token: int, was_idle: bool) -> None:
+    def _beat(self, num_bytes: int, *, is_way: bool = False) -> None:
+        now_s, token = self.world.now_s, next(self.tokens)
+        is_way = is_way or not (self.pending or self.beats)
+        self.beats[token] = now_s
+        self.chooser.beats(token, now_s, num_bytes)
+        heard_s = self._carried(num_bytes) + 2 * self.link.delay_s
+        self.world.at(heard_s, partial(self._beaten, token, is_way))
+
+    def _beaten(self, token: int, is_way: bool) -> None:
         if self.beats.pop(token, None) is not None:
             self.heard_s = self.world.now_s
-            self.chooser.beaten(token, self.world.now_s, was_idle=was_idle)
+            self.chooser.beaten(token, self.world.now_s, is_way=is_way)
 
 
 def simulate_pilot(

@@ -51,7 +51,7 @@ class Road:
             self.pilot.beats(2**31 + k, sent_s, num_bytes)
         for k, num_bytes in enumerate(sizes):
             self.now_s += 8 * num_bytes / self.rate_bps
-            self.pilot.beaten(2**31 + k, self.now_s, was_idle=k == 0)
+            self.pilot.beaten(2**31 + k, self.now_s, is_way=k == 0)
 
     def ask(self, durations: Durations = SECONDS) -> int:
         """The plan of the next request, which is then carried."""

@@ -90,6 +90,19 @@ def test_a_link_that_stands_still_behind_a_heartbeat_is_known_again_by_the_next(
     assert estimate.is_way_known
 
 
+def test_one_late_heartbeat_on_a_new_link_is_no_way() -> None:
+    estimate = UplinkRate(1e7)
+    link = MadeUpLink(estimate, 1e7)
+    link.free_s = 0.06
+    link.carry(0.0, 50, is_beat=True)
+    assert estimate.base_s > 0.06 and not estimate.is_way_known
+    for k in range(2):
+        assert not estimate.is_way_known
+        link.measure(1.0 + k)
+    assert estimate.base_s == pytest.approx(BASE_S, rel=0.01)
+    assert estimate.is_way_known
+
+
 @pytest.mark.parametrize(("before_s", "after_s"), [(0.08, 0.02), (0.06, 0.005), (0.02, 0.08), (0.005, 0.06)])
 def test_another_way_is_learnt_from_five_heartbeats_shorter_ones_from_one(before_s: float, after_s: float) -> None:
     estimate = UplinkRate(1e6)

@@ -114,6 +114,24 @@ def test_a_camera_as_fast_as_a_keeper_does_not_keep_the_link_unmeasured(
     assert max(np.diff([0.0, *measured_s, 20.0])) < 2.0
 
 
+def test_the_way_is_measured_where_something_is_always_under_way(
+    known: Bundle, lines: dict[int, Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests of 46 ms every 20 ms: there is no idle link to measure."""
+    ways_s: list[float] = []
+    beaten = Pilot.beaten
+
+    def told(pilot: Pilot, token: int, now_s: float, *, is_way: bool) -> None:
+        beaten(pilot, token, now_s, is_way=is_way)
+        if is_way:
+            ways_s.append(now_s)
+
+    monkeypatch.setattr(Pilot, "beaten", told)
+    link = Link(rate_bps=2e7, delay_s=0.02)
+    simulate_pilot(Pilot(known, plan=SPLIT16), lines, [0.5 + 0.02 * k for k in range(2000)], link)
+    assert max(np.diff([0.0, *ways_s, 40.5])) < 11.0
+
+
 def test_an_edge_that_was_busy_is_tried_again(
     known: Bundle, lines: dict[int, Line], monkeypatch: pytest.MonkeyPatch
 ) -> None:
