@@ -17,12 +17,10 @@ def stopping(stop: Stop) -> Iterator[None]:
     # Who started us may want one ignored.
     before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
-    def give_back() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
     def told(number: int, frame: FrameType | None) -> None:
-        give_back()
+        # Handlers stay until the end: one that is changed while both signals wait loses the second.
+        if stop.is_set:
+            raise KeyboardInterrupt
         stop.set()
 
     for number in before:
@@ -30,4 +28,5 @@ def stopping(stop: Stop) -> Iterator[None]:
     try:
         yield
     finally:
-        give_back()
+        for number, handler in before.items():
+            signal.signal(number, handler)
