@@ -25,8 +25,9 @@ def test_the_runtimes_rows_are_those_of_the_raw_logs(tmp_path: Path, monkeypatch
 # What each bench of the runtime leaves, with every name that the page reads.
 CHAOS = {
     "chaos_requests": 4, "chaos_lost": 0, "chaos_duplicated": 0, "chaos_wrong": 0, "computed_twice": 0,
-    "computed_at_edge": 3, "local_share": 0.25, "faults": 2,
-    "notice_s": {"median": 0.1, "p95": 0.2, "max": 0.2}, "return_s": {"median": None, "p95": None, "max": None},
+    "computed_at_edge": 3, "local_share": 0.25, "fallback_share": 0.2, "faults": 3,
+    "notice_s": {"median": 0.1, "p95": 0.2, "max": 0.2, "n": 2},
+    "return_s": {"median": None, "p95": None, "max": None, "n": 0},
     "by_fault": {
         "all": {
             "reset": {
@@ -39,6 +40,7 @@ CHAOS = {
 }  # fmt: skip
 ONE = {
     "rss_growth_pct": 0.5, "rss_bytes": [1, 2], "fds": [9, 9], "most_fds": 10, "threads": [5, 5], "most_threads": 6,
+    "tasks": [4, 4], "most_tasks": 5,
 }
 SOAK = {
     "soak_requests": 10, "soak_rss_growth_pct": 0.5, "reconnects": 3, "seconds": 1.0,
