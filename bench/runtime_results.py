@@ -5,7 +5,6 @@ python -m bench.runtime_results      (what `make results` runs)
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from coinfer.timeline import Decision, Outcome
 from coinfer.units import format_rate
 
 from .figures import RAW
-from .tables import DOCS
+from .tables import DOCS, measured_commit
 from .traces import DEADLINE_S, named, summed, trace_files
 
 LIVE, SIMULATED = "traces_live.jsonl.gz", "traces_simulated.jsonl.gz"
@@ -374,16 +373,6 @@ def _short(value: Any) -> str:
 TABLES = {"chaos": chaos_table, "soak": soak_table, "load": load_table}
 
 
-def commits(now: str) -> str:
-    """The commit of each part, as the benches noted it; one where it is the same for all."""
-    path = RAW / "commits.json"
-    known = dict(json.loads(path.read_text())) if path.is_file() else {}
-    known |= {name: found.get("commit", "not noted") for name in OTHERS if (found := figures_of(name)) is not None}
-    if len(set(known.values())) <= 1:
-        return next(iter(known.values()), now)
-    return ", ".join(f"{name} {commit[:12]}" for name, commit in known.items())
-
-
 def main() -> None:
     """The page, of what has been measured."""
     rows: list[Row] = [*trace_rows()]
@@ -405,10 +394,13 @@ def main() -> None:
         print(f"the runtime is not measured yet: there is no log in {RAW}")
         return
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    dated = [found for name in OTHERS if (found := figures_of(name)) is not None]
+    found_by = {name: found for name in OTHERS if (found := figures_of(name)) is not None}
+    dated = list(found_by.values())
+    noted = {name: found.get("commit", "not noted") for name, found in found_by.items()}
+    traces = ("traces_live", "traces_simulated") if (RAW / "commits.json").is_file() else ()
     machine = next((found["machine"] for found in dated if "machine" in found), "unknown")
     results = Results(
-        commit=commits(commit),
+        commit=measured_commit(commit, RAW, traces, noted),
         date=max(found["date"] for found in dated) if dated else read_raw(RAW / "machine.jsonl.gz")[0]["date"],
         machine=machine,
         command="make bench-runtime chaos fuzz soak",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -283,11 +283,14 @@ def section(net: Measured, summary: Summary, regimes: RegimeMap) -> list[str]:
     return [f"## {net.title}", "", *shown, cells, "", accuracy, "", regime, ""]
 
 
-def measured_commit(now: str, raw: Path, nets: Sequence[str]) -> str:
-    """The commit that measured, as the benchmark noted it for each network; `now` where it did not."""
+def measured_commit(now: str, raw: Path, nets: Sequence[str], noted: Mapping[str, str] | None = None) -> str:
+    """The commit that measured, as the benchmark noted it for each network; `now` where it did not.
+
+    `noted` has those of parts that keep theirs elsewhere, by name.
+    """
     path = raw / "commits.json"
     known = dict(json.loads(path.read_text())) if path.is_file() else {}
-    commits = {net: str(known.get(net, now)) for net in nets}
+    commits = {net: str(known.get(net, now)) for net in nets} | dict(noted or {})
     if len(set(commits.values())) == 1:
         return next(iter(commits.values()))
     return ", ".join(f"{net} {commit}" for net, commit in commits.items())

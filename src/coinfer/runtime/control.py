@@ -339,7 +339,7 @@ class Pilot:
         """A heartbeat came back; `is_way`: a bare one that tells the way, not one behind another."""
         with self._lock:
             before_bps = self.rate.at(now_s)
-            self.rate.heard(_beat_key(token), now_s, is_beat=is_way)
+            self.rate.heard(_beat_key(token), now_s, is_way=is_way)
             if not is_way:
                 self._probing.ended(now_s, before_bps)
 

@@ -113,21 +113,19 @@ class UplinkRate:
         """A frame was not handed to the link after all."""
         self._flight.pop(key, None)
 
-    def heard(self, key: int, at_s: float, *, edge_s: float = 0.0, is_beat: bool = False) -> None:
+    def heard(self, key: int, at_s: float, *, edge_s: float = 0.0, is_way: bool = False) -> None:
         """A frame was acknowledged; of the time since it was sent the edge kept it for `edge_s`.
 
-        `is_beat`: it is a bare heartbeat that found the link idle, and says what the way takes.
+        `is_way`: it is a bare heartbeat, and says what the way takes.
         """
         if key not in self._flight:
             return
         # What was sent before it has passed the link as well, whenever the edge answers it.
         passed: list[_Frame] = []
-        for other in list(self._flight):
-            passed.append(self._flight.pop(other))
-            if other == key:
-                break
+        while key in self._flight:
+            passed.append(self._flight.popitem(last=False)[1])
         acknowledged_s = at_s - edge_s
-        if is_beat:
+        if is_way:
             if not self._is_base_known:
                 self._ways_s.clear()
                 self._is_base_known = True

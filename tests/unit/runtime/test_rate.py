@@ -18,18 +18,18 @@ class MadeUpLink:
         self.estimate, self.rate_bps, self.base_s = estimate, rate_bps, base_s
         self.free_s, self.count = 0.0, 0
 
-    def carry(self, at_s: float, num_bytes: float, edge_s: float = 0.0, *, is_beat: bool = False) -> float:
+    def carry(self, at_s: float, num_bytes: float, edge_s: float = 0.0, *, is_way: bool = False) -> float:
         """Send a frame, and hear of it before anything else; when that was."""
         key, self.count = self.count, self.count + 1
         self.estimate.sent(key, at_s, num_bytes)
         self.free_s = max(at_s, self.free_s) + 8 * num_bytes / self.rate_bps
         heard_s = self.free_s + self.base_s + edge_s
-        self.estimate.heard(key, heard_s, edge_s=edge_s, is_beat=is_beat)
+        self.estimate.heard(key, heard_s, edge_s=edge_s, is_way=is_way)
         return heard_s
 
     def measure(self, at_s: float) -> None:
         """A bare heartbeat and, right behind it, one with padding."""
-        self.carry(at_s, 50, is_beat=True)
+        self.carry(at_s, 50, is_way=True)
         self.carry(at_s, 2000)
 
 
@@ -57,7 +57,7 @@ def test_a_heartbeat_over_a_link_that_stood_still_does_not_blur_the_next_ones(nu
         link.measure(1.0 * k)
     noise_s = estimate.noise_s
     link.free_s = 12.0
-    link.carry(10.0, 50, is_beat=True)
+    link.carry(10.0, 50, is_way=True)
     assert estimate.noise_s == pytest.approx(noise_s, abs=1e-4)
 
 
@@ -80,7 +80,7 @@ def test_a_link_that_stands_still_behind_a_heartbeat_is_known_again_by_the_next(
     link = MadeUpLink(estimate, 2e5)
     for k in range(num_before):
         link.measure(3.0 * k)
-    link.carry(20.0, 50, is_beat=True)
+    link.carry(20.0, 50, is_way=True)
     link.free_s = 25.0
     link.carry(20.0, 2000)
     for k in range(3):
@@ -94,7 +94,7 @@ def test_one_late_heartbeat_on_a_new_link_is_no_way() -> None:
     estimate = UplinkRate(1e7)
     link = MadeUpLink(estimate, 1e7)
     link.free_s = 0.06
-    link.carry(0.0, 50, is_beat=True)
+    link.carry(0.0, 50, is_way=True)
     assert estimate.base_s > 0.06 and not estimate.is_way_known
     for k in range(2):
         assert not estimate.is_way_known
@@ -198,9 +198,9 @@ def test_a_link_that_changes_is_followed_within_a_few_frames() -> None:
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(1, 1e6), st.floats(0, 10), st.booleans()), max_size=60))
 def test_whatever_happens_the_rate_is_a_rate(story: list[tuple[float, float, float, bool]]) -> None:
     estimate, now_s = UplinkRate(1e6), 0.0
-    for key, (gap_s, num_bytes, edge_s, is_beat) in enumerate(story):
+    for key, (gap_s, num_bytes, edge_s, is_way) in enumerate(story):
         now_s += gap_s
         estimate.sent(key, now_s, num_bytes)
-        estimate.heard(key - 1, now_s, edge_s=edge_s, is_beat=is_beat)
+        estimate.heard(key - 1, now_s, edge_s=edge_s, is_way=is_way)
         assert LEAST_BPS <= estimate.at(now_s) < 1e12
         assert 0 <= estimate.backlog_s(now_s) < 1e12
