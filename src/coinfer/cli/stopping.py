@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,16 +18,21 @@ def stopping(stop: Stop) -> Iterator[None]:
     # Who started us may want one ignored.
     before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
+    times = itertools.count()
+
     def told(number: int, frame: FrameType | None) -> None:
         # Handlers stay until the end: one that is changed while both signals wait loses the second.
-        if stop.is_set:
+        if next(times):
             raise KeyboardInterrupt
         stop.set()
 
     for number in before:
         signal.signal(number, told)
+    # Two signals at once may both go to another thread: then nothing wakes the main one, which is to run the handlers.
+    woken = signal.set_wakeup_fd(stop.waker, warn_on_full_buffer=False)
     try:
         yield
     finally:
+        signal.set_wakeup_fd(woken)
         for number, handler in before.items():
             signal.signal(number, handler)

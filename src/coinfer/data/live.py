@@ -59,24 +59,28 @@ class Size(NamedTuple):
 
 
 class Stop:
-    """Says, from a signal's handler too, that no more is wanted: who waits for bytes or for time waits no longer."""
+    """Says, from a signal's handler too, that no more is wanted: who waits for bytes or for time waits no longer.
+
+    `waker`: a descriptor; a byte written to it ends the waiting as well.
+    """
 
     def __init__(self) -> None:
         self.is_set = False
-        self._hears, self._says = os.pipe()
+        self._hears, self.waker = os.pipe()
+        os.set_blocking(self.waker, False)
 
     def __enter__(self) -> Stop:
         return self
 
     def __exit__(self, *error: object) -> None:
         os.close(self._hears)
-        os.close(self._says)
+        os.close(self.waker)
 
     def set(self) -> None:
         """Say so."""
         if not self.is_set:
             self.is_set = True
-            os.write(self._says, b"\0")
+            os.write(self.waker, b"\0")
 
     def wait(self, wait_s: float) -> bool:
         """Let so many seconds pass; True, at once, where no more is wanted."""
