@@ -156,6 +156,9 @@ def test_no_more_is_trained_than_the_limit_allows(built: Bundle, monkeypatch: py
         (PruneJob(keep=(0.5,), region=("layer9*",)), ModelError, "no channel can be removed in the region"),
         (PruneJob(keep=(0.5,), ignore=("*",)), ModelError, "without"),
         (PruneJob(keep=(0.001,), least=4), ModelError, "would empty layers, .* with 4 channels left in each"),
+        (PruneJob(keep=(0.9, 0.001), least=4), ModelError, "would empty layers"),
+        (PruneJob(keep=(0.5, 0.001), least=4, budget="parameters"), ModelError, "parameters would empty layers"),
+        (PruneJob(keep=(0.50000001, 0.5)), JobError, "differ in six digits"),
         (PruneJob(keep=(0.5,), batch_size=9999), DataError, "batch_size must be at most the .* pictures, got 9999"),
         (PruneJob(keep=(0.5,), budget="latency", latency_at="nowhere#0"), CutError, "no cut"),
         (PruneJob(keep=(0.5,), cuts=("/relu#1",), ignore=("conv2",)), CutError, "no channel that crosses at"),
@@ -171,6 +174,20 @@ def test_what_cannot_be_pruned_is_refused_before_anything_is_trained(
     with pytest.raises(error, match=words):
         build(job(quick), folder / "refused", progress=lambda stage, *_: stages.append(stage))
     assert not (folder / "refused").exists() and not [stage for stage in stages if "round" in stage]
+
+
+def test_a_latency_is_measured_as_deployed_and_met_as_far_as_it_can_be(
+    built: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = built.folder.parent
+    monkeypatch.chdir(folder)
+    few = PruneJob(
+        keep=(0.001,), budget="latency", unreachable="nearest", least=4, rounds=1, epochs=0, final_epochs=1,
+        mirror=False, batch_size=32,
+    )  # fmt: skip
+    build(job(few), folder / "quick")
+    said = (folder / "quick.work" / "log.txt").read_text()
+    assert "own_units_factory.k0.001: no network within" in said and "would empty" in said
 
 
 def test_a_score_of_labels_is_refused_where_there_are_none(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,11 @@ import msgspec
 from torch import Tensor, nn
 
 from ..compress.batches import Views
+from ..compress.budget import Costs, choose
 from ..compress.channels import Channels
 from ..compress.pruned_file import Stage, load_pruned, save_pruned
-from ..compress.pruning import PruneRecipe, Pruning
-from ..compress.scores import check_scales, slimming
+from ..compress.pruning import UNITS, PruneRecipe, Pruning
+from ..compress.scores import check_scales, magnitude, slimming
 from ..compress.series import Member, counts_below, crossing_groups, series
 from ..engine.measure import measure
 from ..engine.onnx import Session
@@ -98,6 +99,8 @@ class Pruner:
         """Refuse two networks of one name before anything is trained."""
         job = self._job.prune
         names = [f"{self._main}.k{keep:g}" for keep in job.keep]
+        if len(set(names)) < len(names):
+            raise JobError(f"[prune] keep must be shares that differ in six digits, got {list(job.keep)}")
         for file in job.networks:
             name = self._name_of(Path(file))
             if name in names:
@@ -139,8 +142,14 @@ class Pruner:
         if job.sparse_epochs:
             check_scales(teachers.module)
         channels = Channels(teachers.module, _one(teachers.graph), region=job.region, ignore=job.ignore)
-        if job.score == "slimming":
-            slimming(channels)
+        scores = slimming(channels) if job.score == "slimming" else magnitude(channels)
+        if job.keep and job.budget != "latency" and job.unreachable == "refuse":
+            costs, kind = Costs(channels, _one(teachers.graph)), job.budget
+            total = getattr(costs.of({}), kind)
+            choose(
+                channels, scores, lambda gone: getattr(costs.of(gone), kind), min(job.keep) * total, least=job.least,
+                unit=UNITS[kind],
+            )  # fmt: skip
         self._places(self.main, channels)
 
     @property
@@ -199,6 +208,7 @@ class Pruner:
         )  # fmt: skip
         self.notes += [f'{name}: channels of "{layer}" stay: {why}' for layer, why in pruning.refused.items()]
         pruned = pruning.run()
+        self.notes += [f"{name}: {why}" for why in pruning.unmet]
         lineage = (*before.lineage, Stage(recipe=recipe, rounds=pruned.rounds))
         return self._given(name, before.name, self._write(name, pruned.module, lineage), lineage)
 
@@ -341,6 +351,7 @@ class Pruner:
         example, cut = self._teachers.graph.example, self._job.prune.latency_at
         device = next(module.parameters()).device
         path = self._folder / "latency.onnx"
+        self._folder.mkdir(parents=True, exist_ok=True)
         whole = export_onnx(capture(module.cpu(), example), path, preprocess=self._teachers.preprocess)
         module.to(device)
         files = [path]

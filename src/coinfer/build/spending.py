@@ -13,6 +13,7 @@ proportion to what is left of the network, losing nothing); afterwards they coun
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -170,10 +171,9 @@ class Limits(NamedTuple):
 
     def allow(self, task: Task, spent: Ledger) -> bool:
         """Whether the task fits into what is left."""
-        takes_s = task.seconds * spent.pace
-        return (self.seconds is None or spent.seconds + takes_s <= self.seconds) and (
-            self.trainings is None or spent.trainings + task.trainings <= self.trainings
-        )
+        left_s = math.inf if self.seconds is None else self.seconds - spent.seconds
+        is_in_time = left_s > 0 and task.seconds * spent.pace <= left_s
+        return is_in_time and (self.trainings is None or spent.trainings + task.trainings <= self.trainings)
 
 
 def spend(

@@ -20,13 +20,15 @@ from ..engine.onnx import Session
 from ..model.onnx_memory import memory_of_all
 from ..plan import TensorSpec
 from .drafts import Draft
-from .predict import FOLDS, Errors, cross_validated, errors_of, features_of, fit
+from .predict import Errors, cross_validated, errors_of, features_of, fit
 from .progress import Progress
 from .workshop import Workshop
 
 # The median error above which nothing is predicted, and of pruned networks' segments every so many that are measured.
 MOST_ERROR = 0.1
 MEASURED_OF = 5
+# Fewer measured segments than that say too little about how well others are predicted.
+LEAST_KNOWN = 12
 
 
 class Predicted(NamedTuple):
@@ -93,7 +95,7 @@ def _predicted(workshop: Workshop, precision_of: Mapping[str, str], measured_s: 
         own = [name for name, other in precision_of.items() if other == precision]
         known = [(features_of(workshop.folder / name), measured_s[name]) for name in own if name in measured_s]
         left = [name for name in own if name not in measured_s]
-        if len(known) < FOLDS or not left:
+        if len(known) < LEAST_KNOWN or not left:
             continue
         errors = cross_validated(known)
         is_good = errors.median <= MOST_ERROR

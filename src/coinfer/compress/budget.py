@@ -18,10 +18,22 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from .channels import LAYERS, NORMS, Channels, Removal
+from .channels import Channels, Removal
+from .groups import LAYERS, NORMS, TRANSPOSED
 from .scores import Scores
 
 Budget = Literal["macs", "parameters", "channels", "latency"]
+
+
+class Unreachable(ModelError):
+    """A target that the network cannot come down to.
+
+    `layer` would be empty first ("": none was found); `removals` are the most that can go.
+    """
+
+    def __init__(self, message: str, layer: str, removals: list[Removal]) -> None:
+        super().__init__(message)
+        self.layer, self.removals = layer, removals
 
 
 class Cost(NamedTuple):
@@ -32,7 +44,10 @@ class Cost(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    """`inputs` and `outputs` channels, weights for each pair of them, output positions, values beside the weights."""
+    """`inputs` and `outputs` channels, weights for each pair of them, positions, values of each output beside these.
+
+    Positions are the output's, of a transposed convolution the input's.
+    """
 
     inputs: int
     outputs: int
@@ -73,13 +88,16 @@ class Costs:
 def _layers(module: nn.Module, example: Sequence[Tensor]) -> dict[str, _Layer]:
     found: dict[str, _Layer] = {}
 
-    def note(name: str, layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
+    def note(name: str, layer: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
         before = found.get(name)
-        positions = output[0].numel() // _outputs(layer) + (0 if before is None else before.positions)
-        found[name] = _described(layer, positions)
+        if isinstance(layer, TRANSPOSED):
+            positions = (*given, *named.values())[0][0].numel() // layer.in_channels
+        else:
+            positions = output[0].numel() // _outputs(layer)
+        found[name] = _described(layer, positions + (0 if before is None else before.positions))
 
     hooks = [
-        layer.register_forward_hook(partial(note, name))
+        layer.register_forward_hook(partial(note, name), with_kwargs=True)
         for name, layer in module.named_modules()
         if isinstance(layer, (*LAYERS, *NORMS))
     ]
@@ -99,7 +117,7 @@ def _described(layer: nn.Module, positions: int) -> _Layer:
         return _Layer(layer.in_features, layer.out_features, 1, positions, biases)
     assert isinstance(layer, nn.modules.conv._ConvNd)
     size = layer.weight[0, 0].numel()
-    if layer.groups == layer.out_channels > 1:
+    if layer.groups == layer.out_channels > 1 and not layer.transposed:
         # Each output has an input of its own: what goes is counted once, as outputs.
         return _Layer(1, layer.out_channels, layer.weight[0].numel(), positions, biases)
     return _Layer(layer.in_channels, layer.out_channels, size / layer.groups, positions, biases)
@@ -135,7 +153,8 @@ def choose(
         unit: of the cost, for messages.
 
     Raises:
-        ModelError: a group would be empty, or the target cannot be reached (names the smallest cost).
+        Unreachable: the target needs empty groups (names the first, and the smallest cost).
+        ModelError: nothing shall stay of a group.
     """
     if least < 1:
         raise ModelError(f"a group keeps at least 1 channel, got least = {least}: without any its layers are empty")
@@ -147,9 +166,11 @@ def choose(
     low, high = 0, len(order)
     if cost(_counted(order)) > target:
         first = min(channels.groups, key=lambda group: float(scores[group.name].max()))
-        raise ModelError(
+        raise Unreachable(
             f'{target:.4g} {unit} would empty layers, "{first.name}" first: with {least} channels left in each '
-            f"there are {cost(_counted(order)):.4g}; keep more of it, or widen the region"
+            f"there are {cost(_counted(order)):.4g}; keep more of it, or widen the region",
+            first.name,
+            _removals(order),
         )
     while low < high:
         middle = (low + high) // 2
@@ -157,8 +178,12 @@ def choose(
             high = middle
         else:
             low = middle + 1
+    return _removals(order[:low])
+
+
+def _removals(order: Sequence[tuple[float, str, int]]) -> list[Removal]:
     gone: dict[str, list[int]] = {}
-    for _, name, place in order[:low]:
+    for _, name, place in order:
         gone.setdefault(name, []).append(place)
     return [Removal(group=name, places=tuple(sorted(places))) for name, places in gone.items()]
 

@@ -68,9 +68,15 @@ def load_pruned(path: Path, module: nn.Module, example: Sequence[Tensor], *, net
         lineage = msgspec.json.decode(metadata["lineage"], type=tuple[Stage, ...])
         for stage in lineage:
             replay(smaller, example, stage.rounds)
+        for name, value in smaller.state_dict().items():
+            if name in state and state[name].dtype != value.dtype:
+                raise ModelError(f'"{name}" must be {value.dtype}, got {state[name].dtype}')
         smaller.load_state_dict(state)
     except (KeyError, msgspec.MsgspecError, ModelError, RuntimeError) as error:
         raise WeightsError(f"pruned network {path} does not fit: {error}") from error
-    if any(not torch.isfinite(value).all() for value in state.values() if value.is_floating_point()):
-        raise WeightsError(f"pruned network {path} holds weights that are no numbers")
+    for name, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise WeightsError(f'pruned network {path} holds weights that are no numbers: "{name}"')
+        if name.endswith("running_var") and bool((value < 0).any()):
+            raise WeightsError(f'pruned network {path} holds variances below 0: "{name}"')
     return PrunedNetwork(smaller.eval(), lineage)

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import torch
@@ -28,7 +28,7 @@ from ..errors import DataError, ModelError
 from ..model.zoo import weights_digest
 from ..plan import Value
 from .batches import Augment, PictureBatches
-from .budget import Budget, Cost, Costs, choose
+from .budget import Budget, Cost, Costs, Unreachable, choose
 from .channels import Channels, Removal, replay
 from .hardware import training_device
 from .losses import Loss, cross_entropy, distillation
@@ -36,7 +36,7 @@ from .scores import Score, check_scales, scores_of, slimmed
 from .train import Schedule, Step, fit, load_tensors, save_tensors
 from .unit_training import Teacher
 
-VERSIONS = ("pruning-1", f"torch {torch.__version__}")
+VERSIONS = ("pruning-2", f"torch {torch.__version__}")
 LEAST_BATCH = 8
 # What a budget counts, for people.
 UNITS = {"macs": "multiply-accumulates", "parameters": "parameters", "channels": "channels", "latency": "seconds"}
@@ -52,8 +52,8 @@ class PruneRecipe(Value, frozen=True, kw_only=True):
     `budget` "channels" counts those of the region; "latency" is measured.  `epochs` of fine-tuning follow each round,
     `final_epochs` the last one; `sparse_epochs` with an L1 penalty of `strength` on batch norm scales come first.
     `region`: shell patterns of layers whose channels may go, `ignore`: of such that may not; `least` stay in each
-    group.  `scored`: pictures that "taylor" scores are computed on.  `label_share` of the loss is cross-entropy with
-    labels, where there are any.
+    group.  A budget that cannot be met so is `unreachable`: "refuse" it, or take the "nearest".  `scored`: pictures
+    that "taylor" scores are computed on.  `label_share` of the loss is cross-entropy with labels, where there are any.
 
     Raises:
         ModelError: a number is out of range.
@@ -70,6 +70,7 @@ class PruneRecipe(Value, frozen=True, kw_only=True):
     region: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
     least: int = 1
+    unreachable: Literal["refuse", "nearest"] = "refuse"
     scored: int = 5000
     lr: float = 0.02
     final_lr: float = 0.02
@@ -150,6 +151,8 @@ class Pruning:
         self.folder = None if folder is None else folder / f"{self._key[:12]}.pruning"
         self.rounds: list[list[Removal]] = []
         self._channels = Channels(self.module, self._example, region=recipe.region, ignore=recipe.ignore)
+        # Groups of channels that stay, by the name of a layer, with the reason; budgets that were not met.
+        self.refused, self.unmet = self._channels.refused, list[str]()
         self._sound = {group.name for group in self._channels.groups}
         self._batch_size, self._done = recipe.batch_size, 0
         self._resume()
@@ -157,16 +160,12 @@ class Pruning:
         if self._done == 0:
             self._start = latency_of(self.module) if latency_of is not None else self._cost()({})
 
-    @property
-    def refused(self) -> dict[str, str]:
-        """Groups of channels that stay, by the name of a layer, with the reason."""
-        return self._channels.refused
-
     def run(self) -> Pruned:
         """All steps, those that were done before left out.
 
         Raises:
-            ModelError: the budget cannot be met, a score needs labels, the loss became NaN, or memory is too small.
+            Unreachable: the budget cannot be met (where the recipe refuses that).
+            ModelError: a score needs labels, the loss became NaN, or memory is too small.
         """
         recipe = self._recipe
         steps: list[tuple[str, Callable[[], None]]] = []
@@ -197,13 +196,26 @@ class Pruning:
         target = self._start * recipe.keep ** (number / recipe.rounds)
         if recipe.budget == "channels":
             target = round(target)
-        if recipe.budget == "latency":
-            removals = self._within_latency(scores, target)
-        else:
-            unit = UNITS[recipe.budget]
-            removals = choose(self._channels, scores, self._cost(), target, least=recipe.least, unit=unit)
+        removals = self._chosen(scores, target)
+        while self._channels.refuse(removals):
+            removals = self._chosen(scores, target)
+        self._sound = {group.name for group in self._channels.groups}
         self._channels.remove(removals)
         self.rounds.append(removals)
+
+    def _chosen(self, scores: Mapping[str, Tensor], target: float) -> list[Removal]:
+        """The channels that go for the budget, or for the nearest there is."""
+        recipe = self._recipe
+        try:
+            if recipe.budget == "latency":
+                return self._within_latency(scores, target)
+            unit = UNITS[recipe.budget]
+            return choose(self._channels, scores, self._cost(), target, least=recipe.least, unit=unit)
+        except Unreachable as error:
+            if recipe.unreachable == "refuse":
+                raise
+            self.unmet.append(str(error))
+            return error.removals
 
     def _cost(self) -> Callable[[Mapping[str, int]], float]:
         """What the budget counts of the network without so many channels of each group."""
@@ -221,11 +233,13 @@ class Pruning:
         macs = self._cost()
         share = min(0.95, target_s / self._latency_of(self.module))
         best: tuple[float, list[Removal]] | None = None
+        removals, layer = list[Removal](), ""
         for _ in range(_TRIES):
             try:
                 removals = choose(self._channels, scores, macs, share * macs({}), least=self._recipe.least)
-            except ModelError:
+            except Unreachable as error:
                 # Not even with the fewest channels: a smaller share than the least there is.
+                removals, layer = error.removals, error.layer
                 break
             smaller = copy.deepcopy(self.module)
             Channels(smaller, self._example, sound=self._sound).remove(removals)
@@ -236,7 +250,9 @@ class Pruning:
                     break
             share *= max(0.5, min(1.5, target_s / took_s))
         if best is None:
-            raise ModelError(f"no network within {1e3 * target_s:.3g} ms was found in {_TRIES} tries: keep more of it")
+            emptied = f', less would empty "{layer}"' if layer else ""
+            tried = f"no network within {1e3 * target_s:.3g} ms was found in {_TRIES} tries{emptied}: keep more of it"
+            raise Unreachable(tried, layer, removals)
         return best[1]
 
     def _within_memory(self, name: str, step: Callable[[], None]) -> None:
@@ -297,6 +313,7 @@ class Pruning:
             "batch_size": str(self._batch_size),
             "start": repr(self._start),
             "rounds": msgspec.json.encode(self.rounds).decode(),
+            "told": msgspec.json.encode((self.refused, self.unmet)).decode(),
         }
         save_tensors(self.module.state_dict(), self.folder / _STATE, metadata=metadata)
         for checkpoint in self.folder.glob("*.safetensors"):
@@ -314,6 +331,7 @@ class Pruning:
         self.module.load_state_dict(state)
         self._channels = Channels(self.module, self._example, sound=self._sound)
         self._done, self._batch_size = int(metadata["done"]), int(metadata["batch_size"])
+        self.refused, self.unmet = msgspec.json.decode(metadata["told"], type=tuple[dict[str, str], list[str]])
         self._start = float(metadata["start"])
 
 

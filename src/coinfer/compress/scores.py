@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from .channels import LAYERS, NORMS, Channels, Group, Part
+from .channels import Channels
+from .groups import LAYERS, NORMS, Group, Part, outputs_first
 from .losses import Batch, Loss
 
 Score = Literal["taylor", "slimming", "magnitude"]
@@ -51,7 +52,7 @@ def taylor(channels: Channels, batches: Iterable[Batch], loss: Loss) -> Scores:
     sums = {group.name: torch.zeros(group.size, dtype=torch.float64, device=device) for group in channels.groups}
     changes: dict[str, Tensor] = {}
     hooks = [
-        layer.register_forward_pre_hook(partial(_watch, group, part, changes))
+        layer.register_forward_pre_hook(partial(_watch, group, part, changes), with_kwargs=True)
         for group in channels.groups
         for part in group.readers
         if isinstance(layer := module.get_submodule(part.name), LAYERS)
@@ -75,15 +76,22 @@ def taylor(channels: Channels, batches: Iterable[Batch], loss: Loss) -> Scores:
 
 
 def _watch(
-    group: Group, part: Part, changes: dict[str, Tensor], layer: nn.Module, given: tuple[Any, ...]
-) -> tuple[Any, ...]:
+    group: Group,
+    part: Part,
+    changes: dict[str, Tensor],
+    layer: nn.Module,
+    given: tuple[Any, ...],
+    named: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Add to `changes[group.name]` (N, size), once the gradient of what `layer` reads is known; gives what it reads."""
+    read = given[0] if given else named["input"]
     # A view of its own: the gradient of the tensor itself would be that of all its readers.
-    x: Tensor = given[0].view_as(given[0])
-    axis = x.ndim - 1 if isinstance(layer, nn.Linear) else 1
+    x: Tensor = read.view_as(read)
+    # The hook may not hold what it hangs on: neither would be freed.
+    value, axis = x.detach(), x.ndim - 1 if isinstance(layer, nn.Linear) else 1
 
     def add(gradient: Tensor) -> None:
-        change = (x.detach() * gradient).double().movedim(axis, 1)
+        change = (value * gradient).double().movedim(axis, 1)
         each = change.reshape(*change.shape[:2], -1).sum(2)[:, part.places]
         own = torch.zeros(len(each), group.size, dtype=torch.float64, device=each.device)
         own.index_add_(1, part.roots.to(each.device), each)
@@ -91,7 +99,7 @@ def _watch(
 
     if x.requires_grad:
         x.register_hook(add)  # type: ignore[no-untyped-call]
-    return (x, *given[1:])
+    return ((x, *given[1:]), named) if given else ((), named | {"input": x})
 
 
 def slimming(channels: Channels) -> Scores:
@@ -158,6 +166,6 @@ def _has_scale(layer: nn.Module) -> bool:
 
 
 def _weight(channels: Channels, part: Part) -> Tensor:
-    weight = channels.module.get_submodule(part.name).weight
-    assert isinstance(weight, Tensor)
+    weight = outputs_first(channels.module.get_submodule(part.name))
+    assert weight is not None
     return weight.detach().double().cpu()

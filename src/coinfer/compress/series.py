@@ -19,7 +19,8 @@ from ..errors import CutError
 from ..model.cut import Cut, split
 from ..model.graph import Graph
 from ..model.naming import calls_of
-from .channels import Channels, Group
+from .channels import Channels
+from .groups import Group
 from .pruned_file import Stage
 from .pruning import Pruned, PruneRecipe, Pruning
 from .train import Step

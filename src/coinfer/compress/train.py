@@ -209,9 +209,10 @@ def _save(
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors, whole or not at all."""
+    """Write tensors as safetensors, whole or not at all; what several names share is written for each."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    as_is = torch.contiguous_format
+    plain = {name: tensor.detach().cpu().clone(memory_format=as_is) for name, tensor in tensors.items()}
     write_atomically(path, _in_order(save(plain, metadata)))
 
 

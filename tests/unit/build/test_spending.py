@@ -107,6 +107,11 @@ def test_minutes_are_kept_at_the_pace_that_tasks_have_shown(bench: Bench) -> Non
     assert bench.ran == ["first"] and "not trained, beyond the limit: next" in notes
 
 
+def test_without_time_nothing_begins_whatever_it_takes(bench: Bench) -> None:
+    notes = bench.spend([bench.task("free", 0.5, takes_s=0.0)], Limits(seconds=0.0))
+    assert bench.ran == [] and not any("trainings" in note for note in notes)
+
+
 def test_a_stopped_build_goes_on_with_what_it_had_begun(bench: Bench, clock: list[float]) -> None:
     def tasks(*, brings: float) -> list[Task]:
         return [bench.task("a", brings, following=lambda: [bench.task("b", 0.3)]), bench.task("c", 0.6)]

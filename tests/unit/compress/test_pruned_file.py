@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_channels import awake, example
-from torch import nn
+from torch import Tensor, nn
 
 from coinfer.compress.channels import Channels, Removal
 from coinfer.compress.pruned_file import Stage, load_pruned, save_pruned
@@ -77,3 +79,25 @@ def test_other_files_are_refused(module: nn.Module, tmp_path: Path) -> None:
     save_file(load_file(path), plain, metadata=metadata | {"lineage": lineage})
     with pytest.raises(WeightsError, match='does not fit: .*"nowhere"|does not fit: no channel'):
         load_pruned(plain, module, example(32), network=network)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("bn1.running_var", lambda value: -value, "variances below 0"),
+        ("conv1.weight", lambda value: value.to(torch.complex64), "must be torch.float32, got torch.complex64"),
+        ("linear.weight", lambda value: value.to(torch.int32), "must be torch.float32, got torch.int32"),
+        ("linear.weight", lambda value: value * float("nan"), "no numbers"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(
+    module: nn.Module, tmp_path: Path, name: str, change: Callable[[Tensor], Tensor], words: str
+) -> None:
+    path = tmp_path / "small.safetensors"
+    pruned_twice(module, path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    state = load_file(path)
+    save_file(state | {name: change(state[name])}, path, metadata=metadata)
+    with pytest.raises(WeightsError, match=words):
+        load_pruned(path, module, example(32), network=None)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from coinfer.compress import pruning
 from coinfer.compress.batches import Views
-from coinfer.compress.budget import Costs
+from coinfer.compress.budget import Costs, Unreachable
 from coinfer.compress.channels import Channels
 from coinfer.compress.pruning import PruneRecipe, Pruning
 from coinfer.compress.unit_training import Teacher, teacher_of
@@ -190,6 +190,23 @@ def test_a_number_of_channels_is_met_exactly(wide: int, left: int) -> None:
     module = net.eval()
     step = PruneRecipe(keep=left / wide, budget="channels", region=("one.0", "one.1"), **{**FEW, "rounds": 1})
     assert Pruning(module, EXAMPLE, taught(module), step).run().module.one[0].out_channels == left
+
+
+def test_a_budget_out_of_reach_is_refused_or_met_as_far_as_it_can_be(module: nn.Module, tmp_path: Path) -> None:
+    recipe = PruneRecipe(keep=0.01, least=4, rounds=1, **FEW)
+    with pytest.raises(Unreachable, match="would empty layers"):
+        Pruning(module, EXAMPLE, taught(module), recipe).run()
+    nearest = PruneRecipe(keep=0.01, least=4, rounds=1, unreachable="nearest", **FEW)
+    pruning = Pruning(module, EXAMPLE, taught(module), nearest, folder=tmp_path)
+    pruned = pruning.run()
+    assert [layer.out_channels for layer in pruned.module.modules() if isinstance(layer, nn.Conv2d)] == [4, 4]
+    assert len(pruning.unmet) == 1 and '"' in pruning.unmet[0]
+    slow = PruneRecipe(keep=0.01, least=4, rounds=1, unreachable="nearest", budget="latency", **FEW)
+    same = Pruning(module, EXAMPLE, taught(module), slow, latency_of=lambda network: 1.0).run()
+    assert [layer.out_channels for layer in same.module.modules() if isinstance(layer, nn.Conv2d)] == [4, 4]
+    # What was told once is told by a run that goes on as well.
+    again = Pruning(module, EXAMPLE, taught(module), nearest, folder=tmp_path)
+    assert again.unmet == pruning.unmet and again.refused == pruning.refused and "linear" in again.refused
 
 
 def test_what_makes_no_sense_is_refused(module: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import pytest
@@ -59,6 +60,19 @@ def test_taylor_is_the_slope_of_each_samples_loss_in_a_gate() -> None:
     module.gate = None
     assert torch.allclose(scores["left"], wanted / wanted.norm(), rtol=1e-4)
     assert {name: len(value) for name, value in scores.items()} == {"left": 4, "near": 2, "far": 3}
+
+
+def test_taylor_keeps_nothing_of_what_the_layers_read() -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(type(thing) is Tensor and thing.shape == (6, 4, 16, 16) for thing in gc.get_objects())
+
+    torch.manual_seed(0)
+    module = Gated().eval()
+    channels = Channels(module, (torch.randn(2, 3, 16, 16),))
+    before = alive()
+    taylor(channels, batches(), cross_entropy())
+    assert alive() == before
 
 
 def test_slimming_is_the_mean_scale_and_spares_what_has_none() -> None:
