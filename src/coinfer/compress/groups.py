@@ -160,14 +160,14 @@ def group_of(
     makers: list[Part] = []
     readers: list[Part] = []
     for member in _members(first, graph):
-        part_of, is_maker = member.dep.target.module, graph.is_out_channel_pruning_fn(member.dep.handler)
-        if not isinstance(part_of, (*LAYERS, *NORMS, PadShortcut)):
-            if part_of in names and not is_maker and next(part_of.parameters(), None) is not None:
-                raise ModelError(f'"{names[part_of]}" reads them, a {type(part_of).__name__}')
+        taken, is_maker = member.dep.target.module, graph.is_out_channel_pruning_fn(member.dep.handler)
+        if not isinstance(taken, (*LAYERS, *NORMS, PadShortcut)):
+            if taken in names and not is_maker and next(taken.parameters(), None) is not None:
+                raise ModelError(f'"{names[taken]}" reads them, a {type(taken).__name__}')
             continue
-        if isinstance(part_of, TRANSPOSED) and part_of.groups > 1:
-            raise ModelError(f'"{names[part_of]}" is a transposed convolution in groups')
-        part = Part(names[part_of], torch.tensor(member.idxs), torch.tensor(member.root_idxs))
+        if isinstance(taken, TRANSPOSED) and taken.groups > 1:
+            raise ModelError(f'"{names[taken]}" is a transposed convolution in groups')
+        part = Part(names[taken], torch.tensor(member.idxs), torch.tensor(member.root_idxs))
         (makers if is_maker else readers).append(part)
     return made, Group(names[first], "channels", graph.get_out_channels(first), tuple(makers), tuple(readers))
 

@@ -400,6 +400,11 @@ def test_a_stream_that_is_no_file_is_said_at_once(tiny_bundle: Bundle, tmp_path:
 # --- a process -------------------------------------------------------------------------------------
 
 
+def interruptible() -> None:
+    """What a shell starts in the background inherits that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def running(tiny_bundle: Bundle) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Starts `coinfer run` on plan 0 with a pipe as its input."""
@@ -408,7 +413,9 @@ def running(tiny_bundle: Bundle) -> Iterator[Callable[..., subprocess.Popen[byte
     def start(data: str, *options: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "coinfer.cli", "run", str(tiny_bundle.folder), "--plan", "0", "--data", data]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = subprocess.Popen([*command, *options], **pipes, bufsize=0)  # type: ignore[call-overload]
+        process = subprocess.Popen(  # type: ignore[call-overload]
+            [*command, *options], **pipes, bufsize=0, preexec_fn=interruptible
+        )
         started.append(process)
         return process
 
