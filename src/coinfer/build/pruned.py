@@ -206,8 +206,9 @@ class Pruner:
             before.module, _one(before.graph), teacher, recipe,
             latency_of=latency_of, folder=self._folder, progress=of_training(self._progress, name),
         )  # fmt: skip
-        self.notes += [f'{name}: channels of "{layer}" stay: {why}' for layer, why in pruning.refused.items()]
         pruned = pruning.run()
+        # What a round refused is among them.
+        self.notes += [f'{name}: channels of "{layer}" stay: {why}' for layer, why in pruning.refused.items()]
         self.notes += [f"{name}: {why}" for why in pruning.unmet]
         lineage = (*before.lineage, Stage(recipe=recipe, rounds=pruned.rounds))
         return self._given(name, before.name, self._write(name, pruned.module, lineage), lineage)

@@ -234,7 +234,7 @@ class Channels:
 
 
 def _noise(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Other inputs like the example: noise, of it what is counted."""
+    """Other inputs of the example's shapes: noise; whole numbers stay as they are."""
     draw = torch.Generator().manual_seed(0)
     return tuple(
         torch.randn(value.shape, generator=draw, dtype=value.dtype) if value.is_floating_point() else value

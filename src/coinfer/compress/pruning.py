@@ -331,7 +331,9 @@ class Pruning:
         self.module.load_state_dict(state)
         self._channels = Channels(self.module, self._example, sound=self._sound)
         self._done, self._batch_size = int(metadata["done"]), int(metadata["batch_size"])
-        self.refused, self.unmet = msgspec.json.decode(metadata["told"], type=tuple[dict[str, str], list[str]])
+        refused, self.unmet = msgspec.json.decode(metadata["told"], type=tuple[dict[str, str], list[str]])
+        self.refused = self._channels.refused
+        self.refused |= refused
         self._start = float(metadata["start"])
 
 
