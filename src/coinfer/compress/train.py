@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, WeightsError
 from ..files import write_atomically
 from .batches import Batches
-from .hardware import has_bfloat16, layout_of
+from .hardware import has_bfloat16, keep_freed_memory, layout_of
 from .losses import Batch, Coded, Loss, logits_of
 
 _MODEL, _OPTIMIZER = "model.", "optimizer."
@@ -108,6 +108,7 @@ def fit(
         ModelError: the loss or its gradient became NaN or infinite; the checkpoint still has the last whole epoch.
         WeightsError: the checkpoint is not one of this model, schedule and key.
     """
+    keep_freed_memory()
     device = next(model.parameters()).device
     is_autocast = has_bfloat16(device) if is_bfloat16 is None else is_bfloat16
     optimizer = _optimizer(model, schedule, slower or {})
