@@ -21,7 +21,7 @@ from tiny_nets import OWN_DIGITS
 
 PRUNE = PruneJob(
     keep=(0.7, 0.4), rounds=1, epochs=0, final_epochs=12, cuts=("/relu#1",), counts=3, cut_epochs=4,
-    mirror=False, lr=0.01, batch_size=32, labels=0.8,
+    mirror=False, lr=0.01, final_lr=0.012, cut_lr=0.008, batch_size=32, labels=0.8,
 )  # fmt: skip
 UNITS = BottleneckJob(
     cuts=("/relu#1",), widths=(4,), strides=(2,), prices=(0.001, 0.05), epochs=(15, 15), mirror=False, mixes=0,
@@ -83,6 +83,8 @@ def test_pruned_networks_are_smaller_on_disk_and_say_how_they_were_made(built: B
     series = next(name for name in networks if ".f" in name)
     of = networks[series]["base"]
     assert networks[series]["pruned"][: len(networks[of]["pruned"])] == networks[of]["pruned"]
+    rates = {name: networks[name]["pruned"][-1]["recipe"]["final_lr"] for name in (smaller, series)}
+    assert rates == {smaller: PRUNE.final_lr, series: PRUNE.cut_lr}
     # In the bundle lie the menu's networks, each with all that it was made of.
     listed = built.networks()
     assert {plan.variant for plan in built.manifest.menu} <= set(listed)

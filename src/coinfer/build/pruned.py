@@ -197,7 +197,12 @@ class Pruner:
         )  # fmt: skip
 
     def _recipe(self, keep: float) -> PruneRecipe:
-        return self._job.prune.recipe(keep, side=min(self._teachers.source.shape[:2]))
+        return self._job.prune.recipe(keep, side=self._side)
+
+    @property
+    def _side(self) -> int:
+        """Of the pictures, in pixels."""
+        return min(self._teachers.source.shape[:2])
 
     def _pruned(self, name: str, before: PrunedVariant, recipe: PruneRecipe) -> PrunedVariant:
         teacher = self._teachers.of(self._job.prune.images, self._views)
@@ -268,7 +273,7 @@ class Pruner:
 
     def _series(self, base: PrunedVariant, cut: Cut) -> Iterator[Member]:
         job = self._job.prune
-        recipe = msgspec.structs.replace(self._recipe(0.5), final_epochs=job.cut_epochs, sparse_epochs=0)
+        recipe = job.cut_recipe(side=self._side)
         yield from series(
             base.module,
             _one(base.graph),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import msgspec
+
 from ..compress.budget import Budget
 from ..compress.pruning import PruneRecipe
 from ..compress.scores import Score
@@ -182,8 +184,9 @@ class PruneJob(Value, frozen=True, kw_only=True):
     `keep` of the `budget`, the largest first, each from the one before; a latency is that of the deployed network, or
     of its head up to the cut `latency_at`.  Step 2 makes a series for each of `cuts`: from the smallest of these that
     keeps the goal's loss, ever fewer channels cross there, in `counts` log-spaced steps of `cut_epochs`, until one
-    loses more.  Pictures are shifted by up to `shift` pixels in training (None: an eighth of their side, at most 4).
-    The rest is as in `PruneRecipe`; `networks` are files of networks that were pruned before.
+    loses more.  `final_lr` and `cut_lr` are the learning rates of the final epochs and of step 2 (None: `lr`).
+    Pictures are shifted by up to `shift` pixels in training (None: an eighth of their side, at most 4).  The rest is as
+    in `PruneRecipe`; `networks` are files of networks that were pruned before.
     """
 
     keep: tuple[float, ...] = ()
@@ -203,6 +206,8 @@ class PruneJob(Value, frozen=True, kw_only=True):
     counts: int = 8
     cut_epochs: int = 1
     lr: float = 0.02
+    final_lr: float | None = None
+    cut_lr: float | None = None
     batch_size: int = 128
     images: int = 50_000
     mirror: bool = True
@@ -223,9 +228,20 @@ class PruneJob(Value, frozen=True, kw_only=True):
             rounds=self.rounds, epochs=self.epochs, final_epochs=self.final_epochs,
             sparse_epochs=self.sparse_epochs, strength=self.strength,
             region=self.region, ignore=self.ignore, least=self.least, unreachable=self.unreachable,
-            lr=self.lr, final_lr=self.lr, batch_size=self.batch_size,
+            lr=self.lr, final_lr=self.lr if self.final_lr is None else self.final_lr, batch_size=self.batch_size,
             label_share=self.labels, shift=usual_shift(side) if self.shift is None else self.shift, seed=self.seed,
         )  # fmt: skip
+
+    def cut_recipe(self, *, side: int = 32) -> PruneRecipe:
+        """How step 2 comes from one count to the next; the share is set there.
+
+        Raises:
+            ModelError: a number is out of range.
+        """
+        rate = self.lr if self.cut_lr is None else self.cut_lr
+        return msgspec.structs.replace(
+            self.recipe(0.5, side=side), final_epochs=self.cut_epochs, final_lr=rate, sparse_epochs=0
+        )
 
     def __post_init__(self) -> None:
         if list(self.keep) != sorted(set(self.keep), reverse=True):
@@ -241,5 +257,6 @@ class PruneJob(Value, frozen=True, kw_only=True):
         try:
             for keep in self.keep or (0.5,):
                 self.recipe(keep)
+            self.cut_recipe()
         except ModelError as error:
             raise JobError(f"[prune] {error}") from error

@@ -92,6 +92,20 @@ def test_a_bottleneck_that_makes_no_sense_names_itself(tmp_path: Path, section: 
         load_job(job_file(tmp_path, f'{FULL}[bottleneck]\ncuts = ["layer1*"]\n{section}\n'))
 
 
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ("keep = [0.2, 0.5]", r"keep must be shares that fall, got \[0.2, 0.5\]"),
+        ("final_lr = 0.0", "learning rates must be above 0"),
+        ("cut_lr = -0.1", "learning rates must be above 0"),
+        ("cut_epochs = -1", "cut_epochs, mixes and shift 0 or more"),
+    ],
+)
+def test_a_pruning_that_makes_no_sense_names_itself(tmp_path: Path, section: str, words: str) -> None:
+    with pytest.raises(JobError, match=words):
+        load_job(job_file(tmp_path, f"{FULL}[prune]\n{section}\n"))
+
+
 def test_smaller_weights_are_found_beside(tmp_path: Path) -> None:
     job = load_job(job_file(tmp_path, FULL))
     with pytest.raises(JobError, match=r'"resnet32".*cifar10_resnet32'):
