@@ -148,7 +148,7 @@ class Pruner:
             total = getattr(costs.of({}), kind)
             choose(
                 channels, scores, lambda gone: getattr(costs.of(gone), kind), min(job.keep) * total, least=job.least,
-                unit=UNITS[kind],
+                multiple=job.multiple, unit=UNITS[kind],
             )  # fmt: skip
         self._places(self.main, channels)
 

@@ -201,6 +201,7 @@ class PruneJob(Value, frozen=True, kw_only=True):
     region: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
     least: int = 1
+    multiple: int = 1
     unreachable: Literal["refuse", "nearest"] = "refuse"
     cuts: tuple[str, ...] = ()
     counts: int = 8
@@ -227,8 +228,9 @@ class PruneJob(Value, frozen=True, kw_only=True):
             keep=keep, budget=self.budget, score=self.score,
             rounds=self.rounds, epochs=self.epochs, final_epochs=self.final_epochs,
             sparse_epochs=self.sparse_epochs, strength=self.strength,
-            region=self.region, ignore=self.ignore, least=self.least, unreachable=self.unreachable,
-            lr=self.lr, final_lr=self.lr if self.final_lr is None else self.final_lr, batch_size=self.batch_size,
+            region=self.region, ignore=self.ignore, least=self.least, multiple=self.multiple,
+            unreachable=self.unreachable, batch_size=self.batch_size,
+            lr=self.lr, final_lr=self.lr if self.final_lr is None else self.final_lr,
             label_share=self.labels, shift=usual_shift(side) if self.shift is None else self.shift, seed=self.seed,
         )  # fmt: skip
 

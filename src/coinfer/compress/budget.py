@@ -10,6 +10,7 @@ multiply-accumulates, norms count as parameters.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -140,6 +141,7 @@ def choose(
     target: float,
     *,
     least: int = 1,
+    multiple: int = 1,
     unit: str = "multiply-accumulates",
 ) -> list[Removal]:
     """The channels of the lowest scores that bring `cost` down to `target`; each group keeps at least `least`.
@@ -150,6 +152,7 @@ def choose(
         cost: of the network without so many channels of each group.
         target: what it may be afterwards.
         least: channels that stay in every group, at least one.
+        multiple: a group (not one of heads) that loses some keeps a multiple of it, the nearest.
         unit: of the cost, for messages.
 
     Raises:
@@ -158,38 +161,65 @@ def choose(
     """
     if least < 1:
         raise ModelError(f"a group keeps at least 1 channel, got least = {least}: without any its layers are empty")
-    order: list[tuple[float, str, int]] = []
+    ranked: dict[str, list[tuple[float, int]]] = {}
+    order: list[tuple[float, str]] = []
     for group in channels.groups:
-        ranked = sorted((float(score), place) for place, score in enumerate(scores[group.name]))
-        order += [(score, group.name, place) for score, place in ranked[: max(0, group.size - least)]]
-    order = sorted(item for item in order if item[0] != float("inf"))
+        places = sorted((float(score), place) for place, score in enumerate(scores[group.name]))
+        able = [item for item in places[: max(0, group.size - least)] if item[0] != float("inf")]
+        ranked[group.name] = able
+        order += [(score, group.name) for score, _ in able]
+    order.sort()
+    steps = {group.name: multiple if group.kind == "channels" else 1 for group in channels.groups}
+
+    def gone(length: int) -> dict[str, int]:
+        """How many channels of each group go for the first so many of all."""
+        counts = Counter(name for _, name in order[:length])
+        return {
+            name: _rounded(count, channels.group(name).size, len(ranked[name]), steps[name])
+            for name, count in counts.items()
+        }
+
     low, high = 0, len(order)
-    if cost(_counted(order)) > target:
+    if cost(gone(high)) > target:
         first = min(channels.groups, key=lambda group: float(scores[group.name].max()))
+        left = f"{least} channels" if multiple == 1 else f"{least} channels or more, a multiple of {multiple},"
         raise Unreachable(
-            f'{target:.4g} {unit} would empty layers, "{first.name}" first: with {least} channels left in each '
-            f"there are {cost(_counted(order)):.4g}; keep more of it, or widen the region",
+            f'{target:.4g} {unit} would empty layers, "{first.name}" first: with {left} left in each '
+            f"there are {cost(gone(high)):.4g}; keep more of it, or widen the region",
             first.name,
-            _removals(order),
+            _removals(gone(high), ranked),
         )
     while low < high:
         middle = (low + high) // 2
-        if cost(_counted(order[:middle])) <= target:
+        if cost(gone(middle)) <= target:
             high = middle
         else:
             low = middle + 1
-    return _removals(order[:low])
+    counts = gone(low)
+    if multiple > 1:
+        # What went too far by rounding comes back where it fits, the most needed first.
+        for name in sorted(counts, key=lambda name: ranked[name][max(counts[name], 1) - 1], reverse=True):
+            while counts[name] and cost(counts | {name: max(0, counts[name] - steps[name])}) <= target:
+                counts[name] = max(0, counts[name] - steps[name])
+    return _removals(counts, ranked)
 
 
-def _removals(order: Sequence[tuple[float, str, int]]) -> list[Removal]:
-    gone: dict[str, list[int]] = {}
-    for _, name, place in order:
-        gone.setdefault(name, []).append(place)
-    return [Removal(group=name, places=tuple(sorted(places))) for name, places in gone.items()]
+def _removals(counts: Mapping[str, int], ranked: Mapping[str, Sequence[tuple[float, int]]]) -> list[Removal]:
+    """The first so many of each group."""
+    return [
+        Removal(group=name, places=tuple(sorted(place for _, place in ranked[name][:count])))
+        for name, count in counts.items()
+        if count
+    ]
 
 
-def _counted(order: Sequence[tuple[float, str, int]]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for _, name, _ in order:
-        counts[name] = counts.get(name, 0) + 1
-    return counts
+def _rounded(gone: int, size: int, most: int, multiple: int) -> int:
+    """How many of `size` channels go so that a multiple stays, the nearest to `size - gone` that `most` allows.
+
+    >>> [_rounded(gone, 64, 63, 16) for gone in (7, 8, 9, 63)], _rounded(1, 10, 9, 16), _rounded(30, 64, 20, 16)
+    ([0, 0, 16, 48], 0, 16)
+    """
+    kept = max(1, (size - gone + multiple // 2) // multiple) * multiple
+    while size - kept > most:
+        kept += multiple
+    return max(0, size - kept)

@@ -52,8 +52,9 @@ class PruneRecipe(Value, frozen=True, kw_only=True):
     `budget` "channels" counts those of the region; "latency" is measured.  `epochs` of fine-tuning follow each round,
     `final_epochs` the last one; `sparse_epochs` with an L1 penalty of `strength` on batch norm scales come first.
     `region`: shell patterns of layers whose channels may go, `ignore`: of such that may not; `least` stay in each
-    group.  A budget that cannot be met so is `unreachable`: "refuse" it, or take the "nearest".  `scored`: pictures
-    that "taylor" scores are computed on.  `label_share` of the loss is cross-entropy with labels, where there are any.
+    group, and a `multiple` where some go (runtimes compute 8 or 16 at once).  A budget that cannot be met so is
+    `unreachable`: "refuse" it, or take the "nearest".  `scored`: pictures that "taylor" scores are computed on.
+    `label_share` of the loss is cross-entropy with labels, where there are any.
 
     Raises:
         ModelError: a number is out of range.
@@ -70,6 +71,7 @@ class PruneRecipe(Value, frozen=True, kw_only=True):
     region: tuple[str, ...] = ("*",)
     ignore: tuple[str, ...] = ()
     least: int = 1
+    multiple: int = 1
     unreachable: Literal["refuse", "nearest"] = "refuse"
     scored: int = 5000
     lr: float = 0.02
@@ -84,9 +86,11 @@ class PruneRecipe(Value, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not 0 < self.keep < 1:
             raise ModelError(f"pruning keeps a share above 0 and below 1, got {self.keep}")
-        if min(self.rounds, self.batch_size, self.least, self.scored) < 1:
-            given = f"{self.rounds}, {self.batch_size}, {self.least}, {self.scored}"
-            raise ModelError(f"rounds, batch_size, least and scored of a pruning must be at least 1, got {given}")
+        if min(self.rounds, self.batch_size, self.least, self.multiple, self.scored) < 1:
+            given = f"{self.rounds}, {self.batch_size}, {self.least}, {self.multiple}, {self.scored}"
+            raise ModelError(
+                f"rounds, batch_size, least, multiple and scored of a pruning must be at least 1, got {given}"
+            )
         if min(self.epochs, self.final_epochs, self.sparse_epochs) < 0 or not 0 <= self.strength < math.inf:
             given = f"{self.epochs}, {self.final_epochs}, {self.sparse_epochs}, {self.strength:g}"
             raise ModelError(f"epochs and strength of a pruning must be numbers of 0 or more, got {given}")
@@ -210,7 +214,10 @@ class Pruning:
             if recipe.budget == "latency":
                 return self._within_latency(scores, target)
             unit = UNITS[recipe.budget]
-            return choose(self._channels, scores, self._cost(), target, least=recipe.least, unit=unit)
+            return choose(
+                self._channels, scores, self._cost(), target,
+                least=recipe.least, multiple=recipe.multiple, unit=unit,
+            )  # fmt: skip
         except Unreachable as error:
             if recipe.unreachable == "refuse":
                 raise
@@ -236,7 +243,10 @@ class Pruning:
         removals, layer = list[Removal](), ""
         for _ in range(_TRIES):
             try:
-                removals = choose(self._channels, scores, macs, share * macs({}), least=self._recipe.least)
+                removals = choose(
+                    self._channels, scores, macs, share * macs({}),
+                    least=self._recipe.least, multiple=self._recipe.multiple,
+                )  # fmt: skip
             except Unreachable as error:
                 # Not even with the fewest channels: a smaller share than the least there is.
                 removals, layer = error.removals, error.layer

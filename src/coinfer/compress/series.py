@@ -92,7 +92,7 @@ def series(
         example: what it is called with, a batch of 1.
         cut: where they cross.
         teacher: pictures with the unmodified network's logits.
-        recipe: of each count, by its score and epochs; of its region what crosses goes, budget and share are set here.
+        recipe: of each count, by its score and epochs; of its region what crosses goes, to these counts exactly.
         accuracy_of: a network's top-1 in percent, on images that choices are made on.
         least_accuracy: the series ends with the first network below it.
         steps: log-spaced counts.
@@ -109,7 +109,9 @@ def series(
     for count in counts_below(have, steps):
         if count < len(groups) * recipe.least:
             return
-        step = msgspec.structs.replace(recipe, region=region, budget="channels", keep=count / have, rounds=1, epochs=0)
+        step = msgspec.structs.replace(
+            recipe, region=region, budget="channels", keep=count / have, multiple=1, rounds=1, epochs=0
+        )
         pruned = Pruning(module, example, teacher, step, folder=folder, progress=progress).run()
         module, have = pruned.module, count
         lineage = (*lineage, Stage(recipe=step, rounds=pruned.rounds))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
 from test_channels import Mobile, awake, example, some_of_each
+from torch import nn
 
-from coinfer.compress.budget import Costs, choose
+from coinfer.compress.budget import Costs, Unreachable, choose
 from coinfer.compress.channels import Channels
 from coinfer.compress.scores import magnitude
 from coinfer.errors import ModelError
@@ -16,6 +18,19 @@ from coinfer.model.graph import capture
 from coinfer.model.zoo import build_model
 
 NETS = {"resnet20": 32, "googlenet": 32, "vit-tiny": 32, "scene-resnet": 64}
+
+
+class Wide(nn.Module):
+    """Two convolutions of 20 and 24 channels, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 20, 3), nn.Conv2d(20, 24, 3)
+        self.linear = nn.Linear(24, 10)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) to logits (N, 10)."""
+        return self.linear(self.conv2(self.conv1(inputs).relu()).relu().mean((2, 3)))
 
 
 @pytest.mark.parametrize("name", [*NETS, "mobile"])
@@ -51,6 +66,52 @@ def test_the_least_needed_channels_go_until_the_target_is_met() -> None:
     count = len(removals["wide.0"])
     assert removals["wide.0"] == tuple(range(count))
     assert costs.of({"wide.0": count}).macs <= target < costs.of({"wide.0": count - 1}).macs
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.3])
+def test_a_multiple_stays_of_each_group_and_no_step_more_of_any_would_fit(share: float) -> None:
+    torch.manual_seed(0)
+    channels = Channels(awake(Wide()), example())
+    costs, scores = Costs(channels, example()), magnitude(channels)
+    size = {group.name: group.size for group in channels.groups}
+    assert size == {"conv1": 20, "conv2": 24}
+
+    def macs(gone: Mapping[str, int]) -> float:
+        return costs.of(gone).macs
+
+    target = share * macs({})
+    gone = {r.group: len(r.places) for r in choose(channels, scores, macs, target, multiple=8)}
+    kept = {name: size[name] - gone.get(name, 0) for name in size}
+    steps = {"conv1": (8, 16, 20), "conv2": (8, 16, 24)}
+    assert all(kept[name] in steps[name] for name in size)
+    assert macs(gone) <= target
+    for name, count in gone.items():
+        more = next(step for step in steps[name] if step > kept[name])
+        assert macs(gone | {name: count - (more - kept[name])}) > target
+
+
+def test_channels_that_stay_bound_a_multiple() -> None:
+    torch.manual_seed(0)
+    channels = Channels(awake(Wide()), example())
+    costs, scores = Costs(channels, example()), magnitude(channels)
+    scores["conv1"][:9] = math.inf
+    with pytest.raises(Unreachable, match="a multiple of 8, left in each") as caught:
+        choose(channels, scores, lambda gone: costs.of(gone).macs, 1.0, multiple=8)
+    # 9 stay, so that 16 do; the other group keeps the least there is.
+    assert {r.group: len(r.places) for r in caught.value.removals} == {"conv1": 4, "conv2": 16}
+    assert all(place >= 9 for r in caught.value.removals if r.group == "conv1" for place in r.places)
+
+
+def test_heads_go_one_by_one_whatever_multiple_of_channels_stays() -> None:
+    torch.manual_seed(0)
+    channels = Channels(awake(build_model("vit-tiny").module), example(32))
+    costs, scores = Costs(channels, example(32)), magnitude(channels)
+    heads = [group for group in channels.groups if group.kind == "heads"]
+    scores |= {group.name: scores[group.name] * 1e-6 for group in heads}
+    target = 0.99 * costs.of({}).macs
+    removals = choose(channels, scores, lambda gone: costs.of(gone).macs, target, multiple=16)
+    assert {r.group for r in removals} <= {group.name for group in heads}
+    assert min(len(r.places) for r in removals) == 1
 
 
 def test_a_target_out_of_reach_says_how_far_it_can_go() -> None:

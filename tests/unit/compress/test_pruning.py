@@ -213,8 +213,8 @@ def test_what_makes_no_sense_is_refused(module: nn.Module) -> None:
     for keep in (0.0, 1.0, 1.5):
         with pytest.raises(ModelError, match=f"keeps a share above 0 and below 1, got {keep}"):
             PruneRecipe(keep=keep)
-    with pytest.raises(ModelError, match="rounds, batch_size, least and scored of a pruning must be at least 1"):
-        PruneRecipe(keep=0.5, rounds=0)
+    with pytest.raises(ModelError, match="rounds, batch_size, least, multiple and scored of a pruning must be"):
+        PruneRecipe(keep=0.5, multiple=0)
     for field in ("strength", "lr"):
         with pytest.raises(ModelError, match="nan"):
             PruneRecipe(keep=0.5, **{field: float("nan")})
