@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import time
 from functools import cached_property
+from pathlib import Path
 
+import msgspec
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..compress.batches import Views, as_inputs, seen_by
 from ..compress.hardware import training_device
 from ..compress.recipes import top1
+from ..compress.train import load_tensors, save_tensors
 from ..compress.unit_training import Teacher, teacher_of
 from ..data import Images, Source
-from ..model.graph import Graph, first_of
+from ..model.graph import TOLERANCE, Graph, first_of
 from ..model.zoo import weights_digest
 from ..plan import Preprocess
 from .progress import Progress
 
-# Pictures that a first guess of the pace of trainings is made on.
+# Pictures that a first guess of the pace of trainings is made on, and that answers of an earlier build are checked on.
 _PACED = 32
 
 
@@ -33,6 +37,7 @@ class Teachers:
         preprocess: how they become inputs.
         validation: those that choices are made on; without labels its own answers stand for them.
         progress: is told when its answers are computed.
+        folder: where its answers are kept for a build that goes on.
     """
 
     def __init__(
@@ -44,10 +49,11 @@ class Teachers:
         validation: Images,
         *,
         progress: Progress,
+        folder: Path | None = None,
     ) -> None:
         self.module, self.graph, self.source, self.preprocess = module, graph, source, preprocess
         self.weights_sha256 = weights_digest(module)
-        self._given, self._progress = validation, progress
+        self._given, self._progress, self._folder = validation, progress, folder
         self._known: dict[tuple[int, Views], Teacher] = {}
 
     def of(self, images: int, views: Views) -> Teacher:
@@ -55,10 +61,27 @@ class Teachers:
         key = (images, views)
         if key not in self._known:
             drawn = self.source.drawn("train", images)
-            self._progress("the network's own answers", 0, 1, f"{len(drawn)} pictures")
-            self._known[key] = teacher_of(self.graph, drawn, self.preprocess, views)
-            self._progress("the network's own answers", 1, 1, "")
+            logits = self._answers(drawn, views)
+            self._known[key] = Teacher(drawn, self.preprocess, views, logits, self.graph.module)
         return self._known[key]
+
+    def _answers(self, images: Images, views: Views) -> Tensor:
+        """(V, N, K) logits, from the folder where they are this network's."""
+        given = (self.weights_sha256, images.digest, self.preprocess, views)
+        key = hashlib.sha256(msgspec.json.encode(given)).hexdigest()
+        path = None if self._folder is None else self._folder / f"answers.{key[:12]}.safetensors"
+        if path is not None and path.is_file():
+            logits = load_tensors(path, "answers of the network")[0]["logits"]
+            few = seen_by(self.graph.module, images.pixels[:_PACED], self.preprocess, views)
+            # The network's code may have changed, not its weights.
+            if torch.allclose(few, logits[:, :_PACED], rtol=TOLERANCE, atol=TOLERANCE * float(few.abs().max())):
+                return logits
+        self._progress("the network's own answers", 0, 1, f"{len(images)} pictures")
+        logits = teacher_of(self.graph, images, self.preprocess, views).logits
+        if path is not None:
+            save_tensors({"logits": logits}, path)
+        self._progress("the network's own answers", 1, 1, "")
+        return logits
 
     @cached_property
     def validation(self) -> Images:

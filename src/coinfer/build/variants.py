@@ -58,7 +58,7 @@ def add_variants(workshop: Workshop, *, progress: Progress) -> None:
     progress = ledger.ticking(progress)
     teachers = Teachers(
         workshop.module, workshop.graph, workshop.source, workshop.preprocess, workshop.validation,
-        progress=progress,
+        progress=progress, folder=workshop.folder,
     )  # fmt: skip
     trainers: list[tuple[str, UnitTrainer]] = []
     graphs = {workshop.main: workshop.graph}
