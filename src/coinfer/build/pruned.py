@@ -283,7 +283,7 @@ class Pruner:
             recipe,
             accuracy_of=self._teachers.accuracy,
             least_accuracy=self._least_accuracy,
-            steps=job.counts,
+            counts=job.counts,
             folder=self._folder,
             progress=of_training(self._progress, f"channels at {cut.name}"),
         )

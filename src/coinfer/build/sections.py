@@ -183,10 +183,10 @@ class PruneJob(Value, frozen=True, kw_only=True):
     Step 1 prunes layers of the whole network (of `region`, without `ignore`: shell patterns of layers) to each share
     `keep` of the `budget`, the largest first, each from the one before; a latency is that of the deployed network, or
     of its head up to the cut `latency_at`.  Step 2 makes a series for each of `cuts`: from the smallest of these that
-    keeps the goal's loss, ever fewer channels cross there, in `counts` log-spaced steps of `cut_epochs`, until one
-    loses more.  `final_lr` and `cut_lr` are the learning rates of the final epochs and of step 2 (None: `lr`).
-    Pictures are shifted by up to `shift` pixels in training (None: an eighth of their side, at most 4).  The rest is as
-    in `PruneRecipe`; `networks` are files of networks that were pruned before.
+    keeps the goal's loss, ever fewer channels cross there, in `counts` log-spaced steps (or to these counts) of
+    `cut_epochs`, until one loses more.  `final_lr` and `cut_lr` are the learning rates of the final epochs and of step
+    2 (None: `lr`).  Pictures are shifted by up to `shift` pixels in training (None: an eighth of their side, at most
+    4).  The rest is as in `PruneRecipe`; `networks` are files of networks that were pruned before.
     """
 
     keep: tuple[float, ...] = ()
@@ -204,7 +204,7 @@ class PruneJob(Value, frozen=True, kw_only=True):
     multiple: int = 1
     unreachable: Literal["refuse", "nearest"] = "refuse"
     cuts: tuple[str, ...] = ()
-    counts: int = 8
+    counts: int | tuple[int, ...] = 8
     cut_epochs: int = 1
     lr: float = 0.02
     final_lr: float | None = None
@@ -252,8 +252,11 @@ class PruneJob(Value, frozen=True, kw_only=True):
             raise JobError(f'[prune] latency_at is for the budget "latency", got "{self.budget}"')
         if self.budget == "channels":
             raise JobError('[prune] budget must be "macs", "parameters" or "latency", got "channels"')
-        if min(self.counts, self.images) < 1 or min(self.cut_epochs, self.mixes, self.shift or 0) < 0:
-            raise JobError("[prune] counts and images must be at least 1, cut_epochs, mixes and shift 0 or more")
+        given = (self.counts,) if isinstance(self.counts, int) else self.counts
+        if not given or min(given) < 1 or list(given) != sorted(set(given), reverse=True):
+            raise JobError(f"[prune] counts must be how many, or counts of 1 and more that fall, got {self.counts}")
+        if self.images < 1 or min(self.cut_epochs, self.mixes, self.shift or 0) < 0:
+            raise JobError("[prune] images must be at least 1, cut_epochs, mixes and shift 0 or more")
         if not 0 <= self.seed < 2**32:
             raise JobError(f"[prune] seed must be 0 to {2**32 - 1}, got {self.seed}")
         try:

@@ -61,14 +61,16 @@ def _layers(part: fx.GraphModule) -> set[str]:
     return {path for node in part.graph.nodes for path, _ in calls_of(node)}
 
 
-def counts_below(size: int, steps: int = COUNTS) -> tuple[int, ...]:
-    """Log-spaced counts below `size`, down to 1, each once.
+def counts_below(size: int, counts: int | Sequence[int] = COUNTS) -> tuple[int, ...]:
+    """So many log-spaced counts below `size`, down to 1, each once; or those given that are below.
 
-    >>> counts_below(64, 3)
-    (16, 4, 1)
+    >>> counts_below(64, 3), counts_below(64, (80, 20, 10))
+    ((16, 4, 1), (20, 10))
     """
-    counts = np.geomspace(size, 1, steps + 1)[1:].round().astype(int)
-    return tuple(dict.fromkeys(int(count) for count in counts if count < size))
+    if isinstance(counts, int):
+        spaced = np.geomspace(size, 1, counts + 1)[1:].round().astype(int)
+        counts = tuple(dict.fromkeys(int(count) for count in spaced))
+    return tuple(count for count in counts if count < size)
 
 
 def series(
@@ -81,7 +83,7 @@ def series(
     *,
     accuracy_of: Callable[[nn.Module], float],
     least_accuracy: float,
-    steps: int = COUNTS,
+    counts: int | Sequence[int] = COUNTS,
     folder: Path | None = None,
     progress: Callable[[str, Step], None] | None = None,
 ) -> Iterator[Member]:
@@ -95,7 +97,7 @@ def series(
         recipe: of each count, by its score and epochs; of its region what crosses goes, to these counts exactly.
         accuracy_of: a network's top-1 in percent, on images that choices are made on.
         least_accuracy: the series ends with the first network below it.
-        steps: log-spaced counts.
+        counts: so many log-spaced ones, or which, falling.
         folder, progress: as for `Pruning`.
 
     Raises:
@@ -106,7 +108,7 @@ def series(
     region = tuple({part.name: None for group in groups for part in group.makers})
     have = sum(group.size for group in groups)
     lineage: tuple[Stage, ...] = ()
-    for count in counts_below(have, steps):
+    for count in counts_below(have, counts):
         if count < len(groups) * recipe.least:
             return
         step = msgspec.structs.replace(

@@ -98,6 +98,10 @@ def test_a_bottleneck_that_makes_no_sense_names_itself(tmp_path: Path, section: 
         ("keep = [0.2, 0.5]", r"keep must be shares that fall, got \[0.2, 0.5\]"),
         ("final_lr = 0.0", "learning rates must be above 0"),
         ("cut_lr = -0.1", "learning rates must be above 0"),
+        ("counts = 0", "counts must be how many, or counts of 1 and more that fall, got 0"),
+        ("counts = [10, 20]", r"counts of 1 and more that fall, got \(10, 20\)"),
+        ("counts = []", "counts of 1 and more that fall"),
+        ("counts = [5, 0]", "counts of 1 and more that fall"),
         ("cut_epochs = -1", "cut_epochs, mixes and shift 0 or more"),
     ],
 )

@@ -61,6 +61,10 @@ def test_a_series_narrows_what_crosses_and_nothing_else() -> None:
     assert len(members[-1].lineage) == 7
     stopped = list(series(module, EXAMPLE, graph, cut, teacher, recipe, accuracy_of=accuracy, least_accuracy=101.0))
     assert [member.num_channels for member in stopped] == [11]
+    listed = series(
+        module, EXAMPLE, graph, cut, teacher, recipe, accuracy_of=accuracy, least_accuracy=0.0, counts=(99, 5, 2)
+    )
+    assert [member.num_channels for member in listed] == [5, 2]
 
 
 def test_a_cut_whose_channels_stay_is_refused_with_the_reason() -> None:
