@@ -48,7 +48,7 @@ TRAININGS = {
     "vgg16": (GIVEN / "cifar10_vgg16_warm_fp16.safetensors", CIFAR._replace(epochs=20)),
     "resnet18-half": (GIVEN / "cifar10_resnet18_half_warm_fp16.safetensors", CIFAR._replace(epochs=16)),
 }
-JOBS = ("vgg16-pruned", "resnet18-slim", "resnet20-pruned")
+JOBS = ("vgg16-pruned", "vgg16-narrow", "resnet18-slim", "resnet20-pruned")
 # The rates of the paper's links in bits a second (137.5, 200 and 731 kB/s), and how much slower its devices are.
 RATES_BPS = (1.1e6, 1.6e6, 5.848e6)
 SLOWDOWNS = (5.0, 10.0)

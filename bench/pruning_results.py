@@ -20,11 +20,12 @@ from coinfer.lab.summary import Summary
 from coinfer.report.results import Results, Row, read_raw, results_markdown, write_results
 from coinfer.report.table import TextTable, markdown
 
+from .cells import job_of
 from .pruning import RATES_BPS, RAW, SLOWDOWNS, STUDY
 from .tables import DOCS, Measured, map_of, measured_commit, net_rows, section
 
 NET = Measured(STUDY.name, "VGG-16-BN, CIFAR-10, pruned", RAW)
-SLIM, SMALL = "resnet18-slim", "resnet20-pruned"
+NARROW, SLIM, SMALL = "vgg16-narrow", "resnet18-slim", "resnet20-pruned"
 TITLES = {STUDY.name: "VGG-16-BN", SLIM: "ResNet-18 of half width, slimmed", SMALL: "ResNet-20"}
 POSITIONS = (
     "conv1", "conv2", "pool1", "conv3", "conv4", "pool2", "conv5", "conv6", "conv7", "pool3",
@@ -32,22 +33,25 @@ POSITIONS = (
 )  # fmt: skip
 # Of the full-width ResNet-18: multiply-accumulates of a picture and parameters, counted, not trained.
 FULL_WIDTH = {"macs": 555_422_720, "parameters": 11_173_962}
-MAX_LOSS = 1.0
 MEASURED_OF = 5
 
 Line = dict[str, Any]
 
 
 class Log:
-    """The lines of one job's cuts."""
+    """The lines of one job's cuts; `also` are jobs of the same network whose series count as well."""
 
-    def __init__(self, job: str) -> None:
-        self.job, self.raw = job, f"{job}.cuts.jsonl.gz"
-        self._lines = read_raw(RAW / self.raw)
-        self.cuts = list(dict.fromkeys(line["cut"] for line in self._lines if line["cut"] is not None))
-        self.original = next(line for line in self._lines if line["cut"] is None and line["step"] == "original")
-        wholes = [line for line in self._lines if line["cut"] is None and line["step"] == "step 1"]
-        bases = {line["base"] for line in self._lines if line["step"] == "step 2"}
+    def __init__(self, job: str, *also: str) -> None:
+        self.job, self.raw, self.max_loss = job, f"{job}.cuts.jsonl.gz", job_of(job).goal.max_loss
+        self._own = read_raw(RAW / self.raw)
+        self._lines = [line | {"raw": self.raw} for line in self._own]
+        for raw in (f"{other}.cuts.jsonl.gz" for other in also):
+            lines = read_raw(RAW / raw) if (RAW / raw).is_file() else []
+            self._lines += [line | {"raw": raw} for line in lines if line["step"] == "step 2"]
+        self.cuts = list(dict.fromkeys(line["cut"] for line in self._own if line["cut"] is not None))
+        self.original = next(line for line in self._own if line["cut"] is None and line["step"] == "original")
+        wholes = [line for line in self._own if line["cut"] is None and line["step"] == "step 1"]
+        bases = {line["base"] for line in self._own if line["step"] == "step 2"}
         self.wholes = wholes
         self.step1 = next((line for line in wholes if line["network"] in bases), wholes[-1])
 
@@ -58,13 +62,13 @@ class Log:
 
     def chosen(self, cut: str) -> tuple[Line, Line] | None:
         """The narrowest network within the loss on the images of choice: its lines of these and of the test images."""
-        fine = [line for line in self.at(cut, "step 2") if line["loss_points"] <= MAX_LOSS]
+        fine = [line for line in self.at(cut, "step 2") if line["loss_points"] <= self.max_loss]
         reported = {line["network"]: line for line in self.at(cut, "step 2", "test")}
         return (fine[0], reported[fine[0]["network"]]) if fine else None
 
     def segments(self) -> list[tuple[Line, Features, float]]:
         """Every segment that was timed: its line, what it is made of, its seconds."""
-        timed = [line for line in self._lines if line["part"] == "validation"]
+        timed = [line for line in self._own if line["part"] == "validation"]
         return [(line, line[side], line[f"{side}_s"]) for line in timed for side in ("head", "tail")]
 
 
@@ -109,12 +113,12 @@ def transmission_rows(log: Log, names: Mapping[str, str]) -> Iterator[Row]:
         ):
             yield Row(
                 name=f"{key}@{name}", value=value, unit=unit, how="measured", n=mine["n"],
-                against="the unpruned network's features at this cut, coded alike", raw=log.raw,
+                against=f"the unpruned network's features at this cut, coded alike; of {mine['base']}", raw=mine["raw"],
             )  # fmt: skip
         loss, ci = reported["loss_points"], reported["loss_ci_points"]
         yield Row(
             name=f"transmission_loss@{name}", value=loss, unit="points of top-1", how="measured", n=reported["n"],
-            against="the unpruned network", spread=(loss - ci, loss + ci), raw=log.raw,
+            against="the unpruned network", spread=(loss - ci, loss + ci), raw=mine["raw"],
         )  # fmt: skip
 
 
@@ -226,7 +230,7 @@ def cut_table(log: Log, names: Mapping[str, str]) -> TextTable:
             )
         )
     return TextTable(
-        title=f"{TITLES[log.job]}: original / step 1 / narrowest of step 2 within {MAX_LOSS:g} point",
+        title=f"{TITLES[log.job]}: original / step 1 / narrowest of step 2 within {log.max_loss:g} points of choice",
         columns=("cut after", "filters", "bytes at 1 B", "ratio", "bytes coded", "top-1 %", "head ms", "tail ms"),
         rows=tuple(rows),
     )
@@ -254,7 +258,8 @@ def whole_table(log: Log) -> TextTable:
 
 def main() -> None:
     """The page, of what has been measured."""
-    logs = {job: Log(job) for job in TITLES if (RAW / f"{job}.cuts.jsonl.gz").is_file()}
+    also = {STUDY.name: (NARROW,)}
+    logs = {job: Log(job, *also.get(job, ())) for job in TITLES if (RAW / f"{job}.cuts.jsonl.gz").is_file()}
     if not logs:
         print(f"pruning is not measured yet: there is no log in {RAW}")
         return
@@ -277,7 +282,7 @@ def main() -> None:
         rows += [*best_split_rows(summary), *net_rows(NET, summary)]
         body += section(NET, summary, map_of(NET, summary))
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    commits = [*logs, *([] if summary is None else [STUDY.name])]
+    commits = [*logs, *(also[STUDY.name] if STUDY.name in logs else ()), *([] if summary is None else [STUDY.name])]
     known = read_raw(RAW / "machine.jsonl.gz")[0]
     results = Results(
         commit=measured_commit(commit, RAW, commits),

@@ -61,7 +61,7 @@ def test_rows_follow_from_the_lines(lines: list[dict[str, Any]], monkeypatch: py
     monkeypatch.syspath_prepend(str(ROOT))
     results = importlib.import_module("bench.pruning_results")
     monkeypatch.setattr(results, "read_raw", lambda path: lines)
-    monkeypatch.setattr(results, "MAX_LOSS", 20.0)
+    monkeypatch.setattr(results, "job_of", lambda name: JOB)
     monkeypatch.setitem(results.TITLES, "tiny", "a tiny network")
     log = results.Log("tiny")
     rows = {row.name: row for row in (*results.step1_rows(log), *results.transmission_rows(log, {}))}
@@ -77,3 +77,26 @@ def test_rows_follow_from_the_lines(lines: list[dict[str, Any]], monkeypatch: py
     assert rows["predictor_error_median"].n < len(log.segments())
     assert msgspec.json.encode(rows["flops_x"])
     assert len(results.cut_table(log, {}).rows) == 2
+
+
+def test_series_of_another_job_count_where_they_are_narrower(
+    lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    results = importlib.import_module("bench.pruning_results")
+    best = next(line["network"] for line in lines if (line["step"], line["part"]) == ("step 2", "test"))
+    narrower = [line | {"network": "mine", "base": "other", "elements": 1} for line in lines if line["network"] == best]
+    known = {"tiny": lines, "narrow": narrower}
+    monkeypatch.setattr(results, "read_raw", lambda path: known[path.name.partition(".")[0]])
+    monkeypatch.setattr(results, "job_of", lambda name: JOB)
+    monkeypatch.setattr(results, "RAW", tmp_path)
+    alone = results.Log("tiny", "narrow")
+    (tmp_path / "narrow.cuts.jsonl.gz").touch()
+    log = results.Log("tiny", "narrow")
+    (before,) = [row for row in results.transmission_rows(alone, {}) if row.name == "transmission_x@/relu#1"]
+    (after,) = [row for row in results.transmission_rows(log, {}) if row.name == "transmission_x@/relu#1"]
+    (original,) = log.at("/relu#1", "original")
+    assert after.value == original["elements"] > before.value
+    assert (before.raw, after.raw) == ("tiny.cuts.jsonl.gz", "narrow.cuts.jsonl.gz") and "of other" in after.against
+    # Step 1 and the predictor's segments are the job's own.
+    assert (log.step1, log.segments()) == (alone.step1, alone.segments())
