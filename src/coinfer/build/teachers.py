@@ -16,7 +16,7 @@ from ..compress.batches import Views, as_inputs, seen_by
 from ..compress.hardware import training_device
 from ..compress.recipes import top1
 from ..compress.train import load_tensors, save_tensors
-from ..compress.unit_training import Teacher, teacher_of
+from ..compress.unit_training import Teacher
 from ..data import Images, Source
 from ..model.graph import TOLERANCE, Graph, first_of
 from ..model.zoo import weights_digest
@@ -77,7 +77,7 @@ class Teachers:
             if torch.allclose(few, logits[:, :_PACED], rtol=TOLERANCE, atol=TOLERANCE * float(few.abs().max())):
                 return logits
         self._progress("the network's own answers", 0, 1, f"{len(images)} pictures")
-        logits = teacher_of(self.graph, images, self.preprocess, views).logits
+        logits = seen_by(self.graph.module, images.pixels, self.preprocess, views)
         if path is not None:
             save_tensors({"logits": logits}, path)
         self._progress("the network's own answers", 1, 1, "")
