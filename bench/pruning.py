@@ -43,10 +43,10 @@ from .epochs import Epochs, say
 RAW = Path("docs/results/raw/pruning")
 WEIGHTS = Path("out/pruning")
 GIVEN = Path("../shared/data/weights")
-# Where each network begins, and how it is trained on.
+# Where each network begins, and the schedules by which it is trained on, one after the other.
 TRAININGS = {
-    "vgg16": (GIVEN / "cifar10_vgg16_warm_fp16.safetensors", CIFAR._replace(epochs=20)),
-    "resnet18-half": (GIVEN / "cifar10_resnet18_half_warm_fp16.safetensors", CIFAR._replace(epochs=16)),
+    "vgg16": (GIVEN / "cifar10_vgg16_warm_fp16.safetensors", (CIFAR._replace(epochs=20),)),
+    "resnet18-half": (GIVEN / "cifar10_resnet18_half_warm_fp16.safetensors", (CIFAR._replace(epochs=16),) * 2),
 }
 JOBS = ("vgg16-pruned", "vgg16-narrow", "resnet18-slim", "resnet20-pruned")
 # The rates of the paper's links in bits a second (137.5, 200 and 731 kB/s), and how much slower its devices are.
@@ -59,15 +59,17 @@ CALIBRATION = 512
 
 
 def train(name: str) -> None:
-    """Train one network on from the weights given; the last line says how good it is."""
-    start, schedule = TRAININGS[name]
-    out = WEIGHTS / f"{name}.safetensors"
-    if out.is_file():
-        say(f"{out} is there already")
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    accuracy = train_on_cifar10(name, out, start=start, schedule=schedule, progress=Epochs())
-    say(f"{out}: {100 * accuracy:.2f} % of the pictures that choices are made on")
+    """Train one network on from the weights given; the last line of each schedule says how good it is."""
+    start, schedules = TRAININGS[name]
+    WEIGHTS.mkdir(parents=True, exist_ok=True)
+    for left, schedule in zip(reversed(range(len(schedules))), schedules, strict=True):
+        out = WEIGHTS / (f"{name}.{left}-left.safetensors" if left else f"{name}.safetensors")
+        if out.is_file():
+            say(f"{out} is there already")
+        else:
+            accuracy = train_on_cifar10(name, out, start=start, schedule=schedule, progress=Epochs())
+            say(f"{out}: {100 * accuracy:.2f} % of the pictures that choices are made on")
+        start = out
 
 
 class Made(NamedTuple):
