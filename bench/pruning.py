@@ -61,12 +61,14 @@ CALIBRATION = 512
 def train(name: str) -> None:
     """Train one network on from the weights given; the last line of each schedule says how good it is."""
     start, schedules = TRAININGS[name]
+    final = WEIGHTS / f"{name}.safetensors"
+    if final.is_file():
+        say(f"{final} is there already")
+        return
     WEIGHTS.mkdir(parents=True, exist_ok=True)
-    for left, schedule in zip(reversed(range(len(schedules))), schedules, strict=True):
-        out = WEIGHTS / (f"{name}.{left}-left.safetensors" if left else f"{name}.safetensors")
-        if out.is_file():
-            say(f"{out} is there already")
-        else:
+    for place, schedule in enumerate(schedules, 1):
+        out = final if place == len(schedules) else final.with_suffix(f".schedule{place}.safetensors")
+        if not out.is_file():
             accuracy = train_on_cifar10(name, out, start=start, schedule=schedule, progress=Epochs())
             say(f"{out}: {100 * accuracy:.2f} % of the pictures that choices are made on")
         start = out
