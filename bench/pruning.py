@@ -1,6 +1,6 @@
 """Pruning on CIFAR-10: networks trained, pruned in two steps, and measured cut by cut.
 
-    python -m bench.pruning train NAME...    vgg16 or resnet18-half, on from the weights given: hours, resumable
+    python -m bench.pruning train NAME...    vgg16 or resnet18-half, as kept in zoo/trained, or from the weights given
     python -m bench.pruning build JOB...     a job of bench/jobs: prune, series, search
     python -m bench.pruning cuts JOB         every network that was made, cut by cut: bytes, times, accuracy
     python -m bench.pruning cells            chosen plans over the shaped link: device alone, upload, divided
@@ -29,6 +29,8 @@ from coinfer.bundle import Ancestry
 from coinfer.codec import available_coders, calibrate, make_codec
 from coinfer.compress.pruned_file import load_pruned
 from coinfer.compress.recipes import CIFAR, train_on_cifar10
+from coinfer.compress.recipes import top1 as share_right
+from coinfer.compress.train import load_tensors, save_tensors
 from coinfer.data import Images, Source, load_source
 from coinfer.engine.measure import allowed_cores, measure_interleaved, pinned
 from coinfer.engine.onnx import Session
@@ -39,9 +41,11 @@ from coinfer.report.results import write_raw
 
 from .cells import OUT, Study, job_of, measure, note_commit, note_machine, show
 from .epochs import Epochs, say
+from .packed import pack, unpack
 
 RAW = Path("docs/results/raw/pruning")
 WEIGHTS = Path("out/pruning")
+KEPT = Path("zoo/trained")
 GIVEN = Path("../shared/data/weights")
 # Where each network begins, and the schedules by which it is trained on, one after the other.
 TRAININGS = {
@@ -59,19 +63,32 @@ CALIBRATION = 512
 
 
 def train(name: str) -> None:
-    """Train one network on from the weights given; the last line of each schedule says how good it is."""
+    """The network in WEIGHTS, from its file in KEPT; where there is none, trained on from the weights given and kept.
+
+    The last line of each schedule says how good the network is, one more how good it is as it is kept.
+    """
+    final, kept = WEIGHTS / f"{name}.safetensors", KEPT / f"{name}.safetensors"
+    if not kept.is_file():
+        trained = _trained(name)
+        told = {"recipe": f"python -m bench.pruning train {name}", "seed": "0"}
+        save_tensors(pack(load_tensors(trained, "trained network")[0]), kept, metadata=told)
+    save_tensors(unpack(load_tensors(kept, "trained network")[0]), final)
+    model, images = build_model(name, weights=final), load_source("cifar10").images("validation")
+    assert model.preprocess is not None
+    accuracy = share_right(model.module, images.pixels, images.labels, model.preprocess)
+    say(f"{final}, of {kept}: {100 * accuracy:.2f} % of the pictures that choices are made on")
+
+
+def _trained(name: str) -> Path:
+    """Train a network on, schedule after schedule; goes on where it was stopped."""
     start, schedules = TRAININGS[name]
-    final = WEIGHTS / f"{name}.safetensors"
-    if final.is_file():
-        say(f"{final} is there already")
-        return
-    WEIGHTS.mkdir(parents=True, exist_ok=True)
     for place, schedule in enumerate(schedules, 1):
-        out = final if place == len(schedules) else final.with_suffix(f".schedule{place}.safetensors")
+        out = WEIGHTS / f"{name}.schedule{place}.safetensors"
         if not out.is_file():
             accuracy = train_on_cifar10(name, out, start=start, schedule=schedule, progress=Epochs())
             say(f"{out}: {100 * accuracy:.2f} % of the pictures that choices are made on")
         start = out
+    return start
 
 
 class Made(NamedTuple):

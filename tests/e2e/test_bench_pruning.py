@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from coinfer.build.job import Job
 from coinfer.build.make import build
@@ -100,3 +101,20 @@ def test_series_of_another_job_count_where_they_are_narrower(
     assert (before.raw, after.raw) == ("tiny.cuts.jsonl.gz", "narrow.cuts.jsonl.gz") and "of other" in after.against
     # Step 1 and the predictor's segments are the job's own.
     assert (log.step1, log.segments()) == (alone.step1, alone.segments())
+
+
+def test_a_packed_network_is_the_same_wherever_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    packed = importlib.import_module("bench.packed")
+    weights = torch.tensor([[[-127.0, 0.4]], [[0.0, 0.0]], [[2.54, 1.27]]])
+    state = {"conv.weight": weights, "bn.weight": torch.tensor([0.3]), "bn.num_batches_tracked": torch.tensor(7)}
+    kept = packed.pack(state)
+    assert kept["conv.weight"].dtype == torch.int8
+    assert kept["conv.weight"].tolist() == [[[-127, 0]], [[0, 0]], [[127, 64]]]
+    assert kept["conv.weight.scale"].flatten().tolist() == pytest.approx([1.0, 1.0, 0.02])
+    found = packed.unpack(kept)
+    assert set(found) == set(state) and found["bn.num_batches_tracked"] == 7
+    assert found["conv.weight"][0].tolist() == [[-127.0, 0.0]]
+    assert torch.equal(found["bn.weight"], state["bn.weight"])
+    again = packed.pack(found)
+    assert all(torch.equal(again[name], kept[name]) for name in kept if kept[name].dtype == torch.int8)
