@@ -30,7 +30,7 @@ from coinfer.lab.record import read_log
 from coinfer.lab.summary import summarise
 from coinfer.plan import Candidate
 from coinfer.profile import Conditions, Link, Slowdown
-from coinfer.report.results import write_raw
+from coinfer.report.results import read_raw, write_raw
 from coinfer.search.goal import Goal
 from coinfer.search.menu import at
 
@@ -173,12 +173,14 @@ def note_commit(raw: Path, name: str) -> None:
     path.write_bytes(msgspec.json.format(msgspec.json.encode(known | {name: commit}), indent=1) + b"\n")
 
 
-def note_machine(raw: Path) -> None:
-    """Keep when and on what machine the latest of what is logged there was measured."""
+def note_machine(raw: Path, of: str = "") -> None:
+    """Keep when and on what machine the latest was measured of what is logged there, `of` one part of it."""
+    path = raw / "machine.jsonl.gz"
     machine = describe_machine()
     today = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     what = f"{machine.processor}, {machine.cores} cores, {machine.system}"
-    write_raw(raw / "machine.jsonl.gz", [{"date": today, "machine": what}])
+    others = [line for line in (read_raw(path) if of and path.is_file() else []) if line["of"] != of]
+    write_raw(path, [*others, {"of": of, "date": today, "machine": what}])
 
 
 def _evidence_line(candidate: Candidate) -> dict[str, Any]:

@@ -141,9 +141,10 @@ def measure_cuts(job: str) -> None:
             lines += bench.lines(network, "test", test, only=cut)
             show("cuts on test images", len(lines), 0, f"{network.name} {cut}")
     lines += _wholes([original, *(n for n in rest if n.step == "step 1")], source, wanted)
-    note_commit(RAW, job)
-    write_raw(RAW / f"{job}.cuts.jsonl.gz", lines)
-    note_machine(RAW)
+    log = f"{job}.cuts"
+    note_commit(RAW, log)
+    note_machine(RAW, log)
+    write_raw(RAW / f"{log}.jsonl.gz", lines)
 
 
 def _chosen(lines: Sequence[dict[str, Any]], networks: Sequence[Made], max_loss: float) -> Iterator[tuple[Made, str]]:
@@ -275,6 +276,7 @@ def _scored(reference: NDArray[np.bool_], right: NDArray[np.bool_]) -> dict[str,
 def cells() -> None:
     """The cells of the paper's links and devices, measured."""
     measure(STUDY)
+    note_machine(RAW, STUDY.name)
 
 
 def _build(job: str) -> None:

@@ -256,10 +256,19 @@ def whole_table(log: Log) -> TextTable:
     )
 
 
+def _machines(known: Sequence[Line]) -> str:
+    """The machine; where there were several, which measured what."""
+    kinds = {line["machine"] for line in known}
+    return kinds.pop() if len(kinds) == 1 else "; ".join(f"{line['of']}: {line['machine']}" for line in known)
+
+
 def main() -> None:
     """The page, of what has been measured."""
-    also = {STUDY.name: (NARROW,)}
-    logs = {job: Log(job, *also.get(job, ())) for job in TITLES if (RAW / f"{job}.cuts.jsonl.gz").is_file()}
+    logs = {
+        job: Log(job, *((NARROW,) if job == STUDY.name else ()))
+        for job in TITLES
+        if (RAW / f"{job}.cuts.jsonl.gz").is_file()
+    }
     if not logs:
         print(f"pruning is not measured yet: there is no log in {RAW}")
         return
@@ -282,12 +291,13 @@ def main() -> None:
         rows += [*best_split_rows(summary), *net_rows(NET, summary)]
         body += section(NET, summary, map_of(NET, summary))
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    commits = [*logs, *(also[STUDY.name] if STUDY.name in logs else ()), *([] if summary is None else [STUDY.name])]
-    known = read_raw(RAW / "machine.jsonl.gz")[0]
+    measured = [f"{job}.cuts" for job in (*logs, NARROW) if (RAW / f"{job}.cuts.jsonl.gz").is_file()]
+    measured += [] if summary is None else [STUDY.name]
+    known = [line for line in read_raw(RAW / "machine.jsonl.gz") if line["of"] in measured]
     results = Results(
-        commit=measured_commit(commit, RAW, commits),
-        date=known["date"],
-        machine=known["machine"],
+        commit=measured_commit(commit, RAW, measured),
+        date=max(line["date"] for line in known),
+        machine=_machines(known),
         command="make bench-pruning",
         rows=tuple(msgspec.structs.replace(row, raw=f"{RAW.name}/{row.raw}") for row in rows),
     )
