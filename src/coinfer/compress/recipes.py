@@ -2,6 +2,7 @@
 
 python -m coinfer.compress.recipes scene-resnet -o zoo/scene_resnet.safetensors
 python -m coinfer.compress.recipes vgg16 --start WEIGHTS -o vgg16.safetensors      (any network of CIFAR-10's size)
+python -m coinfer.compress.recipes vgg16 --teacher resnet56 --teacher-weights WEIGHTS -o vgg16.safetensors
 """
 
 from __future__ import annotations
@@ -17,22 +18,24 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ..data import load_source
 from ..data.digits import SCENE_SIZE, compose_scenes
-from ..errors import CoinferError, ModelError
+from ..errors import CoinferError, JobError, ModelError
 from ..model.graph import first_of
-from ..model.zoo import ZOO, build_model
+from ..model.zoo import ZOO, build_model, weights_digest
 from ..plan import Preprocess
-from .batches import Augment, PictureBatches, Views, as_inputs
+from .batches import Augment, PictureBatches, Views, as_inputs, seen_by
 from .hardware import training_device
-from .losses import cross_entropy
-from .train import Schedule, Step, fit, save_tensors
+from .losses import cross_entropy, distillation
+from .train import Schedule, Step, fit, load_tensors, save_tensors
 
 CLOSE_UPS = Schedule(lr=0.1, epochs=12)
 SCENES = Schedule(lr=0.05, epochs=5)
 CIFAR = Schedule(lr=0.05, epochs=18)
+# What a teacher is asked about, and how much of the loss stays with the labels.
+TAUGHT, LABEL_SHARE = Views(mixes=1), 0.3
 
 
 def train_scene_resnet(
@@ -79,6 +82,7 @@ def train_on_cifar10(
     out: Path,
     *,
     start: Path | None = None,
+    teacher: tuple[str, Path] | None = None,
     schedule: Schedule = CIFAR,
     seed: int = 0,
     data_dir: Path | None = None,
@@ -87,35 +91,61 @@ def train_on_cifar10(
     """Train a network of the zoo on CIFAR-10 with its labels, write its weights to `out`; top-1 on the choice part.
 
     From `start` where it is given, else from nothing; pictures are mirrored and shifted by up to 4 pixels, label
-    smoothing 0.1.  A stopped training goes on from the checkpoint beside `out`, which is removed at the end.
+    smoothing 0.1.  With a `teacher`, another network of the zoo and its weights, most of the loss is the distance to
+    its answers, to mixed pictures as well (`Views`).  A stopped training goes on from what it keeps beside `out`, a
+    checkpoint and the teacher's answers, which are removed at the end.
 
     Raises:
-        ModelError: the network is not for pictures of 3 x 32 x 32, or the loss became NaN or infinite.
+        ModelError: a network is not for pictures of 3 x 32 x 32, or the loss became NaN or infinite.
         DataError: CIFAR-10 is not at hand.
-        WeightsError: `start` does not fit, or the checkpoint beside `out` is of another training.
+        WeightsError: weights do not fit, or the checkpoint beside `out` is of another training.
     """
     torch.manual_seed(seed)
-    loaded = build_model(network, weights=start)
-    if loaded.input_shape != (3, 32, 32) or loaded.preprocess is None:
-        raise ModelError(f'"{network}" is not for pictures of 3 x 32 x 32: it takes {loaded.input_shape}')
+    model, preprocess = _for_cifar10(network, start)
     source = load_source("cifar10", data_dir=data_dir)
     train = source.images("train")
-    batches = PictureBatches(train.pixels, train.labels, loaded.preprocess, augment=Augment(), seed=seed)
-    checkpoint = out.with_name(f"{out.stem}.checkpoint.safetensors")
-    model = loaded.module.to(training_device())
+    loss, augment, logits = cross_entropy(smoothing=0.1), Augment(), None
+    checkpoint, answers = (out.with_name(f"{out.stem}.{kind}.safetensors") for kind in ("checkpoint", "answers"))
+    key = "from nothing" if start is None else hashlib.sha256(start.read_bytes()).hexdigest()
+    if teacher is not None:
+        loss, augment = distillation(label_share=LABEL_SHARE), Augment(views=TAUGHT)
+        logits, taught = _answers(teacher, train.pixels, answers)
+        key = f"{key}, taught by {taught}"
+    batches = PictureBatches(train.pixels, train.labels, preprocess, augment=augment, seed=seed, teacher=logits)
     fit(
-        model, batches, cross_entropy(smoothing=0.1),
+        model.to(training_device()), batches, loss,
         schedule=schedule,
         checkpoint=checkpoint,
         progress=None if progress is None else partial(progress, network),
         seed=seed,
-        key="from nothing" if start is None else hashlib.sha256(start.read_bytes()).hexdigest(),
+        key=key,
     )  # fmt: skip
     validation = source.images("validation")
-    accuracy = top1(model, validation.pixels, validation.labels, loaded.preprocess)
+    accuracy = top1(model, validation.pixels, validation.labels, preprocess)
     save_tensors(model.state_dict(), out, metadata={"recipe": f"cifar10 {network}", "seed": str(seed)})
-    checkpoint.unlink(missing_ok=True)
+    for kept in (checkpoint, answers):
+        kept.unlink(missing_ok=True)
     return accuracy
+
+
+def _for_cifar10(network: str, weights: Path | None) -> tuple[nn.Module, Preprocess]:
+    loaded = build_model(network, weights=weights)
+    if loaded.input_shape != (3, 32, 32) or loaded.preprocess is None:
+        raise ModelError(f'"{network}" is not for pictures of 3 x 32 x 32: it takes {loaded.input_shape}')
+    return loaded.module, loaded.preprocess
+
+
+def _answers(teacher: tuple[str, Path], pixels: NDArray[np.uint8], path: Path) -> tuple[Tensor, str]:
+    """A teacher's logits (V, N, K), kept in `path`; and what stands for them, its digest and the views."""
+    module, preprocess = _for_cifar10(*teacher)
+    key = f"{teacher[0]} {weights_digest(module)} {TAUGHT}"
+    if path.is_file():
+        kept, metadata = load_tensors(path, "answers of a teacher")
+        if metadata.get("key") == key:
+            return kept["logits"], key
+    logits = seen_by(module, pixels, preprocess, TAUGHT)
+    save_tensors({"logits": logits}, path, metadata={"key": key})
+    return logits, key
 
 
 def top1(
@@ -154,6 +184,8 @@ def main(
     network: str,
     out: Annotated[Path, typer.Option("-o", "--out", help="Where the weights go (safetensors).")],
     start: Annotated[Path | None, typer.Option(help="Weights to begin with, on CIFAR-10.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="A network to learn from as well, on CIFAR-10.")] = None,
+    teacher_weights: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs, on CIFAR-10.")] = CIFAR.epochs,
     lr: Annotated[float, typer.Option(help="Highest learning rate, on CIFAR-10.")] = CIFAR.lr,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
@@ -165,8 +197,13 @@ def main(
         if network == "scene-resnet":
             accuracy = train_scene_resnet(out, seed=seed, progress=_log)
         else:
-            schedule = CIFAR._replace(epochs=epochs, lr=lr)
-            accuracy = train_on_cifar10(network, out, start=start, schedule=schedule, seed=seed, progress=_log)
+            if (teacher is None) != (teacher_weights is None):
+                raise JobError("a teacher needs its weights: give --teacher and --teacher-weights, or neither")
+            learnt = None if teacher is None or teacher_weights is None else (teacher, teacher_weights)
+            accuracy = train_on_cifar10(
+                network, out, start=start, teacher=learnt, schedule=CIFAR._replace(epochs=epochs, lr=lr), seed=seed,
+                progress=_log,
+            )  # fmt: skip
     except CoinferError as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(error.exit_code) from error

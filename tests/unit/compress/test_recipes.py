@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from typer import Typer
 from typer.testing import CliRunner
@@ -104,6 +104,45 @@ def test_a_network_is_trained_on_from_weights_and_goes_on_from_its_checkpoint(tm
     recipes.train_on_cifar10("resnet20", stopped, start=first, schedule=schedule)
     whole, resumed = load_file(second), load_file(stopped)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_teacher_is_learnt_from_and_asked_once(tmp_path, pictures, monkeypatch):
+    schedule = Schedule(lr=0.02, epochs=2)
+    torch.manual_seed(3)
+    teacher = tmp_path / "teacher.safetensors"
+    save_file(build_model("resnet20").module.state_dict(), teacher)
+    seen, whole, stopped = [], tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+    ask = recipes.seen_by
+
+    def asked(module, pixels, preprocess, views):
+        seen.append((len(pixels), views.num_views))
+        return ask(module, pixels, preprocess, views)
+
+    def stop(phase, step):
+        if step.step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "seen_by", asked)
+    taught = {"teacher": ("resnet20", teacher), "schedule": schedule}
+    recipes.train_on_cifar10("resnet20", whole, **taught)
+    with pytest.raises(KeyboardInterrupt):
+        recipes.train_on_cifar10("resnet20", stopped, progress=stop, **taught)
+    assert (tmp_path / "stopped.answers.safetensors").is_file()
+    with pytest.raises(WeightsError, match="is of another training"):
+        recipes.train_on_cifar10("resnet20", stopped, schedule=schedule)
+    recipes.train_on_cifar10("resnet20", stopped, **taught)
+    assert seen == [(256, 4), (256, 4)]
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["stopped", "teacher", "whole"]
+    first, second, alone = load_file(whole), load_file(stopped), tmp_path / "alone.safetensors"
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    recipes.train_on_cifar10("resnet20", alone, schedule=schedule)
+    assert not torch.equal(load_file(alone)["conv1.weight"], first["conv1.weight"])
+
+
+def test_command_wants_a_teacher_with_its_weights(tmp_path):
+    result = CliRunner().invoke(command(), ["vgg16", "--teacher", "resnet56", "-o", str(tmp_path / "w.safetensors")])
+    assert result.exit_code == 1
+    assert "give --teacher and --teacher-weights, or neither" in result.stderr
 
 
 def test_command_refuses_a_network_of_another_size(tmp_path):
