@@ -47,6 +47,7 @@ RAW = Path("docs/results/raw/pruning")
 WEIGHTS = Path("out/pruning")
 KEPT = Path("zoo/trained")
 GIVEN = Path("../shared/data/weights")
+# Whose answers a taught lesson learns from as well as the labels.
 TEACHER = ("resnet56", GIVEN / "cifar10_resnet56.safetensors")
 
 
