@@ -30,7 +30,7 @@ from coinfer.codec import available_coders, calibrate, make_codec
 from coinfer.compress.pruned_file import load_pruned
 from coinfer.compress.recipes import CIFAR, train_on_cifar10
 from coinfer.compress.recipes import top1 as share_right
-from coinfer.compress.train import Schedule, load_tensors, save_tensors
+from coinfer.compress.train import load_tensors, save_tensors
 from coinfer.data import Images, Source, load_source
 from coinfer.engine.measure import allowed_cores, measure_interleaved, pinned
 from coinfer.engine.onnx import Session
@@ -47,24 +47,14 @@ RAW = Path("docs/results/raw/pruning")
 WEIGHTS = Path("out/pruning")
 KEPT = Path("zoo/trained")
 GIVEN = Path("../shared/data/weights")
-# Whose answers a taught lesson learns from as well as the labels.
+# Whose answers they learn from as well as the labels.
 TEACHER = ("resnet56", GIVEN / "cifar10_resnet56.safetensors")
 
 
-class Lesson(NamedTuple):
-    """A part of a training: its schedule, and whether the teacher's answers are learnt from as well."""
-
-    schedule: Schedule
-    is_taught: bool = True
-
-
-# Where each network begins, and how it is trained on, one lesson after the other.
+# Where each network begins, and how it is trained on.
 TRAININGS = {
-    "vgg16": (
-        GIVEN / "cifar10_vgg16_warm_fp16.safetensors",
-        (Lesson(CIFAR._replace(epochs=20), is_taught=False), Lesson(CIFAR._replace(epochs=12, lr=0.03))),
-    ),
-    "resnet18-half": (GIVEN / "cifar10_resnet18_half_warm_fp16.safetensors", (Lesson(CIFAR._replace(epochs=16)),)),
+    "vgg16": (GIVEN / "cifar10_vgg16_warm_fp16.safetensors", CIFAR),
+    "resnet18-half": (GIVEN / "cifar10_resnet18_half_warm_fp16.safetensors", CIFAR._replace(epochs=16)),
 }
 JOBS = ("vgg16-pruned", "vgg16-narrow", "resnet18-slim", "resnet20-pruned")
 # The rates of the paper's links in bits a second (137.5, 200 and 731 kB/s), and how much slower its devices are.
@@ -79,11 +69,14 @@ CALIBRATION = 512
 def train(name: str) -> None:
     """The network in WEIGHTS, from its file in KEPT; where there is none, trained on from the weights given and kept.
 
-    The last line of each lesson says how good the network is, one more how good it is as it is kept.
+    The last lines say how good the network is, and how good it is as it is kept.
     """
-    final, kept = WEIGHTS / f"{name}.safetensors", KEPT / f"{name}.safetensors"
+    final, trained = (WEIGHTS / f"{name}{kind}.safetensors" for kind in ("", ".trained"))
+    kept = KEPT / f"{name}.safetensors"
     if not kept.is_file():
-        trained = _trained(name)
+        start, schedule = TRAININGS[name]
+        accuracy = train_on_cifar10(name, trained, start=start, teacher=TEACHER, schedule=schedule, progress=Epochs())
+        say(f"{trained}: {100 * accuracy:.2f} % of the pictures that choices are made on")
         told = {"recipe": f"python -m bench.pruning train {name}", "seed": "0"}
         save_tensors(pack(load_tensors(trained, "trained network")[0]), kept, metadata=told)
     save_tensors(unpack(load_tensors(kept, "trained network")[0]), final)
@@ -91,21 +84,6 @@ def train(name: str) -> None:
     assert model.preprocess is not None
     accuracy = share_right(model.module, images.pixels, images.labels, model.preprocess)
     say(f"{final}, of {kept}: {100 * accuracy:.2f} % of the pictures that choices are made on")
-
-
-def _trained(name: str) -> Path:
-    """Train a network on, lesson after lesson; goes on where it was stopped."""
-    start, lessons = TRAININGS[name]
-    for place, lesson in enumerate(lessons, 1):
-        out = WEIGHTS / f"{name}.lesson{place}.safetensors"
-        if not out.is_file():
-            teacher = TEACHER if lesson.is_taught else None
-            accuracy = train_on_cifar10(
-                name, out, start=start, teacher=teacher, schedule=lesson.schedule, progress=Epochs()
-            )
-            say(f"{out}: {100 * accuracy:.2f} % of the pictures that choices are made on")
-        start = out
-    return start
 
 
 class Made(NamedTuple):
