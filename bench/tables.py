@@ -245,7 +245,8 @@ def pictures(net: Measured, summary: Summary, regimes: RegimeMap) -> list[str]:
         f"device: one core of {machine}, slowed; edge: the other core; one-way delay 5 ms; {summary.header.date[:10]}"
     )
     measured = [(cell.rate_bps, cell.slowdown) for cell in summary.cells]
-    title = f"{net.title}: which kind of plan wins, at most 1 point of loss"
+    points = summary.header.max_loss_points
+    title = f"{net.title}: which kind of plan wins, at most {points:g} point{'' if points == 1 else 's'} of loss"
     plot_regimes(
         DOCS / f"regime-map-{net.name}.png",
         regimes,
