@@ -1,12 +1,15 @@
-"""The parts of zoo/README.md about units, exits and pruned networks: what each file is, measured anew.
+"""The parts of zoo/README.md that are tables: what each file is, measured anew.
 
-python -m bench.zoo
+python -m bench.zoo [units] [exits] [trained] [pruned]      (all of them where none is named)
 """
 
 from __future__ import annotations
 
 import hashlib
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +18,7 @@ from coinfer.compress.batches import Views, seen_by
 from coinfer.compress.exit_file import load_exits
 from coinfer.compress.pruned_file import load_pruned
 from coinfer.compress.recipes import top1
+from coinfer.compress.train import load_tensors
 from coinfer.compress.unit_file import load_unit
 from coinfer.compress.unit_training import rates_of
 from coinfer.data import load_source
@@ -26,34 +30,27 @@ from coinfer.report.table import TextTable, markdown
 from . import exits
 from .bottleneck import UNITS, path_of
 from .exits import EXITS
+from .packed import unpack
+from .pruning import KEPT
 from .trainees import network
 
 README = Path("zoo/README.md")
-HEADING = "# Units trained around a cut"
-COLUMNS = ("file", "network", "cut", "made by", "unit", "B by its prior, 2,000 validation pictures")
-COLUMNS += ("top-1 % there (the network)", "bytes", "sha256")
-NOTE = """
-Made by `python -m bench.bottleneck train NAME` with torch 2.13.0 (CPU build, bfloat16), seed 0, on the training
-pictures of the network's data: as they are, mirrored (not the digits), and mixed with another. Networks
-for CIFAR-10 have the given weights. A job uses a unit by `[bottleneck] units = ["zoo/units/FILE"]`; `make demo` has
-those of `scene-resnet`. This table: `python -m bench.zoo`.
-"""
-EXIT_HEADING = "# Exits"
-EXIT_COLUMNS = ("file", "network", "cuts", "classifier", "top-1 % there, 2,000 validation pictures (the network)")
-EXIT_COLUMNS += ("bytes", "sha256")
-EXIT_NOTE = """
-Made by `python -m bench.exits NETWORK` with torch 2.13.0 (CPU build), seed 0, the network frozen, on the training
-pictures as they are and mirrored. A job uses them by `[exits] files = ["zoo/exits/FILE"]`.
-"""
 PRUNED = Path("zoo/pruned")
-PRUNED_HEADING = "# Pruned networks"
-PRUNED_COLUMNS = ("file", "network", "pruned to", "parameters", "top-1 % there, 2,000 validation pictures", "bytes")
-PRUNED_COLUMNS += ("sha256",)
-PRUNED_NOTE = """
-Of `BUNDLE.work/pruned` after `python -m bench.pruning build JOB`, with torch 2.13.0 (CPU build, bfloat16), seed 0, on
-CIFAR-10. Each file has all weights of its network, and in its header every recipe and what was removed:
-`load_pruned(file, build_model(NETWORK).module, (example,), network=None)` gives the network (docs/pruning.md).
-"""
+
+
+class Part(NamedTuple):
+    """A section of the page: its heading, its table's columns and rows, what is said below."""
+
+    heading: str
+    columns: tuple[str, ...]
+    rows: Callable[[], tuple[tuple[str, ...], ...]]
+    note: str
+
+    def text(self) -> str:
+        """The section, measured now; nothing where there is no file."""
+        rows = self.rows()
+        table = markdown(TextTable(title="", columns=self.columns, rows=rows))
+        return f"# {self.heading}\n\n{table}\n{self.note}" if rows else ""
 
 
 def row(name: str) -> tuple[str, ...]:
@@ -121,19 +118,94 @@ def pruned_row(path: Path) -> tuple[str, ...]:
     )
 
 
-def main() -> None:
-    """Write the parts anew; what is before them stays."""
-    rows = tuple(row(name) for name, order in UNITS.items() if order.is_kept and path_of(name).is_file())
-    before = README.read_text().split(HEADING)[0]
-    table = markdown(TextTable(title="", columns=COLUMNS, rows=rows))
-    exit_rows = tuple(exit_row(name) for name in EXITS if exits.path_of(name).is_file())
-    exit_table = markdown(TextTable(title="", columns=EXIT_COLUMNS, rows=exit_rows))
-    text = f"{before}{HEADING}\n\n{table}\n{NOTE}\n{EXIT_HEADING}\n\n{exit_table}\n{EXIT_NOTE}"
-    if pruned_rows := tuple(map(pruned_row, sorted(PRUNED.glob("*.safetensors")))):
-        pruned_table = markdown(TextTable(title="", columns=PRUNED_COLUMNS, rows=pruned_rows))
-        text += f"\n{PRUNED_HEADING}\n\n{pruned_table}\n{PRUNED_NOTE}"
-    write_atomically(README, text.encode())
+def trained_row(path: Path) -> tuple[str, ...]:
+    """One network's line, as it is kept; its file's name is that of the network of the zoo."""
+    model = build_model(path.stem)
+    model.module.load_state_dict(unpack(load_tensors(path, "trained network")[0]))
+    found = []
+    for part in ("validation", "test"):
+        images = load_source("cifar10").images(part)
+        found.append(f"{100 * top1(model.module, images.pixels, images.labels, model.preprocess):.2f}")
+    return (
+        f"trained/{path.name}",
+        f"`{path.stem}`",
+        f"{sum(weight.numel() for weight in model.module.parameters()):,}",
+        *found,
+        str(path.stat().st_size),
+        f"`{hashlib.sha256(path.read_bytes()).hexdigest()}`",
+    )
+
+
+PARTS = {
+    "units": Part(
+        "Units trained around a cut",
+        (
+            *("file", "network", "cut", "made by", "unit", "B by its prior, 2,000 validation pictures"),
+            *("top-1 % there (the network)", "bytes", "sha256"),
+        ),
+        lambda: tuple(row(name) for name, order in UNITS.items() if order.is_kept and path_of(name).is_file()),
+        """
+Made by `python -m bench.bottleneck train NAME` with torch 2.13.0 (CPU build, bfloat16), seed 0, on the training
+pictures of the network's data: as they are, mirrored (not the digits), and mixed with another. Networks
+for CIFAR-10 have the given weights. A job uses a unit by `[bottleneck] units = ["zoo/units/FILE"]`; `make demo` has
+those of `scene-resnet`. This table: `python -m bench.zoo`.
+""",
+    ),
+    "exits": Part(
+        "Exits",
+        (
+            *("file", "network", "cuts", "classifier", "top-1 % there, 2,000 validation pictures (the network)"),
+            *("bytes", "sha256"),
+        ),
+        lambda: tuple(exit_row(name) for name in EXITS if exits.path_of(name).is_file()),
+        """
+Made by `python -m bench.exits NETWORK` with torch 2.13.0 (CPU build), seed 0, the network frozen, on the training
+pictures as they are and mirrored. A job uses them by `[exits] files = ["zoo/exits/FILE"]`.
+""",
+    ),
+    "trained": Part(
+        "Networks trained on",
+        (
+            *("file", "network", "parameters", "top-1 %, 2,000 validation pictures", "top-1 %, 8,000 test pictures"),
+            *("bytes", "sha256"),
+        ),
+        lambda: tuple(map(trained_row, sorted(KEPT.glob("*.safetensors")))),
+        """
+Made by `python -m bench.winograd bench.pruning train NAME` with torch 2.13.0 (CPU build, bfloat16), seed 0, from warm
+starts, on CIFAR-10's labels and the answers of the ResNet-56 that is given. Weights are kept with 8 bits each and a
+scale for each output channel (`bench/packed.py`), and what is measured and pruned is the network of just these:
+`python -m bench.pruning train NAME` writes it to out/pruning.
+""",
+    ),
+    "pruned": Part(
+        "Pruned networks",
+        (
+            *("file", "network", "pruned to", "parameters", "top-1 % there, 2,000 validation pictures", "bytes"),
+            "sha256",
+        ),
+        lambda: tuple(map(pruned_row, sorted(PRUNED.glob("*.safetensors")))),
+        """
+Of `BUNDLE.work/pruned` after `python -m bench.winograd bench.pruning build JOB`, with torch 2.13.0 (CPU build,
+bfloat16), seed 0, on CIFAR-10 (resnet20.k0.75 by torch's own convolutions, float32). Each file has all weights of its
+network, and in its header every recipe and what was removed:
+`load_pruned(file, build_model(NETWORK).module, (example,), network=None)` gives the network (docs/pruning.md).
+""",
+    ),
+}
+
+
+def main(words: list[str]) -> None:
+    """Write parts anew; the others, and what is before them, stay."""
+    if not set(words) <= set(PARTS):
+        raise SystemExit(f"usage: python -m bench.zoo {' '.join(f'[{name}]' for name in PARTS)}")
+    intro, *sections = README.read_text().split("\n# ")
+    known = {section.partition("\n")[0]: f"# {section}" for section in sections}
+    texts = [
+        part.text() if not words or name in words else known.get(part.heading, "") for name, part in PARTS.items()
+    ]
+    page = "\n\n".join(text.strip() for text in (intro, *texts) if text)
+    write_atomically(README, f"{page}\n".encode())
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
