@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-
 from bench import winograd
 
 pytestmark = pytest.mark.slow
