@@ -145,24 +145,24 @@ struct Shape {
   int64_t tiles() const { return pictures * rows * columns; }
 };
 
-// x (n, H, W, C) to v (A*A, tiles, C)
-template <class F, class T>
-void to_tiles(const T* x, T* v, const Shape& s) {
+// maps (n, H, W, C) to (A*A, tiles, C): of each tile R lines from `M * row - border` on, zeros beyond the picture
+template <class F, int R, class T, class Map>
+void gather(const T* x, T* v, const Shape& s, int border, Map map) {
   const int64_t plane = s.tiles() * s.channels;
   at::parallel_for(0, s.tiles(), 1, [&](int64_t first, int64_t last) {
     for (int64_t tile = first; tile < last; tile++) {
       const int64_t column = tile % s.columns, row = tile / s.columns % s.rows, picture = tile / (s.columns * s.rows);
       for (int64_t c = 0; c < s.channels; c += LANES) {
-        Vec d[F::A * F::A], made[F::A * F::A];
-        for (int i = 0; i < F::A; i++)
-          for (int j = 0; j < F::A; j++) {
-            const int64_t y = row * F::M + i - 1, z = column * F::M + j - 1;
+        Vec in[F::A * F::A], out[F::A * F::A];
+        for (int i = 0; i < R; i++)
+          for (int j = 0; j < R; j++) {
+            const int64_t y = row * F::M + i - border, z = column * F::M + j - border;
             const bool is_in = y >= 0 && y < s.height && z >= 0 && z < s.width;
-            d[i * F::A + j] =
+            in[i * F::A + j] =
                 is_in ? load(x + ((picture * s.height + y) * s.width + z) * s.channels + c) : _mm512_setzero_ps();
           }
-        both<F::A, F::A, F::A>(d, made, F::bt);
-        for (int t = 0; t < F::A * F::A; t++) store(v + t * plane + tile * s.channels + c, made[t]);
+        both<R, F::A, F::A>(in, out, map);
+        for (int t = 0; t < F::A * F::A; t++) store(v + t * plane + tile * s.channels + c, out[t]);
       }
     }
   });
@@ -185,29 +185,6 @@ void from_products(const T* m, T* y, const Shape& s) {
             if (y_ < s.height && z < s.width)
               store(y + ((picture * s.height + y_) * s.width + z) * s.channels + c, out[i * F::A + j]);
           }
-      }
-    }
-  });
-}
-
-// dy (n, H, W, K) to dm (A*A, tiles, K)
-template <class F, class T>
-void to_products(const T* dy, T* dm, const Shape& s) {
-  const int64_t plane = s.tiles() * s.channels;
-  at::parallel_for(0, s.tiles(), 1, [&](int64_t first, int64_t last) {
-    for (int64_t tile = first; tile < last; tile++) {
-      const int64_t column = tile % s.columns, row = tile / s.columns % s.rows, picture = tile / (s.columns * s.rows);
-      for (int64_t c = 0; c < s.channels; c += LANES) {
-        Vec d[F::A * F::A], made[F::A * F::A];
-        for (int i = 0; i < F::M; i++)
-          for (int j = 0; j < F::M; j++) {
-            const int64_t y = row * F::M + i, z = column * F::M + j;
-            const bool is_in = y < s.height && z < s.width;
-            d[i * F::A + j] =
-                is_in ? load(dy + ((picture * s.height + y) * s.width + z) * s.channels + c) : _mm512_setzero_ps();
-          }
-        both<F::M, F::A, F::A>(d, made, F::a);
-        for (int t = 0; t < F::A * F::A; t++) store(dm + t * plane + tile * s.channels + c, made[t]);
       }
     }
   });
@@ -285,7 +262,7 @@ std::vector<Tensor> forward_of(const Tensor& x, const Tensor& w) {
   const int64_t outs = w.size(0), ins = s.channels;
   Tensor u = at::empty({F::A * F::A, outs, ins}, x.options()), v = at::empty({F::A * F::A, s.tiles(), ins}, x.options());
   to_weights<F, T>(w.data_ptr<float>(), u.data_ptr<T>(), outs, ins);
-  to_tiles<F, T>(x.data_ptr<T>(), v.data_ptr<T>(), s);
+  gather<F, F::A>(x.data_ptr<T>(), v.data_ptr<T>(), s, 1, F::bt);
   const Tensor m = at::bmm(v, u.transpose(1, 2));
   Tensor y = at::empty({s.pictures, s.height, s.width, outs}, x.options());
   s.channels = outs;
@@ -298,7 +275,7 @@ std::vector<Tensor> backward_of(const Tensor& dy, const Tensor& u, const Tensor&
   Shape s = shape_of<F>(dy);
   const int64_t outs = s.channels, ins = u.size(2);
   Tensor dm = at::empty({F::A * F::A, s.tiles(), outs}, dy.options()), dx;
-  to_products<F, T>(dy.data_ptr<T>(), dm.data_ptr<T>(), s);
+  gather<F, F::M>(dy.data_ptr<T>(), dm.data_ptr<T>(), s, 0, F::a);
   Tensor dw = at::empty({outs, 3, 3, ins}, dy.options().dtype(at::kFloat));
   const Tensor du = at::bmm(dm.transpose(1, 2), v);
   from_weights<F, T>(du.data_ptr<T>(), dw.data_ptr<float>(), outs, ins);
