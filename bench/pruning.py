@@ -4,6 +4,7 @@
     python -m bench.pruning build JOB...     a job of bench/jobs: prune, series, search
     python -m bench.pruning cuts JOB         every network that was made, cut by cut: bytes, times, accuracy
     python -m bench.pruning cells            chosen plans over the shaped link: device alone, upload, divided
+    python -m bench.pruning keep JOB NETWORK    one of a job's pruned networks into zoo/pruned, 16 bits a weight
 
 Raw logs go to docs/results/raw/pruning; `python -m bench.pruning_results` makes the page of them.
 """
@@ -46,6 +47,7 @@ from .packed import pack, unpack
 RAW = Path("docs/results/raw/pruning")
 WEIGHTS = Path("out/pruning")
 KEPT = Path("zoo/trained")
+PRUNED = Path("zoo/pruned")
 GIVEN = Path("../shared/data/weights")
 # Whose answers they learn from as well as the labels.
 TEACHER = ("resnet56", GIVEN / "cifar10_resnet56.safetensors")
@@ -285,6 +287,13 @@ def cells() -> None:
     note_machine(RAW, STUDY.name)
 
 
+def keep(job: str, network: str) -> None:
+    """One of a job's pruned networks, kept: weights of two and more dimensions in 16 bits."""
+    state, told = load_tensors(OUT / f"{job}.work" / "pruned" / f"{network}.safetensors", "pruned network")
+    half = {name: value.half() if value.ndim > 1 else value for name, value in state.items()}
+    save_tensors(half, PRUNED / f"{network}.safetensors", metadata=told)
+
+
 def _build(job: str) -> None:
     build(job_of(job), OUT / job, progress=show)
 
@@ -299,9 +308,12 @@ def main(words: list[str]) -> None:
     if words == ["cells"]:
         cells()
         return
+    if words[:1] == ["keep"] and len(words) == 3 and words[1] in JOBS:
+        keep(*words[1:])
+        return
     if len(words) < 2 or words[0] not in named or not set(words[1:]) <= set(named[words[0]][1]):
         known = "; ".join(f"{word} {'|'.join(names)}" for word, (_, names) in named.items())
-        raise SystemExit(f"usage: python -m bench.pruning cells, or {known}")
+        raise SystemExit(f"usage: python -m bench.pruning cells, keep JOB NETWORK, or {known}")
     for name in words[1:]:
         named[words[0]][0](name)
 

@@ -31,11 +31,10 @@ from . import exits
 from .bottleneck import UNITS, path_of
 from .exits import EXITS
 from .packed import unpack
-from .pruning import KEPT
+from .pruning import KEPT, PRUNED
 from .trainees import network
 
 README = Path("zoo/README.md")
-PRUNED = Path("zoo/pruned")
 
 
 class Part(NamedTuple):
@@ -185,9 +184,9 @@ scale for each output channel (`bench/packed.py`), and what is measured and prun
         ),
         lambda: tuple(map(pruned_row, sorted(PRUNED.glob("*.safetensors")))),
         """
-Of `BUNDLE.work/pruned` after `python -m bench.winograd bench.pruning build JOB`, with torch 2.13.0 (CPU build,
-bfloat16), seed 0, on CIFAR-10 (resnet20.k0.75 by torch's own convolutions, float32). Each file has all weights of its
-network, and in its header every recipe and what was removed:
+Made by `python -m bench.winograd bench.pruning build JOB`, with torch 2.13.0 (CPU build, bfloat16), seed 0, on CIFAR-10
+(resnet20.k0.75 by torch's own convolutions, float32), and kept by `python -m bench.pruning keep JOB NETWORK`. Each file has
+all weights of its network, in 16 bits, and in its header every recipe and what was removed:
 `load_pruned(file, build_model(NETWORK).module, (example,), network=None)` gives the network (docs/pruning.md).
 """,
     ),

@@ -46,7 +46,7 @@ def save_pruned(module: nn.Module, path: Path, *, network: str, lineage: Sequenc
 
 
 def load_pruned(path: Path, module: nn.Module, example: Sequence[Tensor], *, network: str | None) -> PrunedNetwork:
-    """The network of a file that `save_pruned` wrote, which holds all of its weights.
+    """The network of a file that `save_pruned` wrote, which holds all of its weights, in 32 bits or fewer each.
 
     Args:
         path: the file.
@@ -69,7 +69,8 @@ def load_pruned(path: Path, module: nn.Module, example: Sequence[Tensor], *, net
         for stage in lineage:
             replay(smaller, example, stage.rounds)
         for name, value in smaller.state_dict().items():
-            if name in state and state[name].dtype != value.dtype:
+            is_float = name in state and state[name].is_floating_point() and value.is_floating_point()
+            if name in state and not is_float and state[name].dtype != value.dtype:
                 raise ModelError(f'"{name}" must be {value.dtype}, got {state[name].dtype}')
         smaller.load_state_dict(state)
     except (KeyError, msgspec.MsgspecError, ModelError, RuntimeError) as error:

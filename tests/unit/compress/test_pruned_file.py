@@ -101,3 +101,15 @@ def test_weights_that_cannot_be_are_refused(
     save_file(state | {name: change(state[name])}, path, metadata=metadata)
     with pytest.raises(WeightsError, match=words):
         load_pruned(path, module, example(32), network=None)
+
+
+def test_weights_kept_in_16_bits_are_32_in_the_network(module: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "half.safetensors"
+    pruned_twice(module, path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    half = {name: value.half() if value.ndim > 1 else value for name, value in load_file(path).items()}
+    save_file(half, path, metadata=metadata)
+    loaded = load_pruned(path, module, example(32), network=None).module.state_dict()
+    assert {value.dtype for value in loaded.values()} == {torch.float32, torch.int64}
+    assert all(torch.equal(loaded[name], value.to(loaded[name].dtype)) for name, value in half.items())
