@@ -186,7 +186,7 @@ scale for each output channel (`bench/packed.py`), and what is measured and prun
         """
 Made by `python -m bench.winograd bench.pruning build JOB`, with torch 2.13.0 (CPU build, bfloat16), seed 0, on CIFAR-10
 (resnet20.k0.75 by torch's own convolutions, float32), and kept by `python -m bench.pruning keep JOB NETWORK`. Each
-file has all weights of its network, in 16 bits, and in its header every recipe and what was removed:
+file has all weights of its network, in 32 or 16 bits, and in its header every recipe and what was removed:
 `load_pruned(file, build_model(NETWORK).module, (example,), network=None)` gives the network (docs/pruning.md).
 """,
     ),
