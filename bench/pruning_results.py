@@ -22,7 +22,7 @@ from coinfer.report.table import TextTable, markdown
 
 from .cells import job_of
 from .pruning import RATES_BPS, RAW, SLOWDOWNS, STUDY
-from .tables import DOCS, Measured, map_of, measured_commit, net_rows, section
+from .tables import DOCS, Measured, map_of, measured_commit, net_rows, points_text, section
 
 NET = Measured(STUDY.name, "VGG-16-BN, CIFAR-10, pruned", RAW)
 NARROW, SLIM, SMALL = "vgg16-narrow", "resnet18-slim", "resnet20-pruned"
@@ -229,8 +229,9 @@ def cut_table(log: Log, names: Mapping[str, str]) -> TextTable:
                 three(of("tail_s", 1e3), 2),
             )
         )
+    limit = points_text(log.max_loss)
     return TextTable(
-        title=f"{TITLES[log.job]}: original / step 1 / narrowest of step 2 within {log.max_loss:g} points of choice",
+        title=f"{TITLES[log.job]}: original / step 1 / narrowest of step 2 within {limit} of choice",
         columns=("cut after", "filters", "bytes at 1 B", "ratio", "bytes coded", "top-1 %", "head ms", "tail ms"),
         rows=tuple(rows),
     )

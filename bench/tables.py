@@ -217,6 +217,11 @@ def accuracy_table(net: Measured) -> TextTable:
     )
 
 
+def points_text(points: float) -> str:
+    """`1 point`, `1.5 points`."""
+    return f"{points:g} point{'' if points == 1 else 's'}"
+
+
 def map_of(net: Measured, summary: Summary) -> RegimeMap:
     """The regime map of one network from its survivors' evidence."""
     candidates = [msgspec.convert(line, Candidate) for line in net.lines("candidates")]
@@ -246,7 +251,7 @@ def pictures(net: Measured, summary: Summary, regimes: RegimeMap) -> list[str]:
     )
     measured = [(cell.rate_bps, cell.slowdown) for cell in summary.cells]
     points = summary.header.max_loss_points
-    title = f"{net.title}: which kind of plan wins, at most {points:g} point{'' if points == 1 else 's'} of loss"
+    title = f"{net.title}: which kind of plan wins, at most {points_text(points)} of loss"
     plot_regimes(
         DOCS / f"regime-map-{net.name}.png",
         regimes,

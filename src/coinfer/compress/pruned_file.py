@@ -23,6 +23,8 @@ from .pruning import PruneRecipe
 from .train import load_tensors, save_tensors
 
 FORMAT = "coinfer-pruned-1"
+# In which weights may be kept, of whatever type they are in the network.
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 class Stage(Value, frozen=True, kw_only=True):
@@ -46,7 +48,7 @@ def save_pruned(module: nn.Module, path: Path, *, network: str, lineage: Sequenc
 
 
 def load_pruned(path: Path, module: nn.Module, example: Sequence[Tensor], *, network: str | None) -> PrunedNetwork:
-    """The network of a file that `save_pruned` wrote, which holds all of its weights, in 32 bits or fewer each.
+    """The network of a file that `save_pruned` wrote, which holds all of its weights; they may be kept in 16 bits each.
 
     Args:
         path: the file.
@@ -69,9 +71,9 @@ def load_pruned(path: Path, module: nn.Module, example: Sequence[Tensor], *, net
         for stage in lineage:
             replay(smaller, example, stage.rounds)
         for name, value in smaller.state_dict().items():
-            is_float = name in state and state[name].is_floating_point() and value.is_floating_point()
-            if name in state and not is_float and state[name].dtype != value.dtype:
-                raise ModelError(f'"{name}" must be {value.dtype}, got {state[name].dtype}')
+            given = state.get(name, value).dtype
+            if given != value.dtype and not (value.is_floating_point() and given in _HALVES):
+                raise ModelError(f'"{name}" must be {value.dtype}, got {given}')
         smaller.load_state_dict(state)
     except (KeyError, msgspec.MsgspecError, ModelError, RuntimeError) as error:
         raise WeightsError(f"pruned network {path} does not fit: {error}") from error
