@@ -1,6 +1,6 @@
 """Pruning on CIFAR-10: networks trained, pruned in two steps, and measured cut by cut.
 
-    python -m bench.pruning train NAME...    vgg16 or resnet18-half, as kept in zoo/trained, or from the weights given
+    python -m bench.pruning train NAME...    vgg16, resnet18-half as kept in zoo/trained, or trained on; resnet18
     python -m bench.pruning build JOB...     a job of bench/jobs: prune, series, search
     python -m bench.pruning cuts JOB         every network that was made, cut by cut: bytes, times, accuracy
     python -m bench.pruning cells            chosen plans over the shaped link: device alone, upload, divided
@@ -28,10 +28,11 @@ from coinfer.build.make import build
 from coinfer.build.predict import features_of
 from coinfer.bundle import Ancestry
 from coinfer.codec import available_coders, calibrate, make_codec
+from coinfer.compress.batches import as_inputs
 from coinfer.compress.pruned_file import load_pruned
 from coinfer.compress.recipes import CIFAR, train_on_cifar10
 from coinfer.compress.recipes import top1 as share_right
-from coinfer.compress.train import load_tensors, save_tensors
+from coinfer.compress.train import Schedule, load_tensors, save_tensors
 from coinfer.data import Images, Source, load_source
 from coinfer.engine.measure import allowed_cores, measure_interleaved, pinned
 from coinfer.engine.onnx import Session
@@ -49,16 +50,44 @@ WEIGHTS = Path("out/pruning")
 KEPT = Path("zoo/trained")
 PRUNED = Path("zoo/pruned")
 GIVEN = Path("../shared/data/weights")
-# Whose answers they learn from as well as the labels.
-TEACHER = ("resnet56", GIVEN / "cifar10_resnet56.safetensors")
+# What a network learns from as well as the labels: another one's answers.
+GIVEN_TEACHER = ("resnet56", GIVEN / "cifar10_resnet56.safetensors")
+WIDE = "resnet18"
 
 
-# Where each network begins, and the schedules by which it is trained on, one after the other.
+class Phase(NamedTuple):
+    """One schedule of a training, and whose answers it learns from."""
+
+    schedule: Schedule
+    teacher: tuple[str, Path] = GIVEN_TEACHER
+
+
+class Training(NamedTuple):
+    """Where a network begins (None: from nothing), and the phases by which it is trained on, one after the other.
+
+    One that is not kept in KEPT is too large for zoo/.
+    """
+
+    start: Path | None
+    phases: tuple[Phase, ...]
+    is_kept: bool = True
+
+
 TRAININGS = {
-    "vgg16": (GIVEN / "cifar10_vgg16_warm_fp16.safetensors", (CIFAR, CIFAR._replace(epochs=12, lr=0.03))),
-    "resnet18-half": (GIVEN / "cifar10_resnet18_half_warm_fp16.safetensors", (CIFAR._replace(epochs=16),)),
+    "vgg16": Training(
+        GIVEN / "cifar10_vgg16_warm_fp16.safetensors", (Phase(CIFAR), Phase(CIFAR._replace(epochs=12, lr=0.03)))
+    ),
+    WIDE: Training(None, (Phase(CIFAR._replace(epochs=40, lr=0.1)),), is_kept=False),
+    "resnet18-half": Training(
+        GIVEN / "cifar10_resnet18_half_warm_fp16.safetensors",
+        (
+            Phase(CIFAR._replace(epochs=16)),
+            Phase(CIFAR._replace(epochs=32), teacher=(WIDE, WEIGHTS / f"{WIDE}.safetensors")),
+        ),
+    ),
 }
-JOBS = ("vgg16-pruned", "vgg16-narrow", "resnet18-slim", "resnet20-pruned")
+SLIM = "resnet18-slim"
+JOBS = ("vgg16-pruned", "vgg16-narrow", SLIM, "resnet20-pruned")
 # The rates of the paper's links in bits a second (137.5, 200 and 731 kB/s), and how much slower its devices are.
 RATES_BPS = (1.1e6, 1.6e6, 5.848e6)
 SLOWDOWNS = (5.0, 10.0)
@@ -75,7 +104,8 @@ def train(name: str) -> None:
 
     The last lines say how good the network is, and how good it is as it is kept.
     """
-    final, kept = WEIGHTS / f"{name}.safetensors", KEPT / f"{name}.safetensors"
+    file = f"{name}.safetensors"
+    final, kept = WEIGHTS / file, (KEPT if TRAININGS[name].is_kept else WEIGHTS / "packed") / file
     if not kept.is_file():
         told = {"recipe": f"python -m bench.pruning train {name}", "seed": "0"}
         save_tensors(pack(load_tensors(_trained(name), "trained network")[0]), kept, metadata=told)
@@ -88,14 +118,15 @@ def train(name: str) -> None:
 
 def _trained(name: str) -> Path:
     """Train a network on, schedule after schedule; goes on where it was stopped."""
-    trained, schedules = TRAININGS[name]
-    for place, schedule in enumerate(schedules, 1):
-        start, trained = trained, WEIGHTS / f"{name}.trained{place}.safetensors"
+    start, phases, _ = TRAININGS[name]
+    for place, phase in enumerate(phases, 1):
+        trained = WEIGHTS / f"{name}.trained{place}.safetensors"
         if not trained.is_file():
             accuracy = train_on_cifar10(
-                name, trained, start=start, teacher=TEACHER, schedule=schedule, progress=Epochs()
+                name, trained, start=start, teacher=phase.teacher, schedule=phase.schedule, progress=Epochs()
             )
             say(f"{trained}: {100 * accuracy:.2f} % of the pictures that choices are made on")
+        start = trained
     return trained
 
 
@@ -148,7 +179,8 @@ def measure_cuts(job: str) -> None:
         for network, cut in _chosen(lines, networks, wanted.goal.max_loss):
             lines += bench.lines(network, "test", test, only=cut)
             show("cuts on test images", len(lines), 0, f"{network.name} {cut}")
-    lines += _wholes([original, *(n for n in rest if n.step == "step 1")], source, wanted)
+    wide = _wide_right(source) if job == SLIM else None
+    lines += _wholes([original, *(n for n in rest if n.step == "step 1")], source, wanted, wide)
     log = f"{job}.cuts"
     note_commit(RAW, log)
     note_machine(RAW, log)
@@ -166,8 +198,28 @@ def _chosen(lines: Sequence[dict[str, Any]], networks: Sequence[Made], max_loss:
             yield by_name[min(fine, key=lambda line: line["elements"])["network"]], cut
 
 
-def _wholes(networks: Sequence[Made], source: Source, job: Job) -> Iterator[dict[str, Any]]:
-    """Whole networks on the test images, and their times side by side on one thread."""
+def _wide_right(source: Source) -> NDArray[np.bool_] | None:
+    """Which test images the network of full width gets right, where it was trained."""
+    weights = WEIGHTS / f"{WIDE}.safetensors"
+    if not weights.is_file():
+        say(f"{weights} was not trained: losses are counted against the half width alone")
+        return None
+    model, images = build_model(WIDE, weights=weights), source.images("test")
+    assert model.preprocess is not None
+    parts = (as_inputs(images.pixels[i : i + BATCH], model.preprocess) for i in range(0, len(images), BATCH))
+    with torch.inference_mode():
+        found = [model.module(part).argmax(1).numpy() for part in parts]
+    right: NDArray[np.bool_] = np.concatenate(found) == images.labels
+    return right
+
+
+def _wholes(
+    networks: Sequence[Made], source: Source, job: Job, wide: NDArray[np.bool_] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Whole networks on the test images, and their times side by side on one thread.
+
+    `wide`: which of these a wider network gets right, that they are measured against as well.
+    """
     images = source.images("test")
     pixels = images.pixels[:1]
     sessions = {network.name: Session(network.whole.path) for network in networks}
@@ -184,8 +236,15 @@ def _wholes(networks: Sequence[Made], source: Source, job: Job) -> Iterator[dict
             "whole_s": times[network.name].median_s, "whole_p5_s": times[network.name].p5_s,
             "whole_p95_s": times[network.name].p95_s, "file_bytes": network.whole.path.stat().st_size,
             "whole": features_of(network.whole.path), "parameters": _parameters(network, job, source),
-            **_scored(reference, right),
+            **_scored(reference, right), **({} if wide is None else _against_wide(wide, right)),
         }  # fmt: skip
+
+
+def _against_wide(wide: NDArray[np.bool_], right: NDArray[np.bool_]) -> dict[str, float]:
+    loss, loss_ci = loss_of(wide, right)
+    return {
+        "wide_accuracy": 100 * float(np.mean(wide)), "wide_loss_points": loss, "wide_loss_ci_points": loss_ci,
+    }  # fmt: skip
 
 
 def _parameters(network: Made, job: Job, source: Source) -> int:

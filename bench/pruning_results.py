@@ -21,17 +21,17 @@ from coinfer.report.results import Results, Row, read_raw, results_markdown, wri
 from coinfer.report.table import TextTable, markdown
 
 from .cells import job_of
-from .pruning import RATES_BPS, RAW, SLOWDOWNS, STUDY
+from .pruning import RATES_BPS, RAW, SLIM, SLOWDOWNS, STUDY
 from .tables import DOCS, Measured, map_of, measured_commit, net_rows, points_text, section
 
 NET = Measured(STUDY.name, "VGG-16-BN, CIFAR-10, pruned", RAW)
-NARROW, SLIM, SMALL = "vgg16-narrow", "resnet18-slim", "resnet20-pruned"
+NARROW, SMALL = "vgg16-narrow", "resnet20-pruned"
 TITLES = {STUDY.name: "VGG-16-BN", SLIM: "ResNet-18 of half width, slimmed", SMALL: "ResNet-20"}
 POSITIONS = (
     "conv1", "conv2", "pool1", "conv3", "conv4", "pool2", "conv5", "conv6", "conv7", "pool3",
     "conv8", "conv9", "conv10", "pool4", "conv11", "conv12", "conv13", "pool5",
 )  # fmt: skip
-# Of the full-width ResNet-18: multiply-accumulates of a picture and parameters, counted, not trained.
+# Of the full-width ResNet-18: multiply-accumulates of a picture, and parameters.
 FULL_WIDTH = {"macs": 555_422_720, "parameters": 11_173_962}
 MEASURED_OF = 5
 
@@ -151,19 +151,26 @@ def _paper_s(line: Line, rate_bps: float, slowdown: float) -> float:
 
 
 def slim_rows(log: Log) -> Iterator[Row]:
-    """BBNet's figures: parameters and multiply-accumulates against the full width, accuracy against the half."""
+    """BBNet's figures: parameters, multiply-accumulates and accuracy against the full width, and against the half."""
     after = log.step1
-    full = "the full-width network, counted; it was not trained"
+    full = "the full-width network, counted"
     for name, value in (
         ("slim_params_x", FULL_WIDTH["parameters"] / after["parameters"]),
         ("slim_flops_x", FULL_WIDTH["macs"] / macs_of(after)),
     ):
         yield Row(name=name, value=value, unit="ratio", how="measured", n=1, against=full, raw=log.raw)
-    loss, ci = after["loss_points"], after["loss_ci_points"]
-    yield Row(
-        name="slim_loss", value=loss, unit="points of top-1", how="measured", n=after["n"], raw=log.raw,
-        against=f"the half-width network ({log.original['accuracy']:.2f} %)", spread=(loss - ci, loss + ci),
-    )  # fmt: skip
+    half = f"the half-width network ({log.original['accuracy']:.2f} %)"
+    known = [("slim_loss_half", "", half)]
+    if "wide_loss_points" in after:
+        known.insert(0, ("slim_loss", "wide_", f"the full-width network ({after['wide_accuracy']:.2f} %)"))
+    else:
+        known[0] = ("slim_loss", "", f"{half}; the full-width one was not trained")
+    for name, key, against in known:
+        loss, ci = after[f"{key}loss_points"], after[f"{key}loss_ci_points"]
+        yield Row(
+            name=name, value=loss, unit="points of top-1", how="measured", n=after["n"], raw=log.raw, against=against,
+            spread=(loss - ci, loss + ci),
+        )  # fmt: skip
 
 
 def predictor_rows(log: Log) -> Iterator[Row]:

@@ -170,10 +170,11 @@ pictures as they are and mirrored. A job uses them by `[exits] files = ["zoo/exi
         ),
         lambda: tuple(map(trained_row, sorted(KEPT.glob("*.safetensors")))),
         """
-Made by `python -m bench.winograd bench.pruning train NAME` with torch 2.13.0 (CPU build, bfloat16), seed 0, from warm
-starts, on CIFAR-10's labels and the answers of the ResNet-56 that is given. Weights are kept with 8 bits each and a
-scale for each output channel (`bench/packed.py`), and what is measured and pruned is the network of just these:
-`python -m bench.pruning train NAME` writes it to out/pruning.
+Made by `python -m bench.pruning train NAME`, seed 0, bfloat16, from warm starts, on CIFAR-10's labels and the answers
+of the ResNet-56 that is given: vgg16 with torch 2.13.0 on two CPU cores (`python -m bench.winograd`); resnet18-half
+with torch 2.11.0 on one H200, in the end on the answers of a ResNet-18 of full width, which learnt in the same way and
+is too large to be kept. Weights are kept with 8 bits each and a scale for each output channel (`bench/packed.py`), and
+what is measured and pruned is the network of just these: `python -m bench.pruning train NAME` writes it to out/pruning.
 """,
     ),
     "pruned": Part(
