@@ -11,6 +11,7 @@ Raw logs go to docs/results/raw/pruning; `python -m bench.pruning_results` makes
 
 from __future__ import annotations
 
+import fnmatch
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,7 @@ from coinfer.model.export import Whole, cut_onnx, load_whole
 from coinfer.model.zoo import build_model, weights_digest
 from coinfer.plan import CodecSpec
 from coinfer.report.results import write_raw
+from coinfer.search.goal import LOSS_TOLERANCE
 
 from .cells import OUT, Study, job_of, measure, note_commit, note_machine, show
 from .epochs import Epochs, say
@@ -94,7 +96,7 @@ SLOWDOWNS = (5.0, 10.0)
 # Slower ones on both sides, where a split of the pruned network could still win.
 SLOWER = ((1e5, 100.0), (3e5, 100.0), (1e5, 300.0), (3e5, 300.0))
 STUDY = Study("vgg16-pruned", (*((rate, slow) for slow in SLOWDOWNS for rate in RATES_BPS), *SLOWER), RAW)
-REPEATS = 21
+REPEATS, WHOLE_REPEATS = 21, 105
 BATCH = 250
 CALIBRATION = 512
 
@@ -166,17 +168,20 @@ def measure_cuts(job: str) -> None:
     source = load_source(wanted.data.source)
     networks = made_by(job)
     original, *rest = networks
-    last = [network for network in rest if network.step == "step 1"][-1]
+    series = [network for network in rest if network.step == "step 2"]
+    bases = {network.ancestry.base for network in series}
+    # Of several networks of step 1 the one that step 2 begins with.
+    *_, last = sorted((n for n in rest if n.step == "step 1"), key=lambda network: network.name in bases)
     lines: list[dict[str, Any]] = []
     reference = _right(original.whole, source.images("validation"))
     with tempfile.TemporaryDirectory() as scratch:
-        bench = _CutBench(source, Path(scratch), original, wanted.build.cuts)
-        for network in (original, last, *(n for n in rest if n.step == "step 2")):
+        bench = _CutBench(source, Path(scratch), wanted.prune.cuts)
+        for network in (original, last, *series):
             for line in bench.lines(network, "validation", reference):
                 lines.append(line)
                 show("cuts", len(lines), 0, f"{network.name} {line['cut']}")
         test = _right(original.whole, source.images("test"))
-        for network, cut in _chosen(lines, networks, wanted.goal.max_loss):
+        for network, cut in _reported(lines, networks, wanted.goal.max_loss):
             lines += bench.lines(network, "test", test, only=cut)
             show("cuts on test images", len(lines), 0, f"{network.name} {cut}")
     wide = _wide_right(source) if job == SLIM else None
@@ -187,13 +192,13 @@ def measure_cuts(job: str) -> None:
     write_raw(RAW / f"{log}.jsonl.gz", lines)
 
 
-def _chosen(lines: Sequence[dict[str, Any]], networks: Sequence[Made], max_loss: float) -> Iterator[tuple[Made, str]]:
+def _reported(lines: Sequence[dict[str, Any]], networks: Sequence[Made], max_loss: float) -> Iterator[tuple[Made, str]]:
     by_name = {network.name: network for network in networks}
     for cut in dict.fromkeys(line["cut"] for line in lines):
         here = [line for line in lines if line["cut"] == cut]
         for step in ("original", "step 1"):
             yield from ((by_name[line["network"]], cut) for line in here if line["step"] == step)
-        fine = [line for line in here if line["step"] == "step 2" and line["loss_points"] <= max_loss]
+        fine = [x for x in here if x["step"] == "step 2" and x["loss_points"] <= max_loss + LOSS_TOLERANCE]
         if fine:
             yield by_name[min(fine, key=lambda line: line["elements"])["network"]], cut
 
@@ -226,7 +231,7 @@ def _wholes(
     with pinned(next(iter(allowed_cores()), None)):
         times = measure_interleaved(
             {name: (lambda session=session: session.run([pixels])) for name, session in sessions.items()},
-            warmup=10, repeats=5 * REPEATS,
+            warmup=10, repeats=WHOLE_REPEATS,
         )  # fmt: skip
     reference = _right(networks[0].whole, images)
     for network in networks:
@@ -259,20 +264,20 @@ def _parameters(network: Made, job: Job, source: Source) -> int:
 
 
 class _CutBench:
-    """Measures networks at the cuts that a job admits."""
+    """Measures networks at cuts that fit one of some patterns."""
 
-    def __init__(self, source: Source, scratch: Path, original: Made, cuts: Sequence[str]) -> None:
-        self._source, self._scratch, self._original, self._cuts = source, scratch, original, cuts
+    def __init__(self, source: Source, scratch: Path, patterns: Sequence[str]) -> None:
+        self._source, self._scratch, self._patterns = source, scratch, patterns
         self._calibration = source.drawn("train", CALIBRATION).pixels
 
     def lines(
         self, network: Made, part: str, reference: NDArray[np.bool_], *, only: str | None = None
     ) -> Iterator[dict[str, Any]]:
         """One line for each cut of this network; of a member of a series at its own cuts."""
-        for name in self._cuts if only is None else (only,):
-            if name not in {cut.name for cut in network.whole.cuts} or not self._is_for(network, name):
-                continue
-            yield self._line(network, name, part, reference)
+        for name in (cut.name for cut in network.whole.cuts):
+            is_wanted = any(fnmatch.fnmatchcase(name, p) for p in self._patterns) if only is None else name == only
+            if is_wanted and self._is_for(network, name):
+                yield self._line(network, name, part, reference)
 
     def _is_for(self, network: Made, cut: str) -> bool:
         if network.step != "step 2":

@@ -15,13 +15,15 @@ import msgspec
 import numpy as np
 
 from coinfer.build.predict import Features, errors_of, fit
+from coinfer.build.timing import MEASURED_OF
 from coinfer.files import write_atomically
 from coinfer.lab.summary import Summary
 from coinfer.report.results import Results, Row, read_raw, results_markdown, write_results
 from coinfer.report.table import TextTable, markdown
+from coinfer.search.goal import LOSS_TOLERANCE
 
 from .cells import job_of
-from .pruning import RATES_BPS, RAW, SLIM, SLOWDOWNS, STUDY
+from .pruning import RATES_BPS, RAW, SLIM, SLOWDOWNS, STUDY, WHOLE_REPEATS
 from .tables import DOCS, Measured, map_of, measured_commit, net_rows, points_text, section
 
 NET = Measured(STUDY.name, "VGG-16-BN, CIFAR-10, pruned", RAW)
@@ -33,7 +35,6 @@ POSITIONS = (
 )  # fmt: skip
 # Of the full-width ResNet-18: multiply-accumulates of a picture, and parameters.
 FULL_WIDTH = {"macs": 555_422_720, "parameters": 11_173_962}
-MEASURED_OF = 5
 
 Line = dict[str, Any]
 
@@ -61,10 +62,16 @@ class Log:
         return sorted(found, key=lambda line: line["elements"])
 
     def chosen(self, cut: str) -> tuple[Line, Line] | None:
-        """The narrowest network within the loss on the images of choice: its lines of these and of the test images."""
-        fine = [line for line in self.at(cut, "step 2") if line["loss_points"] <= self.max_loss]
-        reported = {line["network"]: line for line in self.at(cut, "step 2", "test")}
-        return (fine[0], reported[fine[0]["network"]]) if fine else None
+        """The narrowest network within the loss on the images of choice: its lines of these and of the test images.
+
+        Where a series has none, that of step 1 is what is left.
+        """
+        for step in ("step 2", "step 1"):
+            fine = [x for x in self.at(cut, step) if x["loss_points"] <= self.max_loss + LOSS_TOLERANCE]
+            if fine:
+                reported = {line["network"]: line for line in self.at(cut, step, "test")}
+                return fine[0], reported[fine[0]["network"]]
+        return None
 
     def segments(self) -> list[tuple[Line, Features, float]]:
         """Every segment that was timed: its line, what it is made of, its seconds."""
@@ -88,7 +95,7 @@ def step1_rows(log: Log, prefix: str = "") -> Iterator[Row]:
     )  # fmt: skip
     yield Row(
         name=f"{prefix}latency_x", value=before["whole_s"] / after["whole_s"], unit="ratio of medians", how="measured",
-        n=105, against=f"{against}, fp32 on one thread, interleaved", raw=log.raw,
+        n=WHOLE_REPEATS, against=f"{against}, fp32 on one thread, interleaved", raw=log.raw,
         spread=(before["whole_p5_s"] / after["whole_p95_s"], before["whole_p95_s"] / after["whole_p5_s"]),
     )  # fmt: skip
     yield Row(
@@ -107,13 +114,14 @@ def transmission_rows(log: Log, names: Mapping[str, str]) -> Iterator[Row]:
         mine, reported = found
         (original,) = log.at(cut, "original")
         name = names.get(cut, cut)
+        of = mine["base"] if mine["step"] == "step 2" else f"{mine['network']} itself"
         for key, value, unit in (
             ("transmission_x", original["elements"] / mine["elements"], "ratio at one byte an element"),
             ("transmission_coded_x", original["coded_bytes"] / mine["coded_bytes"], "ratio, 8 bits, range-coded"),
         ):
             yield Row(
                 name=f"{key}@{name}", value=value, unit=unit, how="measured", n=mine["n"],
-                against=f"the unpruned network's features at this cut, coded alike; of {mine['base']}", raw=mine["raw"],
+                against=f"the unpruned network's features at this cut, coded alike; of {of}", raw=mine["raw"],
             )  # fmt: skip
         loss, ci = reported["loss_points"], reported["loss_ci_points"]
         yield Row(
@@ -174,11 +182,12 @@ def slim_rows(log: Log) -> Iterator[Row]:
 
 
 def predictor_rows(log: Log) -> Iterator[Row]:
-    """Errors on the series' segments, from the other networks' and every few of their own, as a build does it."""
-    known, left = [], []
-    for place, (line, made_of, seconds) in enumerate(log.segments()):
-        part = left if line["step"] == "step 2" and place % MEASURED_OF else known
-        part.append((made_of, seconds))
+    """Errors as a build has them, fitted to the unmodified network's segments, whole ones and every few of the rest."""
+    known = [(line["whole"], line["whole_s"]) for line in (log.original, *log.wholes)]
+    known += [(made_of, took_s) for line, made_of, took_s in log.segments() if line["step"] == "original"]
+    pruned = [(made_of, took_s) for line, made_of, took_s in log.segments() if line["step"] != "original"]
+    known += pruned[::MEASURED_OF]
+    left = [segment for place, segment in enumerate(pruned) if place % MEASURED_OF]
     if not left:
         return
     predictor = fit(known)
@@ -217,7 +226,7 @@ def cut_table(log: Log, names: Mapping[str, str]) -> TextTable:
     for cut in log.cuts:
         original, step1 = log.at(cut, "original")[0], log.at(cut, "step 1")[0]
         found = log.chosen(cut)
-        mine, reported = found if found is not None else (None, None)
+        mine, reported = found if found is not None and found[0]["step"] == "step 2" else (None, None)
         lines = (original, step1, mine)
 
         def of(key: str, scale: float = 1.0, lines: Sequence[Line | None] = lines) -> list[float | None]:

@@ -192,6 +192,21 @@ def test_a_latency_is_measured_as_deployed_and_met_as_far_as_it_can_be(
     assert "own_units_factory.k0.001: no network within" in said and "would empty" in said
 
 
+def test_where_step_1_left_one_channel_no_series_begins_and_no_smaller_share_is_tried(
+    built: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = built.folder.parent
+    monkeypatch.chdir(folder)
+    least = PruneJob(
+        keep=(0.001, 0.0005), unreachable="nearest", score="magnitude", rounds=1, epochs=0, final_epochs=1,
+        cuts=("/relu#1",), mirror=False, batch_size=32,
+    )  # fmt: skip
+    made = build(msgspec.structs.replace(job(least), goal=GoalJob(max_loss=100.0)), folder / "least")
+    assert {c.plan.variant for c in made.candidates()} == {"own_units_factory", "own_units_factory.k0.001"}
+    said = (folder / "least.work" / "log.txt").read_text()
+    assert "no series from own_units_factory.k0.001: no channel" in said and '"conv2": it has one channel' in said
+
+
 def test_a_score_of_labels_is_refused_where_there_are_none(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = built.folder.parent
     monkeypatch.chdir(folder)

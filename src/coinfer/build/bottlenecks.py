@@ -33,6 +33,7 @@ from ..files import write_atomically
 from ..model.cut import Cut, split
 from ..model.graph import Graph
 from ..plan import Candidate, Value
+from ..search.goal import LOSS_TOLERANCE
 from .job import Job
 from .progress import Progress, of_training
 from .spending import Outcome, Task, scaled
@@ -153,7 +154,7 @@ class UnitTrainer:
         """What units are known to bring: at the rates that keep the goal's loss on the images of choice."""
         if not self._known:
             return []
-        least = self._teachers.own_accuracy - self._job.goal.max_loss
+        least = self._teachers.own_accuracy - self._job.goal.max_loss - LOSS_TOLERANCE
         return [
             candidate
             for unit in units

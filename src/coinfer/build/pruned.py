@@ -25,20 +25,17 @@ from ..compress.pruned_file import Stage, load_pruned, save_pruned
 from ..compress.pruning import UNITS, PruneRecipe, Pruning
 from ..compress.scores import check_scales, magnitude, slimming
 from ..compress.series import Member, counts_below, crossing_groups, series
-from ..engine.measure import measure
-from ..engine.onnx import Session
-from ..errors import CutError, DataError, JobError, ModelError
+from ..errors import CoinferError, CutError, DataError, JobError, ModelError
 from ..model.cut import Cut
-from ..model.export import cut_onnx, export_onnx
 from ..model.graph import Graph, capture
 from ..plan import Candidate
+from ..search.goal import LOSS_TOLERANCE
 from .job import Job
 from .progress import Progress, of_training
 from .spending import Outcome, Task, scaled
 from .teachers import Teachers
+from .timing import deployed_s
 from .workshop import safe_name
-
-LATENCY_REPEATS = 21
 
 
 class PrunedVariant(NamedTuple):
@@ -92,6 +89,8 @@ class Pruner:
         self._known, self._keep, self._behind, self._progress = known, keep, behind, progress
         self._views = Views(is_mirrored=job.prune.mirror, mixes=job.prune.mixes)
         self.notes: list[str] = []
+        # Whether step 1 has come to the smallest network there is.
+        self._is_least = False
         self._check_names()
         self._whole = [self._read(Path(file)) for file in job.prune.networks]
 
@@ -166,7 +165,7 @@ class Pruner:
 
     @property
     def _least_accuracy(self) -> float:
-        return self._teachers.own_accuracy - self._job.goal.max_loss
+        return self._teachers.own_accuracy - self._job.goal.max_loss - LOSS_TOLERANCE
 
     @property
     def _base(self) -> PrunedVariant:
@@ -185,7 +184,7 @@ class Pruner:
             recipe = msgspec.structs.replace(self._recipe(keep), keep=keep / already)
             variant = self._pruned(name, before, recipe)
             self._whole.append(variant)
-            is_last = place + 1 == len(job.keep)
+            is_last = place + 1 == len(job.keep) or self._is_least
             return Outcome(
                 self._prospects(variant), self._after_step1() if is_last else [self._step1(place + 1, variant)]
             )  # fmt: skip
@@ -215,7 +214,8 @@ class Pruner:
         # What a round refused is among them.
         self.notes += [f'{name}: channels of "{layer}" stay: {why}' for layer, why in pruning.refused.items()]
         self.notes += [f"{name}: {why}" for why in pruning.unmet]
-        lineage = (*before.lineage, Stage(recipe=recipe, rounds=pruned.rounds))
+        self._is_least = bool(pruning.unmet)
+        lineage = (*before.lineage, Stage(recipe=recipe, rounds=pruned.rounds, taught=pruned.taught))
         return self._given(name, before.name, self._write(name, pruned.module, lineage), lineage)
 
     def _after_step1(self) -> list[Task]:
@@ -227,10 +227,14 @@ class Pruner:
 
     def _step2(self, base: PrunedVariant) -> list[Task]:
         """A series for each set of channels that cross at the job's cuts."""
-        job, tasks = self._job.prune, []
+        job, tasks = self._job.prune, list[Task]()
         if not job.cuts:
             return []
-        channels = Channels(base.module, _one(base.graph), region=job.region, ignore=job.ignore)
+        try:
+            channels = Channels(base.module, _one(base.graph), region=job.region, ignore=job.ignore)
+        except ModelError as error:
+            self._refused(base, error)
+            return []
         for have, least, cuts in self._places(base, channels):
             counts = [count for count in counts_below(have, job.counts) if count >= least]
             if counts:
@@ -241,7 +245,12 @@ class Pruner:
         """The job's cuts by what can be removed there: how many channels, how many stay, the cuts they cross."""
         places: dict[tuple[str, ...], list[Cut]] = {}
         for pattern in self._job.prune.cuts:
-            for cut in self._cuts(pattern, base.graph, channels):
+            try:
+                found = self._cuts(pattern, base.graph, channels)
+            except (CutError, JobError) as error:
+                self._refused(base, error)
+                continue
+            for cut in found:
                 key = tuple(group.name for group in crossing_groups(channels, base.graph, cut))
                 if cut not in places.setdefault(key, []):
                     places[key].append(cut)
@@ -249,6 +258,12 @@ class Pruner:
         return [
             (sum(channels.group(name).size for name in key), len(key) * least, cuts) for key, cuts in places.items()
         ]
+
+    def _refused(self, base: PrunedVariant, error: CoinferError) -> None:
+        """Note why a network of step 1 has no series: what could go may be gone already; the unmodified one must."""
+        if base.name == self._main:
+            raise error
+        self.notes.append(f"no series from {base.name}: {error}")
 
     def _cuts(self, pattern: str, graph: Graph, channels: Channels) -> list[Cut]:
         cuts = {cut.name: cut for cut in graph.cuts()}
@@ -296,7 +311,11 @@ class Pruner:
         count = counts[0]
 
         def run() -> Outcome:
-            member = next(members, None)
+            try:
+                member = next(members, None)
+            except ModelError as error:
+                self.notes.append(f"no {count} channels at {names[0]}: {error}")
+                member = None
             if member is None:
                 return Outcome([], [])
             lineage = (*base.lineage, *member.lineage)
@@ -354,22 +373,11 @@ class Pruner:
 
     def _deployed_s(self, module: nn.Module) -> float:
         """Median seconds of a picture by the exported network, or its head up to `latency_at`, on one thread."""
-        example, cut = self._teachers.graph.example, self._job.prune.latency_at
-        device = next(module.parameters()).device
-        path = self._folder / "latency.onnx"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        whole = export_onnx(capture(module.cpu(), example), path, preprocess=self._teachers.preprocess)
-        module.to(device)
-        files = [path]
-        if cut is not None:
-            files = [self._folder / "latency.head.onnx", self._folder / "latency.tail.onnx"]
-            cut_onnx(whole, cut, head=files[0], tail=files[1])
-        session = Session(files[0])
-        pixels = self._teachers.validation.pixels[:1]
-        took_s = measure(lambda: session.run([pixels]), warmup=5, repeats=LATENCY_REPEATS).median_s
-        for file in {path, path.with_suffix(".json"), *files}:
-            file.unlink(missing_ok=True)
-        return took_s
+        teachers = self._teachers
+        return deployed_s(
+            module, teachers.graph.example, self._job.prune.latency_at, preprocess=teachers.preprocess,
+            pixels=teachers.validation.pixels[:1], folder=self._folder,
+        )  # fmt: skip
 
     def _seconds(self, epochs: int, share: float) -> float:
         """What so many epochs of a network of this share of the compute are expected to take."""

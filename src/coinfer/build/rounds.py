@@ -209,7 +209,7 @@ def drop_outdone(drafts: list[Draft], answers: Answers, max_loss_points: float, 
     keepers = []
     for draft in (d for d in drafts if d.dropped is None and d.plan.kind != "split"):
         lost = answers.is_right.astype(np.float64) - draft.correct
-        if 100 * (lost.mean() + lost.std() / np.sqrt(len(lost))) <= max_loss_points:
+        if 100 * (lost.mean() + lost.std() / np.sqrt(len(lost))) <= max_loss_points + LOSS_TOLERANCE:
             keepers.append(draft)
     splits = [d for d in drafts if d.dropped is None and d.plan.kind == "split" and not d.is_rival]
     costs, limits = _costs(keepers, int8_ratio), _costs(splits, int8_ratio)

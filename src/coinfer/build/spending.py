@@ -6,9 +6,10 @@
     Ledger      what was spent, in which order: a build that goes on does the same again, from files
     spend       without limits every task in turn; with a limit, whatever promises most for what it takes
 
-A gain is the mean of log(best objective known / best with the task's candidates): half of it over the grid of
-conditions of a menu, half at the conditions that the job names.  Before a training its candidates are optimistic (in
-proportion to what is left of the network, losing nothing); afterwards they count only where the accuracy was kept.
+A gain is the mean of log(best objective known / best with the task's candidates), of losses, which may be below 0, that
+of what they fall by: half of it over the grid of conditions of a menu, half at the conditions that the job names.
+Before a training its candidates are optimistic (in proportion to what is left of the network, losing nothing);
+afterwards they count only where the accuracy was kept.
 """
 
 from __future__ import annotations
@@ -157,10 +158,14 @@ class Gains:
     def of(self, best: NDArray[np.float64], candidates: Sequence[Candidate]) -> float:
         """What these would gain on the best known."""
         with_them = np.minimum(best, self.best(candidates))
-        # Where nothing kept the goal, anything that does gains as much as one of a factor e.
-        before = np.where(np.isinf(best), np.e * with_them, best)
         is_kept = np.isfinite(with_them)
-        return float(self._weights[is_kept] @ np.log(before[is_kept] / with_them[is_kept]))
+        before, after = best[is_kept], with_them[is_kept]
+        if self._goal.minimise != "accuracy":
+            # The device alone sends no byte at all.
+            before, after = (np.log(x + float(self._goal.minimise == "bytes")) for x in (before, after))
+        # Where nothing kept the goal, anything that does gains 1: as much as one of a factor e.
+        gains = np.where(np.isinf(before), 1.0, before - after)
+        return float(self._weights[is_kept] @ gains)
 
 
 class Limits(NamedTuple):

@@ -7,18 +7,21 @@ predicted well.  What the predicted times do not rule out is measured before a m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from ..engine.measure import measure
 from ..engine.onnx import Session
+from ..model.export import cut_onnx, export_onnx
+from ..model.graph import capture
 from ..model.onnx_memory import memory_of_all
-from ..plan import TensorSpec
+from ..plan import Preprocess, TensorSpec
 from .drafts import Draft
 from .predict import Errors, cross_validated, errors_of, features_of, fit
 from .progress import Progress
@@ -29,6 +32,8 @@ MOST_ERROR = 0.1
 MEASURED_OF = 5
 # Fewer measured segments than that say too little about how well others are predicted.
 LEAST_KNOWN = 12
+# Of a network whose latency is a pruning's budget.
+LATENCY_REPEATS = 21
 
 
 class Predicted(NamedTuple):
@@ -105,6 +110,35 @@ def _predicted(workshop: Workshop, precision_of: Mapping[str, str], measured_s: 
             predicted_s |= {name: predictor.seconds(features_of(workshop.folder / name)) for name in left}
     note = f"times of {len(predicted_s)} segments predicted, errors on measured ones: {', '.join(notes)}"
     return Predicted(predicted_s, note if notes else "")
+
+
+def deployed_s(
+    module: nn.Module,
+    example: Sequence[Tensor],
+    cut: str | None,
+    *,
+    preprocess: Preprocess,
+    pixels: NDArray[np.uint8],
+    folder: Path,
+) -> float:
+    """Median seconds that a network, or its head up to `cut`, takes for `pixels` (1, H, W, C), exported, on one thread.
+
+    What is exported lies in `folder` for as long.
+    """
+    device = next(module.parameters()).device
+    path = folder / "latency.onnx"
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = export_onnx(capture(module.cpu(), example), path, preprocess=preprocess)
+    module.to(device)
+    files = [path]
+    if cut is not None:
+        files = [folder / "latency.head.onnx", folder / "latency.tail.onnx"]
+        cut_onnx(whole, cut, head=files[0], tail=files[1])
+    session = Session(files[0])
+    took_s = measure(lambda: session.run([pixels]), warmup=5, repeats=LATENCY_REPEATS).median_s
+    for file in {path, path.with_suffix(".json"), *files}:
+        file.unlink(missing_ok=True)
+    return took_s
 
 
 def int8_ratio_of(workshop: Workshop, drafts: list[Draft]) -> float:

@@ -204,7 +204,7 @@ class Channels:
         alone = {removal.group: self._change([removal]) for removal in removals}
         unsound = {name: reason for name, reason in alone.items() if reason is not None}
         if not unsound or len(unsound) == len(self.groups):
-            raise ModelError(f"without channels of {', '.join(alone)}: {why}")
+            raise ModelError(f"without channels of {', '.join(alone)}: {why}; leave some of these out by ignore")
         self.refused |= unsound
         self.groups = tuple(group for group in self.groups if group.name not in unsound)
         return True

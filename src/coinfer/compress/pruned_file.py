@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..errors import ModelError, WeightsError
 from ..plan import Value
 from .channels import Removal, replay
-from .pruning import PruneRecipe
+from .pruning import PruneRecipe, Taught
 from .train import load_tensors, save_tensors
 
 FORMAT = "coinfer-pruned-1"
@@ -28,10 +28,11 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 
 class Stage(Value, frozen=True, kw_only=True):
-    """One pruning: its recipe, and the channels that each round removed."""
+    """One pruning: its recipe, the channels that each round removed, and what it was trained on (older files: None)."""
 
     recipe: PruneRecipe
     rounds: tuple[tuple[Removal, ...], ...]
+    taught: Taught | None = None
 
 
 class PrunedNetwork(NamedTuple):

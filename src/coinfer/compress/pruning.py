@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ from .scores import Score, check_scales, scores_of, slimmed
 from .train import Schedule, Step, fit, load_tensors, save_tensors
 from .unit_training import Teacher
 
-VERSIONS = ("pruning-2", f"torch {torch.__version__}")
+VERSIONS = ("pruning-3", f"torch {torch.__version__}")
 LEAST_BATCH = 8
 # What a budget counts, for people.
 UNITS = {"macs": "multiply-accumulates", "parameters": "parameters", "channels": "channels", "latency": "seconds"}
@@ -99,11 +100,26 @@ class PruneRecipe(Value, frozen=True, kw_only=True):
             raise ModelError(f"a pruning's learning rates must be above 0, its label share 0 to 1, got {given}")
 
 
+class Taught(Value, frozen=True, kw_only=True):
+    """What a pruning was trained on, beside its recipe.
+
+    So many pictures and the hex sha256 of them and their classes, their views, and the batch size at the end, which is
+    less than the recipe's where memory was too small for that.
+    """
+
+    images: int
+    images_sha256: str
+    mirror: bool
+    mixes: int
+    batch_size: int
+
+
 class Pruned(NamedTuple):
-    """A pruned network, what was removed round by round, and its cost now."""
+    """A pruned network, what was removed round by round, what it was trained on, and its cost now."""
 
     module: nn.Module
     rounds: tuple[tuple[Removal, ...], ...]
+    taught: Taught
     cost: Cost
 
 
@@ -174,18 +190,23 @@ class Pruning:
         recipe = self._recipe
         steps: list[tuple[str, Callable[[], None]]] = []
         if recipe.sparse_epochs:
-            steps.append(("sparse", partial(self._tune, "sparse", recipe.sparse_epochs, recipe.final_lr)))
+            steps.append(("sparse", partial(self._fit, "sparse", recipe.sparse_epochs, recipe.final_lr)))
         for number in range(1, recipe.rounds + 1):
             steps.append((f"remove {number}", partial(self._remove, number)))
-            steps.append((f"round {number}", partial(self._tune, f"round {number}", recipe.epochs, recipe.lr)))
-        steps.append(("final", partial(self._tune, "final", recipe.final_epochs, recipe.final_lr)))
+            steps.append((f"round {number}", partial(self._fit, f"round {number}", recipe.epochs, recipe.lr)))
+        steps.append(("final", partial(self._fit, "final", recipe.final_epochs, recipe.final_lr)))
         for name, step in steps[self._done :]:
             self._within_memory(name, step)
             self._done += 1
             self._keep()
         self.module.eval()
         cost = Costs(self._channels, self._example).of({})
-        return Pruned(self.module, tuple(tuple(some) for some in self.rounds), cost)
+        images, views = self._teacher.images, self._teacher.views
+        taught = Taught(
+            images=len(images), images_sha256=images.digest, mirror=views.is_mirrored, mixes=views.mixes,
+            batch_size=self._batch_size,
+        )  # fmt: skip
+        return Pruned(self.module, tuple(tuple(some) for some in self.rounds), taught, cost)
 
     def _remove(self, number: int) -> None:
         recipe, images = self._recipe, self._teacher.images
@@ -240,28 +261,31 @@ class Pruning:
         macs = self._cost()
         share = min(0.95, target_s / self._latency_of(self.module))
         best: tuple[float, list[Removal]] | None = None
-        removals, layer = list[Removal](), ""
-        for _ in range(_TRIES):
+        tries = 0
+        while tries < _TRIES:
+            tries, layer = tries + 1, ""
             try:
                 removals = choose(
                     self._channels, scores, macs, share * macs({}),
                     least=self._recipe.least, multiple=self._recipe.multiple,
                 )  # fmt: skip
             except Unreachable as error:
-                # Not even with the fewest channels: a smaller share than the least there is.
+                # A smaller share than the least there is: that is tried.
                 removals, layer = error.removals, error.layer
-                break
             smaller = copy.deepcopy(self.module)
             Channels(smaller, self._example, sound=self._sound).remove(removals)
             took_s = self._latency_of(smaller)
-            if took_s <= target_s * (1 + _NEAR) and (best is None or took_s > best[0]):
+            is_within = took_s <= target_s * (1 + _NEAR)
+            if is_within and (best is None or took_s > best[0]):
                 best = took_s, removals
                 if took_s >= target_s * (1 - _NEAR):
                     break
+            if layer and not is_within:
+                break
             share *= max(0.5, min(1.5, target_s / took_s))
         if best is None:
             emptied = f', less would empty "{layer}"' if layer else ""
-            tried = f"no network within {1e3 * target_s:.3g} ms was found in {_TRIES} tries{emptied}: keep more of it"
+            tried = f"no network within {1e3 * target_s:.3g} ms was found in {tries} tries{emptied}: keep more of it"
             raise Unreachable(tried, layer, removals)
         return best[1]
 
@@ -272,7 +296,7 @@ class Pruning:
             try:
                 step()
                 return
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
                 size = self._batch_size
@@ -283,13 +307,12 @@ class Pruning:
             # What was trained in larger batches goes; a run that is stopped goes on with these.
             self._keep()
 
-    def _tune(self, name: str, epochs: int, lr: float) -> None:
-        """Fine-tuning."""
-        if epochs:
-            self._fit(name, epochs, lr)
-
     def _fit(self, name: str, epochs: int, lr: float) -> None:
+        """Fine-tuning; each has its own order of pictures, the same in every run."""
+        if not epochs:
+            return
         recipe, teacher, progress = self._recipe, self._teacher, self._progress
+        seed = zlib.crc32(f"{recipe.seed} {name} {recipe.keep}".encode())
         labels = None if teacher.views.mixes else teacher.images.labels
         share = recipe.label_share if labels is not None else 0.0
         loss: Loss = distillation(temperature=recipe.temperature, label_share=share)
@@ -297,7 +320,7 @@ class Pruning:
             loss = slimmed(loss, self.module, recipe.strength)
         batches = PictureBatches(
             teacher.images.pixels, labels, teacher.preprocess,
-            batch_size=self._batch_size, augment=Augment(recipe.shift, teacher.views), seed=recipe.seed,
+            batch_size=self._batch_size, augment=Augment(recipe.shift, teacher.views), seed=seed,
             teacher=teacher.logits,
         )  # fmt: skip
         fit(
@@ -307,7 +330,7 @@ class Pruning:
             schedule=Schedule(lr=lr, epochs=epochs, weight_decay=recipe.weight_decay),
             checkpoint=self._checkpoint(name),
             progress=None if progress is None else partial(progress, name),
-            seed=recipe.seed,
+            seed=seed,
             key=f"{self._key} {self._batch_size}",
         )
 
@@ -339,9 +362,10 @@ class Pruning:
         self.rounds = msgspec.json.decode(metadata["rounds"], type=list[list[Removal]])
         replay(self.module, self._example, self.rounds)
         self.module.load_state_dict(state)
+        refused, self.unmet = msgspec.json.decode(metadata["told"], type=tuple[dict[str, str], list[str]])
+        self._sound -= refused.keys()
         self._channels = Channels(self.module, self._example, sound=self._sound)
         self._done, self._batch_size = int(metadata["done"]), int(metadata["batch_size"])
-        refused, self.unmet = msgspec.json.decode(metadata["told"], type=tuple[dict[str, str], list[str]])
         self.refused = self._channels.refused
         self.refused |= refused
         self._start = float(metadata["start"])
@@ -349,4 +373,5 @@ class Pruning:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     words = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in words or "not enough memory" in words
+    is_said = any(text in words for text in ("can't allocate memory", "not enough memory", "out of memory"))
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or is_said

@@ -116,7 +116,7 @@ def series(
         )
         pruned = Pruning(module, example, teacher, step, folder=folder, progress=progress).run()
         module, have = pruned.module, count
-        lineage = (*lineage, Stage(recipe=step, rounds=pruned.rounds))
+        lineage = (*lineage, Stage(recipe=step, rounds=pruned.rounds, taught=pruned.taught))
         member = Member(count, pruned, lineage, accuracy_of(module))
         yield member
         if member.accuracy < least_accuracy:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from coinfer.build import spending
 from coinfer.build.progress import quiet
 from coinfer.build.spending import Gains, Ledger, Limits, Outcome, Task, scaled, spend
-from coinfer.plan import Candidate, Evidence, Plan
+from coinfer.plan import Candidate, CodecSpec, Evidence, Plan
 from coinfer.profile import Conditions, Link, Slowdown
 from coinfer.search.goal import Goal
 
@@ -71,6 +72,22 @@ def test_a_gain_is_the_log_of_what_the_objective_falls_by() -> None:
     assert GAINS.of(best, [device(0.25, loss=3.0)]) == 0.0
     assert GAINS.of(best, []) == 0.0
     assert GAINS.of(GAINS.best([]), [device(1.0)]) == pytest.approx(1.0)
+
+
+def test_gains_in_bytes_and_losses_are_numbers_where_the_best_is_none_at_all() -> None:
+    # The device alone sends nothing; a loss may be below 0.
+    raw = CodecSpec(transform="raw", coder="none")
+    upload = Candidate(
+        plan=Plan(number=1, kind="upload", variant="net", tail="net.onnx", codec=raw),
+        evidence=msgspec.structs.replace(device(1.0).evidence, payload_bytes=1000.0),
+    )
+    bytes_alone = Gains(Goal(minimise="bytes"), OWN, int8_ratio=2.0)
+    assert bytes_alone.of(bytes_alone.best([device(1.0)]), [upload]) == 0.0
+    gain = bytes_alone.of(bytes_alone.best([upload]), [device(1.0)])
+    assert gain == pytest.approx(np.log(1 + float(bytes_alone.best([upload])[0])))
+    accuracy = Gains(Goal(minimise="accuracy"), OWN, int8_ratio=2.0)
+    assert accuracy.of(accuracy.best([device(1.0, loss=0.5)]), [device(2.0, loss=-0.25)]) == pytest.approx(0.75)
+    assert accuracy.of(accuracy.best([]), [device(1.0, loss=-0.25)]) == pytest.approx(1.0)
 
 
 def test_without_limits_all_run_in_turn_and_what_follows_comes_first(bench: Bench) -> None:

@@ -85,6 +85,30 @@ def test_a_latency_is_measured_until_it_is_near(module: nn.Module) -> None:
     assert len(asked) > 3
 
 
+def test_a_latency_that_only_the_smallest_network_has_is_met(module: nn.Module) -> None:
+    # By multiply-accumulates a tenth would empty layers: a seventh is left with four channels in each.
+    recipe = PruneRecipe(keep=0.1, least=4, budget="latency", score="magnitude", rounds=1, **FEW)
+
+    def latency_of(smaller: nn.Module) -> float:
+        return 0.05 if smaller.one[0].out_channels == smaller.two[0].out_channels == 4 else 1.0
+
+    pruned = Pruning(module, EXAMPLE, taught(module), recipe, latency_of=latency_of).run()
+    assert [layer.out_channels for layer in pruned.module.modules() if isinstance(layer, nn.Conv2d)] == [4, 4]
+
+
+def test_every_phase_has_an_order_of_its_own(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[torch.Tensor] = []
+    fit = pruning.fit
+
+    def note(model: nn.Module, batches: object, *args: object, **options: object) -> object:
+        shown.append(next(batches.epoch(0)).inputs)
+        return fit(model, batches, *args, **options)
+
+    monkeypatch.setattr(pruning, "fit", note)
+    Pruning(module, EXAMPLE, taught(module), PruneRecipe(keep=0.5, rounds=2, **FEW)).run()
+    assert len(shown) == 3 and not any(torch.equal(a, b) for a, b in zip(shown, shown[1:], strict=False))
+
+
 def test_slimming_trains_with_a_penalty_before(module: nn.Module) -> None:
     steps: list[str] = []
     recipe = PruneRecipe(keep=0.5, score="slimming", rounds=1, sparse_epochs=2, strength=0.05, **FEW)
@@ -120,7 +144,38 @@ def test_a_stopped_pruning_ends_as_one_that_was_not(module: nn.Module, tmp_path:
     assert again.cost == whole.cost
 
 
-def test_too_small_a_memory_halves_the_batch(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_round_refused_stays_when_a_stopped_run_goes_on(
+    module: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    recipe = PruneRecipe(keep=0.5, rounds=2, **FEW)
+
+    def refuse(channels: Channels, removals: object) -> bool:
+        before = channels.groups
+        channels.groups = tuple(group for group in before if group.name != "one.0")
+        channels.refused["one.0"] = "for a reason"
+        return len(channels.groups) < len(before)
+
+    def stop(name: str, step: object) -> None:
+        if name == "round 1":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Channels, "refuse", refuse)
+        Pruning(module, EXAMPLE, taught(module), recipe, folder=tmp_path, progress=stop).run()
+    resumed = Pruning(module, EXAMPLE, taught(module), recipe, folder=tmp_path)
+    pruned = resumed.run()
+    assert resumed.refused["one.0"] == "for a reason" and pruned.module.one[0].out_channels == 16
+    assert {removal.group for some in pruned.rounds for removal in some} == {"two.0"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("too much"), MemoryError(), RuntimeError("CUDA error: out of memory")],
+    ids=["torch", "Python", "CUDA"],
+)
+def test_too_small_a_memory_halves_the_batch(
+    module: nn.Module, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     sizes: list[int] = []
     fit = pruning.fit
 
@@ -128,12 +183,13 @@ def test_too_small_a_memory_halves_the_batch(module: nn.Module, monkeypatch: pyt
         size = next(batches.epoch(0)).inputs.shape[0]
         sizes.append(size)
         if size > 16:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return fit(model, batches, *args, **options)
 
     monkeypatch.setattr(pruning, "fit", small)
-    Pruning(module, EXAMPLE, taught(module), PruneRecipe(keep=0.5, rounds=1, **FEW)).run()
+    pruned = Pruning(module, EXAMPLE, taught(module), PruneRecipe(keep=0.5, rounds=1, **FEW)).run()
     assert sizes == [32, 16, 16]
+    assert (pruned.taught.batch_size, pruned.taught.images) == (16, 128)
     monkeypatch.setattr(pruning, "LEAST_BATCH", 32)
     with pytest.raises(ModelError, match=r"memory is too small for batches of 32 pictures \(round 1\)"):
         Pruning(module, EXAMPLE, taught(module), PruneRecipe(keep=0.5, rounds=1, **FEW)).run()
