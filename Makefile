@@ -53,9 +53,10 @@ bench-bottleneck: $(STAMP) ## measure everything in docs/results/bottleneck.md w
 
 bench-pruning: $(STAMP) ## train, prune and measure everything in docs/results/pruning.md (many hours; goes on where stopped)
 	$(BIN)/python -m bench.pruning train vgg16 resnet18 resnet18-half
-	$(BIN)/python -m bench.pruning build vgg16-pruned vgg16-narrow resnet18-slim resnet20-pruned
+	$(BIN)/python -m bench.pruning build vgg16-pruned vgg16-narrow vgg16-shaped resnet18-slim resnet20-pruned
 	$(BIN)/python -m bench.pruning cuts vgg16-pruned vgg16-narrow resnet18-slim resnet20-pruned
 	$(BIN)/python -m bench.pruning cells
+	$(BIN)/python -m bench.pruning cells shaped
 	$(BIN)/python -m bench.pruning_results
 
 bench-pruning-small: $(STAMP) ## the same for ResNet-20 alone, in under an hour on two cores

@@ -1,8 +1,8 @@
 """Cells of link rate and device slowdown: build a network's bundle, measure its plans side by side, keep the raw logs.
 
-A NAME is a job file in bench/jobs.  What is measured in a cell: the chosen plan, the best of each way, the
-three best estimates of each way, and three at random among all that survived the build.  So the bundle that is
-measured holds many more plans than the menu.
+A NAME is a job file in bench/jobs.  What is measured in a cell: the chosen plan, the best of each way, the best split
+of the unmodified network, the three best estimates of each way, and three at random among all that survived the build.
+So the bundle that is measured holds many more plans than the menu.
 """
 
 from __future__ import annotations
@@ -90,10 +90,15 @@ def conditions_of(manifest: Manifest, rate_bps: float, slowdown: float) -> Condi
     return at(base, rate_bps, slowdown, 1.0, int8_ratio=manifest.int8_slowdown_ratio)
 
 
+def unmodified(manifest: Manifest) -> str:
+    """The unmodified network's name."""
+    return next(plan.variant for plan in manifest.menu if plan.number == manifest.reference_plan)
+
+
 def contenders(study: Study, workshop: Workshop) -> list[int]:
     """Plans to measure somewhere: the best estimates of every way in every cell, and some at random."""
     alive = [c for c in workshop.candidates if c.dropped is None]
-    pick = pick_plans(each=3, random=0)
+    pick = pick_plans(each=3, random=0, networks=[unmodified(workshop.manifest)])
     goal = Goal(max_loss_points=workshop.manifest.max_loss_points)
     chosen: set[int] = set()
     for rate_bps, slowdown in study.cells:
@@ -126,7 +131,8 @@ def measure(study: Study) -> None:
     ]
     effort = Effort(calibration_s=2.0, requests=study.requests)
     log = raw / f"{name}.cells.jsonl.gz"
-    run_cells(bundle, images.pixels, images.labels, cells, log, goal=goal, effort=effort, tell=show)
+    pick = pick_plans(networks=[unmodified(workshop.manifest)])
+    run_cells(bundle, images.pixels, images.labels, cells, log, goal=goal, pick=pick, effort=effort, tell=show)
     report_accuracy(study, bundle, images)
 
 

@@ -3,7 +3,7 @@
     python -m bench.pruning train NAME...    vgg16, resnet18-half as kept in zoo/trained, or trained on; resnet18
     python -m bench.pruning build JOB...     a job of bench/jobs: prune, series, search
     python -m bench.pruning cuts JOB         every network that was made, cut by cut: bytes, times, accuracy
-    python -m bench.pruning cells            chosen plans over the shaped link: device alone, upload, divided
+    python -m bench.pruning cells [shaped]   chosen plans over the shaped link: device alone, upload, divided
     python -m bench.pruning keep JOB NETWORK    one of a job's pruned networks into zoo/pruned, 16 bits a weight
 
 Raw logs go to docs/results/raw/pruning; `python -m bench.pruning_results` makes the page of them.
@@ -89,13 +89,15 @@ TRAININGS = {
     ),
 }
 SLIM = "resnet18-slim"
-JOBS = ("vgg16-pruned", "vgg16-narrow", SLIM, "resnet20-pruned")
+JOBS = ("vgg16-pruned", "vgg16-narrow", "vgg16-shaped", SLIM, "resnet20-pruned")
 # The rates of the paper's links in bits a second (137.5, 200 and 731 kB/s), and how much slower its devices are.
 RATES_BPS = (1.1e6, 1.6e6, 5.848e6)
 SLOWDOWNS = (5.0, 10.0)
 # Slower ones on both sides, where a split of the pruned network could still win.
 SLOWER = ((1e5, 100.0), (3e5, 100.0), (1e5, 300.0), (3e5, 300.0))
 STUDY = Study("vgg16-pruned", (*((rate, slow) for slow in SLOWDOWNS for rate in RATES_BPS), *SLOWER), RAW)
+# The paper's six alone, with the unpruned network's splits beside the networks in zoo/pruned.
+SHAPED = Study("vgg16-shaped", STUDY.cells[: len(RATES_BPS) * len(SLOWDOWNS)], RAW)
 REPEATS, WHOLE_REPEATS = 21, 105
 BATCH = 250
 CALIBRATION = 512
@@ -345,10 +347,10 @@ def _scored(reference: NDArray[np.bool_], right: NDArray[np.bool_]) -> dict[str,
     }  # fmt: skip
 
 
-def cells() -> None:
+def cells(study: Study) -> None:
     """The cells of the paper's links and devices, measured."""
-    measure(STUDY)
-    note_machine(RAW, STUDY.name)
+    measure(study)
+    note_machine(RAW, study.name)
 
 
 def keep(job: str, network: str) -> None:
@@ -369,15 +371,15 @@ def main(words: list[str]) -> None:
         "build": (_build, JOBS),
         "cuts": (measure_cuts, JOBS),
     }
-    if words == ["cells"]:
-        cells()
+    if words in (["cells"], ["cells", "shaped"]):
+        cells(STUDY if len(words) == 1 else SHAPED)
         return
     if words[:1] == ["keep"] and len(words) == 3 and words[1] in JOBS:
         keep(*words[1:])
         return
     if len(words) < 2 or words[0] not in named or not set(words[1:]) <= set(named[words[0]][1]):
         known = "; ".join(f"{word} {'|'.join(names)}" for word, (_, names) in named.items())
-        raise SystemExit(f"usage: python -m bench.pruning cells, keep JOB NETWORK, or {known}")
+        raise SystemExit(f"usage: python -m bench.pruning cells [shaped], keep JOB NETWORK, or {known}")
     for name in words[1:]:
         named[words[0]][0](name)
 

@@ -17,16 +17,18 @@ import numpy as np
 from coinfer.build.predict import Features, errors_of, fit
 from coinfer.build.timing import MEASURED_OF
 from coinfer.files import write_atomically
+from coinfer.lab.choose import best_split_of
 from coinfer.lab.summary import Summary
 from coinfer.report.results import Results, Row, read_raw, results_markdown, write_results
-from coinfer.report.table import TextTable, markdown
+from coinfer.report.table import TextTable, bench_table, markdown
 from coinfer.search.goal import LOSS_TOLERANCE
 
 from .cells import job_of
-from .pruning import RATES_BPS, RAW, SLIM, SLOWDOWNS, STUDY, WHOLE_REPEATS
-from .tables import DOCS, Measured, map_of, measured_commit, net_rows, points_text, section
+from .pruning import RATES_BPS, RAW, SHAPED, SLIM, SLOWDOWNS, STUDY, WHOLE_REPEATS
+from .tables import DOCS, Measured, bench_cells, map_of, measured_commit, net_rows, points_text, section
 
 NET = Measured(STUDY.name, "VGG-16-BN, CIFAR-10, pruned", RAW)
+SHAPED_NET = Measured(SHAPED.name, "VGG-16-BN, CIFAR-10, unpruned and pruned", RAW)
 NARROW, SMALL = "vgg16-narrow", "resnet20-pruned"
 TITLES = {STUDY.name: "VGG-16-BN", SLIM: "ResNet-18 of half width, slimmed", SMALL: "ResNet-20"}
 POSITIONS = (
@@ -199,6 +201,25 @@ def predictor_rows(log: Log) -> Iterator[Row]:
         )  # fmt: skip
 
 
+def shaped_rows(summary: Summary, main: str) -> Iterator[Row]:
+    """What the chosen plan saves of the best split of the unpruned network, over the shaped link."""
+    role, ratios = best_split_of(main), []
+    for cell in summary.cells:
+        split = next(plan for plan in summary.plans if plan.cell == cell.cell and role in plan.roles)
+        ratios.append(split.typical_s / cell.chosen.typical_s)
+    yield Row(
+        name="end_to_end_shaped_x", value=float(np.exp(np.mean(np.log(ratios)))), unit="ratio, geometric mean",
+        how="measured", n=len(ratios), spread=(min(ratios), max(ratios)), raw=SHAPED_NET.log.name,
+        against="the best split of the unpruned network, with every code that is a candidate",
+    )  # fmt: skip
+    known = {line["plan"]: line for line in SHAPED_NET.lines("accuracy")}
+    worst = max((known[cell.chosen.plan] for cell in summary.cells), key=lambda line: line["loss_points"])
+    yield Row(
+        name="end_to_end_shaped_loss", value=worst["loss_points"], unit="points of top-1", how="measured",
+        n=worst["n"], against="the unpruned network", raw=SHAPED_NET.log.name,
+    )  # fmt: skip
+
+
 def best_split_rows(summary: Summary) -> Iterator[Row]:
     """How much better the best split is than the device alone and than an upload: in the cell where it is most so."""
     for name, rival in (("best_split_over_device_only", "device"), ("best_split_over_upload", "upload")):
@@ -308,8 +329,12 @@ def main() -> None:
         rows += [*best_split_rows(summary), *net_rows(NET, summary)]
         body += section(NET, summary, map_of(NET, summary))
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    if SHAPED_NET.log.is_file():
+        shaped = SHAPED_NET.summary()
+        rows += shaped_rows(shaped, job_of(SHAPED.name).model.source)
+        body += [f"## {SHAPED_NET.title}", "", markdown(bench_table(bench_cells(SHAPED_NET, shaped))), ""]
     measured = [f"{job}.cuts" for job in (*logs, NARROW) if (RAW / f"{job}.cuts.jsonl.gz").is_file()]
-    measured += [] if summary is None else [STUDY.name]
+    measured += [net.name for net in (NET, SHAPED_NET) if net.log.is_file()]
     known = [line for line in read_raw(RAW / "machine.jsonl.gz") if line["of"] in measured]
     results = Results(
         commit=measured_commit(commit, RAW, measured),

@@ -138,7 +138,7 @@ def _rounds(
 ) -> Answers:
     images, goal = workshop.validation, workshop.job.goal
     limit, is_stream = goal.max_loss, goal.minimise == "throughput"
-    keep_rivals(drafts, int8_ratio)
+    keep_rivals(drafts, int8_ratio, workshop.main)
     early = drop_dominated(drafts, 0, int8_ratio, is_stream=is_stream)
     log.append(f"{early} dropped before any image")
     answers = classify_wholes(workshop, drafts, tables, images, progress=progress)

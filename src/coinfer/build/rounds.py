@@ -116,16 +116,16 @@ def drop_dominated(
     return count
 
 
-def keep_rivals(drafts: list[Draft], int8_ratio: float) -> None:
+def keep_rivals(drafts: list[Draft], int8_ratio: float, main: str) -> None:
     """Mark, for a few conditions, the fastest split of each loss: at so many bits, at such a quality or rate.
 
-    Whatever wins, the best split is then still there to stand beside it.
+    Whatever wins, the best split is then still there to stand beside it, and that of `main`, the unmodified network.
     """
     levels: dict[tuple[object, ...], list[Draft]] = defaultdict(list)
     for draft in (d for d in drafts if d.dropped is None and d.plan.kind == "split"):
         assert draft.plan.codec is not None
         codec = draft.plan.codec
-        levels[codec.transform, codec.bits, codec.quality, codec.rate].append(draft)
+        levels[draft.plan.variant == main, codec.transform, codec.bits, codec.quality, codec.rate].append(draft)
     for splits in levels.values():
         columns = np.array([(d.head_s, d.encode_s, d.decode_s, d.tail_s, d.payload_bytes) for d in splits]).T
         head_s, encode_s, decode_s, tail_s, payload_bytes = columns

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -42,10 +43,10 @@ def menu_candidates(bundle: Bundle) -> list[Candidate]:
     return [known[plan.number] for plan in bundle.manifest.menu]
 
 
-def pick_plans(each: int = 3, random: int = 3, *, seed: int = 0) -> Pick:
+def pick_plans(each: int = 3, random: int = 3, *, seed: int = 0, networks: Sequence[str] = ()) -> Pick:
     """The chosen plan, the best of every way, the `each` best estimates of every way, and `random` others.
 
-    All of them keep the goal's constraints.
+    Of each of `networks` (variants) its best split as well.  All of them keep the goal's constraints.
     """
 
     def pick(candidates: Sequence[Candidate], conditions: Conditions, goal: Goal) -> Picks:
@@ -58,6 +59,10 @@ def pick_plans(each: int = 3, random: int = 3, *, seed: int = 0) -> Pick:
             best = [candidate for candidate in feasible if candidate.plan.kind == kind][:each]
             for place, candidate in enumerate(best):
                 roles.setdefault(candidate.plan.number, []).append(f"{kind} {place + 1}")
+        for network in networks:
+            splits = (c.plan for c in feasible if c.plan.kind == "split" and c.plan.variant == network)
+            for plan in islice(splits, 1):
+                roles.setdefault(plan.number, []).append(best_split_of(network))
         others = [candidate.plan.number for candidate in feasible if candidate.plan.number not in roles]
         chance = np.random.default_rng([seed, int(conditions.link.rate_bps), int(conditions.device.fp32 * 1000)])
         for number in chance.permutation(others)[:random]:
@@ -65,6 +70,11 @@ def pick_plans(each: int = 3, random: int = 3, *, seed: int = 0) -> Pick:
         return {number: tuple(names) for number, names in roles.items()}
 
     return pick
+
+
+def best_split_of(network: str) -> str:
+    """The role of a network's own best split."""
+    return f"best split of {network}"
 
 
 def fixed_plans(*numbers: int) -> Pick:

@@ -2,12 +2,13 @@
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 
 from coinfer.build.drafts import Draft, restores_same
 from coinfer.build.evaluate import loss_of, proportion_ci
-from coinfer.build.rounds import TIME_SLACK, Answers, drop_dominated, drop_hopeless, drop_outdone
+from coinfer.build.rounds import TIME_SLACK, Answers, drop_dominated, drop_hopeless, drop_outdone, keep_rivals
 from coinfer.plan import CodecSpec, Plan, TensorSpec
 
 CROSSING = (TensorSpec(name="x", shape=(8,)),)
@@ -85,6 +86,14 @@ def test_less_device_time_survives_and_int8_is_priced_at_its_ratio() -> None:
     fast = split(1, num_bytes=20, head_s=0.4, right="1" * 100, precision="int8")
     assert drop_dominated([slow, fast], 100, 2.0) == 0
     assert drop_dominated([slow, fast], 100, 4.0) == 1
+
+
+def test_the_fastest_split_of_the_unmodified_network_stays_beside_that_of_all() -> None:
+    mine, slower = split(1, num_bytes=900, head_s=0.02), split(2, num_bytes=900, head_s=0.03)
+    pruned = split(3, num_bytes=90, head_s=0.001, tail_s=0.1)
+    pruned.plan = msgspec.structs.replace(pruned.plan, variant="net.pruned")
+    keep_rivals([mine, slower, pruned], 1.0, "net")
+    assert [draft.is_rival for draft in (mine, slower, pruned)] == [True, False, True]
 
 
 def test_hopeless_is_beyond_the_bound() -> None:

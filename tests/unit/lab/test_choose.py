@@ -66,6 +66,17 @@ def test_the_first_of_the_ranking_is_chosen_and_every_kind_has_its_best() -> Non
     assert list(picks)[0] == UPLOAD
 
 
+def test_a_network_has_its_best_split_measured_whatever_is_chosen() -> None:
+    menu = candidates()
+    mine = next(candidate for candidate in menu if candidate.plan.number == SPLIT32)
+    other = msgspec.structs.replace(mine, plan=msgspec.structs.replace(mine.plan, number=98, variant="other"))
+    slower = msgspec.structs.replace(mine.evidence, head_s=0.1)
+    worse = msgspec.structs.replace(other, plan=msgspec.structs.replace(other.plan, number=99), evidence=slower)
+    slow = msgspec.structs.replace(other, evidence=msgspec.structs.replace(mine.evidence, head_s=0.05))
+    picks = pick_plans(each=1, random=0, networks=["other", "unknown"])([*menu, slow, worse], CONDITIONS, Goal())
+    assert picks[98] == ("best split of other",) and 99 not in picks
+
+
 def test_the_same_seed_draws_the_same_plans_and_none_twice() -> None:
     picks = [pick_plans(each=1, random=9, seed=3)(candidates(), CONDITIONS, Goal()) for _ in range(2)]
     assert picks[0] == picks[1]
