@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from coinfer.build.workshop import safe_name
 from coinfer.compress.batches import Views, seen_by
 from coinfer.compress.exit_file import load_exits
 from coinfer.compress.pruned_file import load_pruned
@@ -24,7 +25,7 @@ from coinfer.compress.unit_training import rates_of
 from coinfer.data import load_source
 from coinfer.files import write_atomically
 from coinfer.model.cut import split
-from coinfer.model.zoo import build_model, weights_digest
+from coinfer.model.zoo import ZOO, build_model, weights_digest
 from coinfer.report.table import TextTable, markdown
 
 from . import exits
@@ -100,8 +101,8 @@ def exit_row(name: str) -> tuple[str, ...]:
 
 
 def pruned_row(path: Path) -> tuple[str, ...]:
-    """One pruned network's line; its file's name begins with that of the network of the zoo."""
-    name = path.name.partition(".")[0]
+    """One pruned network's line; its file's name begins with the `safe_name` of the network of the zoo."""
+    name = next(name for name in ZOO if safe_name(name) == path.name.partition(".")[0])
     model = build_model(name)
     assert model.input_shape is not None
     module, lineage = load_pruned(path, model.module, (torch.zeros(1, *model.input_shape),), network=None)
@@ -186,8 +187,9 @@ what is measured and pruned is the network of just these: `python -m bench.pruni
         lambda: tuple(map(pruned_row, sorted(PRUNED.glob("*.safetensors")))),
         """
 Made by `python -m bench.winograd bench.pruning build JOB`, with torch 2.13.0 (CPU build, bfloat16), seed 0, on CIFAR-10
-(resnet20.k0.75 by torch's own convolutions, float32), and kept by `python -m bench.pruning keep JOB NETWORK`. Each
-file has all weights of its network, in 32 or 16 bits, and in its header every recipe and what was removed:
+(resnet20.k0.75 by torch's own convolutions in float32, as the last 34 of resnet18_half.k0.345's 60 epochs; those before
+on one H200, bfloat16), and kept by `python -m bench.pruning keep JOB NETWORK`. Each file has all weights of its
+network, in 32 or 16 bits, and in its header every recipe and what was removed:
 `load_pruned(file, build_model(NETWORK).module, (example,), network=None)` gives the network (docs/pruning.md).
 """,
     ),
