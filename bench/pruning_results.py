@@ -6,7 +6,7 @@ python -m bench.pruning_results      (what `make results` runs)
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from coinfer.build.predict import Features, errors_of, fit
 from coinfer.build.timing import MEASURED_OF
 from coinfer.files import write_atomically
 from coinfer.lab.choose import best_split_of
-from coinfer.lab.summary import Summary
+from coinfer.lab.summary import CellRow, PlanRow, Summary
 from coinfer.report.results import Results, Row, read_raw, results_markdown, write_results
 from coinfer.report.table import TextTable, bench_table, markdown
 from coinfer.search.goal import LOSS_TOLERANCE
+from coinfer.units import format_rate
 
 from .cells import job_of
 from .pruning import RATES_BPS, RAW, SHAPED, SLIM, SLOWDOWNS, STUDY, WHOLE_REPEATS
@@ -294,6 +295,30 @@ def whole_table(log: Log) -> TextTable:
     )
 
 
+def rivals_table(summary: Summary) -> TextTable:
+    """Cell by cell the fastest measured plan of each kind that a split must better."""
+
+    def fastest(cell: CellRow, fits: Callable[[PlanRow], bool]) -> str:
+        mine = [plan for plan in summary.plans if plan.cell == cell.cell and plan.latency_s.n and fits(plan)]
+        best = min(mine, key=lambda plan: plan.typical_s, default=None)
+        return "-" if best is None else f"{best.label}: {1e3 * best.typical_s:.1f} ms"
+
+    return TextTable(
+        title=f"{NET.title}: what stands beside a split",
+        columns=("slowdown", "rate", "pruned, int8, device alone", "WebP upload", "split"),
+        rows=tuple(
+            (
+                f"{cell.slowdown:g}x",
+                format_rate(cell.rate_bps),
+                fastest(cell, lambda p: p.kind == "device" and ".k" in p.label and p.label.endswith("int8")),
+                fastest(cell, lambda p: p.kind == "upload" and "webp" in p.label),
+                fastest(cell, lambda p: p.kind == "split"),
+            )
+            for cell in summary.cells
+        ),
+    )
+
+
 def _machines(known: Sequence[Line]) -> str:
     """The machine; where there were several, which measured what."""
     kinds = {line["machine"] for line in known}
@@ -327,7 +352,7 @@ def main() -> None:
     summary = NET.summary() if NET.log.is_file() else None
     if summary is not None:
         rows += [*best_split_rows(summary), *net_rows(NET, summary)]
-        body += section(NET, summary, map_of(NET, summary))
+        body += [*section(NET, summary, map_of(NET, summary)), markdown(rivals_table(summary)), ""]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     if SHAPED_NET.log.is_file():
         shaped = SHAPED_NET.summary()

@@ -140,6 +140,37 @@ def test_the_best_split_is_set_beside_both_rivals(monkeypatch: pytest.MonkeyPatc
     }
 
 
+def plan(label: str, typical_s: float, *roles: str) -> SimpleNamespace:
+    kind = label.partition(" ")[0]
+    n = SimpleNamespace(n=30)
+    return SimpleNamespace(cell="0", label=label, kind=kind, typical_s=typical_s, roles=roles, latency_s=n, plan=7)
+
+
+def test_over_the_shaped_link_the_unpruned_networks_split_is_what_is_bettered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    results = importlib.import_module("bench.pruning_results")
+    chosen = plan("device net.k0.2", 0.002, "chosen")
+    rest = (
+        plan("device net.k0.2 int8", 0.003), plan("upload net webp-q85", 0.02), plan("upload net jpeg-q85", 0.01),
+        plan("split net a#0 uniform8-none", 0.016, "best split of net"), plan("split net.k0.2 a#0 uniform8-none", 0.005),
+    )  # fmt: skip
+    cell = SimpleNamespace(cell="0", chosen=chosen, slowdown=5.0, rate_bps=1.1e6)
+    summary = SimpleNamespace(cells=[cell], plans=[chosen, *rest])
+    lines = SimpleNamespace(
+        lines=lambda what: [{"plan": 7, "loss_points": 0.25, "n": 8000}], log=Path("shaped.cells.jsonl.gz")
+    )
+    monkeypatch.setattr(results, "SHAPED_NET", lines)
+    rows = {row.name: row for row in results.shaped_rows(summary, "net")}
+    assert rows["end_to_end_shaped_x"].value == pytest.approx(8.0)
+    assert (rows["end_to_end_shaped_loss"].value, rows["end_to_end_shaped_loss"].n) == (0.25, 8000)
+    assert results.rivals_table(summary).rows == (
+        (
+            "5x", "1.1 Mbit/s", "device net.k0.2 int8: 3.0 ms", "upload net webp-q85: 20.0 ms",
+            "split net.k0.2 a#0 uniform8-none: 5.0 ms",
+        ),
+    )  # fmt: skip
+
+
 def test_a_network_is_kept_in_16_bits_and_read_again(
     lines: list[dict[str, Any]], folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
