@@ -152,7 +152,8 @@ def test_over_the_shaped_link_the_unpruned_networks_split_is_what_is_bettered(mo
     chosen = plan("device net.k0.2", 0.002, "chosen")
     rest = (
         plan("device net.k0.2 int8", 0.003), plan("upload net webp-q85", 0.02), plan("upload net jpeg-q85", 0.01),
-        plan("split net a#0 uniform8-none", 0.016, "best split of net"), plan("split net.k0.2 a#0 uniform8-none", 0.005),
+        plan("split net a#0 uniform8-none", 0.016, "best split of net"),
+        plan("split net.k0.2 a#0 uniform8-none", 0.005),
     )  # fmt: skip
     cell = SimpleNamespace(cell="0", chosen=chosen, slowdown=5.0, rate_bps=1.1e6)
     summary = SimpleNamespace(cells=[cell], plans=[chosen, *rest])
