@@ -171,12 +171,12 @@ def slim_rows(log: Log) -> Iterator[Row]:
     ):
         yield Row(name=name, value=value, unit="ratio", how="measured", n=1, against=full, raw=log.raw)
     half = f"the half-width network ({log.original['accuracy']:.2f} %)"
-    known = [("slim_loss_half", "", half)]
     if "wide_loss_points" in after:
-        known.insert(0, ("slim_loss", "wide_", f"the full-width network ({after['wide_accuracy']:.2f} %)"))
+        wide = f"the full-width network ({after['wide_accuracy']:.2f} %)"
+        losses = [("slim_loss", "wide_", wide), ("slim_loss_half", "", half)]
     else:
-        known[0] = ("slim_loss", "", f"{half}; the full-width one was not trained")
-    for name, key, against in known:
+        losses = [("slim_loss", "", f"{half}; the full-width one was not trained")]
+    for name, key, against in losses:
         loss, ci = after[f"{key}loss_points"], after[f"{key}loss_ci_points"]
         yield Row(
             name=name, value=loss, unit="points of top-1", how="measured", n=after["n"], raw=log.raw, against=against,

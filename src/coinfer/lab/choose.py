@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -60,9 +59,9 @@ def pick_plans(each: int = 3, random: int = 3, *, seed: int = 0, networks: Seque
             for place, candidate in enumerate(best):
                 roles.setdefault(candidate.plan.number, []).append(f"{kind} {place + 1}")
         for network in networks:
-            splits = (c.plan for c in feasible if c.plan.kind == "split" and c.plan.variant == network)
-            for plan in islice(splits, 1):
-                roles.setdefault(plan.number, []).append(best_split_of(network))
+            splits = [c.plan.number for c in feasible if c.plan.kind == "split" and c.plan.variant == network]
+            for number in splits[:1]:
+                roles.setdefault(number, []).append(best_split_of(network))
         others = [candidate.plan.number for candidate in feasible if candidate.plan.number not in roles]
         chance = np.random.default_rng([seed, int(conditions.link.rate_bps), int(conditions.device.fp32 * 1000)])
         for number in chance.permutation(others)[:random]:
