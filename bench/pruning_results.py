@@ -108,7 +108,7 @@ def step1_rows(log: Log, prefix: str = "") -> Iterator[Row]:
     )  # fmt: skip
 
 
-def transmission_rows(log: Log, names: Mapping[str, str]) -> Iterator[Row]:
+def transmission_rows(log: Log, names: Mapping[str, str], prefix: str = "") -> Iterator[Row]:
     """What crosses at each cut, of the unpruned network over the pruned one."""
     for cut in log.cuts:
         found = log.chosen(cut)
@@ -123,13 +123,13 @@ def transmission_rows(log: Log, names: Mapping[str, str]) -> Iterator[Row]:
             ("transmission_coded_x", original["coded_bytes"] / mine["coded_bytes"], "ratio, 8 bits, range-coded"),
         ):
             yield Row(
-                name=f"{key}@{name}", value=value, unit=unit, how="measured", n=mine["n"],
+                name=f"{prefix}{key}@{name}", value=value, unit=unit, how="measured", n=mine["n"],
                 against=f"the unpruned network's features at this cut, coded alike; of {of}", raw=mine["raw"],
             )  # fmt: skip
         loss, ci = reported["loss_points"], reported["loss_ci_points"]
         yield Row(
-            name=f"transmission_loss@{name}", value=loss, unit="points of top-1", how="measured", n=reported["n"],
-            against="the unpruned network", spread=(loss - ci, loss + ci), raw=mine["raw"],
+            name=f"{prefix}transmission_loss@{name}", value=loss, unit="points of top-1", how="measured",
+            n=reported["n"], against="the unpruned network", spread=(loss - ci, loss + ci), raw=mine["raw"],
         )  # fmt: skip
 
 
@@ -347,7 +347,7 @@ def main() -> None:
         body += [markdown(whole_table(logs[SLIM])), ""]
     if SMALL in logs:
         small = logs[SMALL]
-        rows += step1_rows(small, "resnet20_")
+        rows += [*step1_rows(small, "resnet20_"), *transmission_rows(small, {}, "resnet20_")]
         body += [markdown(whole_table(small)), "", markdown(cut_table(small, {})), ""]
     summary = NET.summary() if NET.log.is_file() else None
     if summary is not None:
