@@ -38,8 +38,12 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.NoSuchFile,
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
+    RuntimeError,
 )
 _ERRORS_ONLY = 3
+# ONNX Runtime 1.31 lets this fusion remove a convolution whose value is an output as well, where another convolution
+# without a bias is added to it.
+_FRAGILE_FUSION = "ConvAddActivationFusion"
 
 
 class Session:
@@ -129,9 +133,19 @@ def _load(path: Path, threads: int) -> Any:
     # What was checked is what is parsed: never by the first bytes as another format.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
-        return ort.InferenceSession(raw, options, providers=["CPUExecutionProvider"])
+        try:
+            return _started(raw, options)
+        except RuntimeError:
+            return _started(raw, options, without=(_FRAGILE_FUSION,))
     except ORT_ERRORS as error:
         raise EngineError(f"the file does not load: {_one_line(error)} (segment {path})") from error
+
+
+def _started(raw: bytes, options: ort.SessionOptions, without: Sequence[str] = ()) -> Any:
+    # Its own second try would be the same one again, and prints.
+    return ort.InferenceSession(
+        raw, options, providers=["CPUExecutionProvider"], enable_fallback=0, disabled_optimizers=without
+    )
 
 
 def _is_static(shape: Sequence[object]) -> bool:

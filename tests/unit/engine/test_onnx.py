@@ -59,6 +59,24 @@ def test_other_types_and_several_inputs(tmp_path: Path) -> None:
     assert (total == 300).all()
 
 
+def test_a_sum_of_convolutions_of_which_one_is_an_output(tmp_path: Path) -> None:
+    """ONNX Runtime alone fuses the biased one away and fails: of 18 channels, which are not whole blocks of its own."""
+    bias = np.linspace(-2000, 300, 8).astype(np.int64).astype(np.float32)
+    weights = {"w": np.full((8, 18, 1, 1), 2, np.float32), "bias": bias, "v": np.ones((8, 18, 1, 1), np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "bias"], ["y"]),
+        helper.make_node("Conv", ["x", "v"], ["u"]),
+        helper.make_node("Add", ["y", "u"], ["sum"]),
+        helper.make_node("Relu", ["sum"], ["z"]),
+    ]
+    inputs, outputs = [value("x", "N", 18, 4, 4)], [value("y", "N", 8, 4, 4), value("z", "N", 8, 4, 4)]
+    x = (np.arange(2 * 18 * 16) % 19).astype(np.float32).reshape(2, 18, 4, 4)
+    y, z = Session(write(tmp_path / "m.onnx", nodes, inputs, outputs, weights)).run([x])
+    total = x.sum(1, keepdims=True)
+    np.testing.assert_array_equal(y, 2 * total + bias.reshape(8, 1, 1))
+    np.testing.assert_array_equal(z, np.maximum(y + total, 0))
+
+
 def test_an_output_of_unknown_shape_is_measured(tmp_path: Path) -> None:
     nodes = [helper.make_node("Reshape", ["x", "to"], ["y"])]
     path = write(tmp_path / "m.onnx", nodes, [value("x", "N", 4), value("to", "K", kind=TensorProto.INT64)], [])
