@@ -51,7 +51,7 @@ bench-bottleneck: $(STAMP) ## measure everything in docs/results/bottleneck.md w
 	$(BIN)/python -m bench.grid
 	$(BIN)/python -m bench.bottleneck_results
 
-bench-pruning: $(STAMP) ## train, prune and measure everything in docs/results/pruning.md (many hours; goes on where stopped)
+bench-pruning: $(STAMP) ## train, prune and measure everything in docs/results/pruning.md (many hours; trainings go on where stopped)
 	$(BIN)/python -m bench.pruning train vgg16 resnet18 resnet18-half
 	$(BIN)/python -m bench.pruning build vgg16-pruned vgg16-narrow vgg16-shaped resnet18-slim resnet20-pruned
 	$(BIN)/python -m bench.pruning cuts vgg16-pruned vgg16-narrow resnet18-slim resnet20-pruned

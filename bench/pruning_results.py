@@ -25,7 +25,7 @@ from coinfer.search.goal import LOSS_TOLERANCE
 from coinfer.units import format_rate
 
 from .cells import job_of
-from .pruning import RATES_BPS, RAW, SHAPED, SLIM, SLOWDOWNS, STUDY, WHOLE_REPEATS
+from .pruning import RATES_BPS, RAW, SHAPED, SLIM, SLOWDOWNS, STUDY, WHOLE_REPEATS, WIDE
 from .tables import DOCS, Measured, bench_cells, map_of, measured_commit, net_rows, points_text, section
 
 NET = Measured(STUDY.name, "VGG-16-BN, CIFAR-10, pruned", RAW)
@@ -172,7 +172,7 @@ def slim_rows(log: Log) -> Iterator[Row]:
         yield Row(name=name, value=value, unit="ratio", how="measured", n=1, against=full, raw=log.raw)
     half = f"the half-width network ({log.original['accuracy']:.2f} %)"
     if "wide_loss_points" in after:
-        wide = f"the full-width network ({after['wide_accuracy']:.2f} %)"
+        wide = f"the full-width network ({after['wide_accuracy']:.2f} %), trained on an H200"
         losses = [("slim_loss", "wide_", wide), ("slim_loss_half", "", half)]
     else:
         losses = [("slim_loss", "", f"{half}; the full-width one was not trained")]
@@ -244,6 +244,9 @@ def cut_table(log: Log, names: Mapping[str, str]) -> TextTable:
     def three(values: Sequence[float | None], digits: int = 0) -> str:
         return " / ".join("-" if value is None else f"{value:.{digits}f}" for value in values)
 
+    def of_another(line: Line) -> str:
+        return "" if line["base"] == log.step1["network"] else f" (of {line['base']})"
+
     rows = []
     for cut in log.cuts:
         original, step1 = log.at(cut, "original")[0], log.at(cut, "step 1")[0]
@@ -260,7 +263,7 @@ def cut_table(log: Log, names: Mapping[str, str]) -> TextTable:
                 names.get(cut, cut),
                 three(of("filters")),
                 three(of("elements")),
-                "-" if mine is None else f"{original['elements'] / mine['elements']:.1f}",
+                "-" if mine is None else f"{original['elements'] / mine['elements']:.1f}{of_another(mine)}",
                 three(of("coded_bytes")),
                 three([*test, None if reported is None else reported["accuracy"]], 2),
                 three(of("head_s", 1e3), 2),
@@ -276,7 +279,9 @@ def cut_table(log: Log, names: Mapping[str, str]) -> TextTable:
 
 
 def whole_table(log: Log) -> TextTable:
-    """Whole networks of step 1."""
+    """Whole networks of step 1; of a slimmed one that of full width as well."""
+    wide = log.step1.get("wide_accuracy")
+    macs, parameters = f"{FULL_WIDTH['macs'] / 1e6:.1f}", f"{FULL_WIDTH['parameters']:,}"
     return TextTable(
         title=f"{TITLES[log.job]}: whole networks, fp32, one thread",
         columns=("network", "M MACs", "parameters", "file", "ms", "top-1 %", "loss, points"),
@@ -291,7 +296,8 @@ def whole_table(log: Log) -> TextTable:
                 f"{line['loss_points']:.2f} ± {line['loss_ci_points']:.2f}",
             )
             for line in (log.original, *log.wholes)
-        ),
+        )
+        + (() if wide is None else ((WIDE, macs, parameters, "-", "-", f"{wide:.2f}", "-"),)),
     )
 
 

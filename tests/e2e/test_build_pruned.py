@@ -11,12 +11,15 @@ from safetensors.torch import load_file
 from coinfer.build.evaluate import Deployed
 from coinfer.build.job import Job
 from coinfer.build.make import assemble, build
+from coinfer.build.pruned import Pruner
 from coinfer.build.sections import BottleneckJob, BuildJob, DataJob, GoalJob, ModelJob, PruneJob
+from coinfer.build.spending import Gains
 from coinfer.bundle import Bundle
 from coinfer.compress.pruned_file import Stage, load_pruned
 from coinfer.data import load_source
 from coinfer.errors import CutError, DataError, JobError, ModelError, WeightsError
 from coinfer.model.zoo import build_model, weights_digest
+from coinfer.plan import Candidate
 from tiny_nets import OWN_DIGITS
 
 PRUNE = PruneJob(
@@ -150,6 +153,46 @@ def test_no_more_is_trained_than_the_limit_allows(built: Bundle, monkeypatch: py
     assert len(ledger[1]) == 2 and all(entry["seconds"] > 0 for entry in ledger[1])
 
 
+def all_gain(gains: Gains, best: object, candidates: list[Candidate]) -> float:
+    """Whatever there are: an upload of pictures this small is better than any split."""
+    return float(len(candidates))
+
+
+def test_where_no_smaller_share_fits_into_the_limit_step_2_begins(
+    built: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = built.folder.parent
+    monkeypatch.chdir(folder)
+    # What the second share of step 1 would take is far beyond the limit, if the first took so long.
+    seconds, expected = Pruner._seconds, []
+
+    def slow_after_the_first(self: Pruner, epochs: int, share: float) -> float:
+        if epochs == PRUNE.final_epochs:
+            expected.append(share)
+        return 1e9 if epochs == PRUNE.final_epochs and len(expected) > 1 else min(1.0, seconds(self, epochs, share))
+
+    monkeypatch.setattr(Pruner, "_seconds", slow_after_the_first)
+    monkeypatch.setattr(Gains, "of", all_gain)
+    made = build(job(PRUNE, minutes=60.0), folder / "one-share")
+    said = (folder / "one-share.work" / "log.txt").read_text()
+    assert "not trained, beyond the limit: prune to 0.4 of macs" in said
+    assert any(".k0.7." in c.plan.variant and ".f" in c.plan.variant for c in made.candidates())
+
+
+def test_a_series_may_be_at_a_cut_that_is_no_candidate_of_its_own(
+    built: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = built.folder.parent
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(Gains, "of", all_gain)
+    series = PruneJob(cuts=("/relu#1",), counts=(6,), cut_epochs=4, mirror=False, lr=0.01, batch_size=32)
+    wanted = job(series, trainings=1)
+    elsewhere = msgspec.structs.replace(wanted, build=msgspec.structs.replace(wanted.build, cuts=("/relu#0",)))
+    made = build(elsewhere, folder / "elsewhere")
+    cuts = {(c.plan.variant, c.plan.cut) for c in made.candidates() if c.plan.cut is not None}
+    assert cuts == {("own_units_factory", "/relu#0"), ("own_units_factory._relu_1.f6", "/relu#1")}
+
+
 @pytest.mark.parametrize(
     ("prune", "error", "words"),
     [
@@ -159,7 +202,7 @@ def test_no_more_is_trained_than_the_limit_allows(built: Bundle, monkeypatch: py
         (PruneJob(keep=(0.5,), ignore=("*",)), ModelError, "without"),
         (PruneJob(keep=(0.001,), least=4), ModelError, "would empty layers, .* with 4 channels left in each"),
         (PruneJob(keep=(0.9, 0.001), least=4), ModelError, "would empty layers"),
-        (PruneJob(keep=(0.5, 0.001), least=4, budget="parameters"), ModelError, "parameters would empty layers"),
+        (PruneJob(keep=(0.5, 0.001), least=4, budget="parameters"), ModelError, "of the parameters .* would empty"),
         (PruneJob(keep=(0.50000001, 0.5)), JobError, "differ in six digits"),
         (PruneJob(keep=(0.5,), batch_size=9999), DataError, "batch_size must be at most the .* pictures, got 9999"),
         (PruneJob(keep=(0.5,), budget="latency", latency_at="nowhere#0"), CutError, "no cut"),
@@ -211,7 +254,7 @@ def test_a_score_of_labels_is_refused_where_there_are_none(built: Bundle, monkey
     folder = built.folder.parent
     monkeypatch.chdir(folder)
     unlabelled = msgspec.structs.replace(job(PRUNE), data=DataJob(source="digits", labels=False))
-    with pytest.raises(ModelError, match='"taylor" needs labels, these pictures have none: take "magnitude"'):
+    with pytest.raises(ModelError, match=r'pictures have none: take "slimming" or "magnitude" \(data "digits"\)'):
         build(unlabelled, folder / "refused")
     few = PruneJob(keep=(0.7,), score="magnitude", rounds=1, epochs=0, final_epochs=1, mirror=False, batch_size=32)
     made = build(msgspec.structs.replace(unlabelled, prune=few), folder / "unlabelled")

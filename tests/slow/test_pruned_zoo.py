@@ -20,8 +20,8 @@ from coinfer.model.zoo import ZOO, build_model
 pytestmark = pytest.mark.slow
 
 
-def pruned(name: str, share: float) -> nn.Module:
-    """The network with weights of an even spread, so that no channel is silent, without its first channels."""
+def pruned(name: str, share: float) -> tuple[nn.Module, nn.Module]:
+    """The network without its first channels, and with these masked; its scales are such that no channel is silent."""
     torch.manual_seed(0)
     model = build_model(name)
     assert model.input_shape is not None
@@ -29,8 +29,10 @@ def pruned(name: str, share: float) -> nn.Module:
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.weight, 0.8, 1.2)
     channels = Channels(model.module.eval(), (torch.randn(1, *model.input_shape),))
-    channels.remove([Removal(group=g.name, places=tuple(range(int(g.size * share)))) for g in channels.groups])
-    return model.module
+    removals = [Removal(group=g.name, places=tuple(range(int(g.size * share)))) for g in channels.groups]
+    masked = channels.masked(removals).eval()
+    channels.remove(removals)
+    return model.module, masked
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -38,9 +40,12 @@ def pruned(name: str, share: float) -> nn.Module:
 def test_a_pruned_network_does_all_that_the_whole_one_does(name: str, share: float, tmp_path: Path) -> None:
     entry = ZOO[name]
     before = sum(weight.numel() for weight in build_model(name).module.parameters())
-    module = pruned(name, share)
+    module, masked = pruned(name, share)
     assert sum(weight.numel() for weight in module.parameters()) < (1 - share / 2) * before
     inputs = torch.randn(2, *entry.input_shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        got, whole = first_of(module(inputs)), first_of(masked(inputs))
+    assert float((got - whole).abs().max()) <= 1e-4 * float(whole.abs().max())
     module.train()
     first_of(module(inputs)).square().sum().backward()
     assert all(weight.grad is not None for weight in module.parameters())

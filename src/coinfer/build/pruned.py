@@ -132,7 +132,8 @@ class Pruner:
             raise ModelError(f"training needs batches, but {one}")
         images = teachers.source.drawn("train", job.images)
         if job.score == "taylor" and images.labels is None:
-            raise ModelError('the score "taylor" needs labels, these pictures have none: take "magnitude"')
+            instead = f'take "slimming" or "magnitude" (data "{teachers.source.name}")'
+            raise ModelError(f'the score "taylor" needs labels, these pictures have none: {instead}')
         if len(images) < job.batch_size:
             count = len(images)
             raise DataError(f"[prune] batch_size must be at most the {count} training pictures, got {job.batch_size}")
@@ -174,7 +175,10 @@ class Pruner:
         return min((self.main, *good), key=lambda variant: variant.macs_share)
 
     def _step1(self, place: int, before: PrunedVariant) -> Task:
-        """The network of one share, from the one before; then the next one's, at the end what stands on them."""
+        """The network of one share, from the one before; then the next one's, at the end what stands on them.
+
+        Where it is not made no smaller one is, and what stands on those before begins.
+        """
         job = self._job.prune
         keep, already = job.keep[place], job.keep[place - 1] if place else 1.0
         name = f"{self._main}.k{keep:g}"
@@ -192,7 +196,7 @@ class Pruner:
         epochs = job.sparse_epochs + job.rounds * job.epochs + job.final_epochs
         return Task(
             f"prune to {keep:g} of {job.budget}", 1, self._seconds(epochs, (keep + already) / 2),
-            lambda: scaled(self._known, time=keep, crossing=keep**0.5), run,
+            lambda: scaled(self._known, time=keep, crossing=keep**0.5), run, self._after_step1,
         )  # fmt: skip
 
     def _recipe(self, keep: float) -> PruneRecipe:
@@ -235,6 +239,8 @@ class Pruner:
         except ModelError as error:
             self._refused(base, error)
             return []
+        if base.name == self._main:
+            self.notes += [f'series: channels of "{layer}" stay: {why}' for layer, why in channels.refused.items()]
         for have, least, cuts in self._places(base, channels):
             counts = [count for count in counts_below(have, job.counts) if count >= least]
             if counts:

@@ -225,7 +225,7 @@ class PruneJob(Value, frozen=True, kw_only=True):
             ModelError: a number is out of range.
         """
         return PruneRecipe(
-            keep=keep, budget=self.budget, score=self.score,
+            keep=keep, budget=self.budget, latency_at=self.latency_at, score=self.score,
             rounds=self.rounds, epochs=self.epochs, final_epochs=self.final_epochs,
             sparse_epochs=self.sparse_epochs, strength=self.strength,
             region=self.region, ignore=self.ignore, least=self.least, multiple=self.multiple,
@@ -242,7 +242,7 @@ class PruneJob(Value, frozen=True, kw_only=True):
         """
         rate = self.lr if self.cut_lr is None else self.cut_lr
         return msgspec.structs.replace(
-            self.recipe(0.5, side=side), final_epochs=self.cut_epochs, final_lr=rate, sparse_epochs=0
+            self.recipe(0.5, side=side), latency_at=None, final_epochs=self.cut_epochs, final_lr=rate, sparse_epochs=0
         )
 
     def __post_init__(self) -> None:

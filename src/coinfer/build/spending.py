@@ -8,8 +8,8 @@
 
 A gain is the mean of log(best objective known / best with the task's candidates), of losses, which may be below 0, that
 of what they fall by: half of it over the grid of conditions of a menu, half at the conditions that the job names.
-Before a training its candidates are optimistic (in proportion to what is left of the network, losing nothing);
-afterwards they count only where the accuracy was kept.
+Before a training its candidates are in proportion to what is left of the network and lose nothing; afterwards they
+count only where the accuracy was kept.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Outcome(NamedTuple):
 class Task:
     """One thing to train.
 
-    `trainings` it takes; `seconds` it is expected to take; `prospects` are the candidates that it may bring at best;
-    `run` does it, or finds it done.
+    `trainings` it takes; `seconds` it is expected to take; `prospects` are the candidates that it may bring, all going
+    well; `run` does it, or finds it done; `otherwise` gives what can begin where it is not done.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Task:
     seconds: float
     prospects: Callable[[], list[Candidate]]
     run: Callable[[], Outcome]
+    otherwise: Callable[[], list[Task]] | None = None
 
 
 class Entry(Value, frozen=True, kw_only=True):
@@ -109,6 +110,10 @@ class Ledger:
         self.entries[place : place + 1] = [entry]
         self._place, self._since_s = place, time.monotonic()
         self._write()
+
+    def insert(self, place: int, task: Task) -> None:
+        """A task comes before those that were begun from `place` on."""
+        self.entries.insert(place, Entry(task=task.name, trainings=0, seconds=0.0, expected_s=0.0))
 
     def tick(self, *, is_done: bool = False) -> None:
         """Note what the task has taken by now, if the last note is some seconds old or it is done."""
@@ -225,24 +230,27 @@ def scaled(
 ) -> list[Candidate]:
     """Candidates of the main network as those of a smaller one that loses nothing would be, if all went in proportion.
 
+    What an upload sends is a picture: that stays as it is.
+
     Args:
         known: measured.
         time: of both machines' times, what is left.
-        crossing: of the payloads and the coding times, what is left.
-        cuts: the splits of these alone (None: all of them, and the device alone).
+        crossing: of a split's payloads and coding times, what is left.
+        cuts: the splits of these alone (None: all of them, the uploads and the device alone).
     """
     found = []
     for candidate in known:
         plan, evidence = candidate.plan, candidate.evidence
-        if plan.kind == "upload" or (cuts is not None and plan.cut not in cuts):
+        if cuts is not None and plan.cut not in cuts:
             continue
+        sent = 1.0 if plan.kind == "upload" else crossing
         smaller = msgspec.structs.replace(
             evidence,
             head_s=time * evidence.head_s,
             tail_s=time * evidence.tail_s,
-            encode_s=crossing * evidence.encode_s,
-            decode_s=crossing * evidence.decode_s,
-            payload_bytes=crossing * evidence.payload_bytes,
+            encode_s=sent * evidence.encode_s,
+            decode_s=sent * evidence.decode_s,
+            payload_bytes=sent * evidence.payload_bytes,
             loss_points=0.0,
             device_bytes=None if evidence.device_bytes is None else time * evidence.device_bytes,
             device_memory_bytes=(
@@ -262,25 +270,44 @@ def _next(
     gains: Gains | None,
     notes: list[str],
 ) -> Task | None:
-    """The task to run now; those that the limits forbid are taken from `waiting`."""
-    if place < len(ledger.entries):
+    """The task to run now; those that the limits forbid, or that would bring nothing, leave `waiting`."""
+    worth: dict[str, float] = {}
+
+    def gave_up(task: Task) -> bool:
+        """Whether it is not to be done: then what can begin without it has taken its place."""
+        if not limits.allow(task, ledger):
+            why = "beyond the limit"
+        elif gains is None or best is None:
+            return False
+        else:
+            worth[task.name] = gains.of(best, task.prospects())
+            if worth[task.name] > 0:
+                return False
+            why = "no condition would gain"
+        notes.append(f"not trained, {why}: {task.name}")
+        at = waiting.index(task)
+        waiting[at : at + 1] = [] if task.otherwise is None else task.otherwise()
+        return True
+
+    while place < len(ledger.entries):
         before = next((task for task in waiting if task.name == ledger.entries[place].task), None)
         if before is not None:
             return before
-        del ledger.entries[place:]
-    for task in [task for task in waiting if not limits.allow(task, ledger)]:
-        waiting.remove(task)
-        notes.append(f"not trained, beyond the limit: {task.name}")
-    if gains is None or best is None:
+        # It may be one that could begin when another task had been given up, which may be possible now.
+        other = next((task for task in waiting if task.otherwise is not None), None)
+        if other is None:
+            del ledger.entries[place:]
+        elif not gave_up(other):
+            ledger.insert(place, other)
+            return other
+    looked = 0
+    while looked < len(waiting):
+        looked += not gave_up(waiting[looked])
+    if gains is None:
         return waiting[0] if waiting else None
-    worth = {task.name: gains.of(best, task.prospects()) for task in waiting}
-    for task in [task for task in waiting if worth[task.name] <= 0]:
-        waiting.remove(task)
-        notes.append(f"not trained, no condition would gain: {task.name}")
     by_time = limits.seconds is not None
     return max(
         waiting,
         key=lambda task: worth[task.name] / (max(task.seconds, 1.0) if by_time else task.trainings),
         default=None,
     )
-

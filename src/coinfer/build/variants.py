@@ -5,6 +5,7 @@ They are tasks (`spending`): without limits each is done in turn, with limits th
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from ..compress.exits import check_cuts
+from ..compress.groups import fits
 from ..compress.pruning import VERSIONS as PRUNING_VERSIONS
 from ..compress.unit_file import load_unit, network_of
 from ..compress.unit_training import VERSIONS as UNIT_VERSIONS
@@ -101,7 +103,8 @@ def add_variants(workshop: Workshop, *, progress: Progress) -> None:
     if units.cuts and (units.base != "pruned" or not (prune.keep or prune.networks)):
         tasks += unit_tasks(workshop.main, workshop.graph)
     limits = Limits(None if job.build.minutes is None else 60 * job.build.minutes, job.build.trainings)
-    notes = spend(tasks, limits, ledger, known, gains, progress=progress)
+    own = [candidate for candidate in known if candidate.plan.cut is None or fits(candidate.plan.cut, job.build.cuts)]
+    notes = spend(tasks, limits, ledger, own, gains, progress=progress)
     for file in units.units:
         _add_file(workshop, Path(file), graphs)
     for name, trainer in trainers:
@@ -135,11 +138,17 @@ def _key(workshop: Workshop) -> str:
 
 
 def _known(workshop: Workshop, progress: Progress) -> tuple[list[Candidate], Gains]:
-    """The main network's candidates that lose little, measured, and how gains are counted."""
-    drafts = [draft for draft in all_drafts(workshop) if draft.plan.variant == workshop.main and _is_fine(draft)]
-    time_segments(workshop, drafts, repeats=REPEATS, progress=progress)
-    calibrate_and_weigh(workshop, drafts, progress=progress)
-    ratio, job = int8_ratio_of(workshop, drafts), workshop.job
+    """The main network's candidates that lose little, measured, and how gains are counted.
+
+    Its splits at cuts for which something is to be trained are among them, whether they are candidates or not.
+    """
+    job, wide = workshop.job, copy.copy(workshop)
+    cuts = (*job.build.cuts, *job.prune.cuts, *job.bottleneck.cuts)
+    wide.job = msgspec.structs.replace(job, build=msgspec.structs.replace(job.build, cuts=cuts))
+    drafts = [draft for draft in all_drafts(wide) if draft.plan.variant == workshop.main and _is_fine(draft)]
+    time_segments(wide, drafts, repeats=REPEATS, progress=progress)
+    calibrate_and_weigh(wide, drafts, progress=progress)
+    ratio = int8_ratio_of(wide, drafts)
     own = conditions_of(job, int8_ratio=ratio)
     return [_as_candidate(draft) for draft in drafts], Gains(goal_of(job), own, int8_ratio=ratio)
 

@@ -29,12 +29,12 @@ Budget = Literal["macs", "parameters", "channels", "latency"]
 class Unreachable(ModelError):
     """A target that the network cannot come down to.
 
-    `layer` would be empty first ("": none was found); `removals` are the most that can go.
+    `why` is that; `layer` would be empty first ("": none was found); `removals` are the most that can go.
     """
 
-    def __init__(self, message: str, layer: str, removals: list[Removal]) -> None:
-        super().__init__(message)
-        self.layer, self.removals = layer, removals
+    def __init__(self, why: str, layer: str, removals: list[Removal]) -> None:
+        super().__init__(f'{why}; keep more of it, widen the region, or set unreachable = "nearest"')
+        self.why, self.layer, self.removals = why, layer, removals
 
 
 class Cost(NamedTuple):
@@ -63,7 +63,7 @@ class Costs:
     def __init__(self, channels: Channels, example: Sequence[Tensor]) -> None:
         self._channels = channels
         self._layers = _layers(channels.module, example)
-        in_layers = sum(_size(module) for module in channels.module.modules() if isinstance(module, (*LAYERS, *NORMS)))
+        in_layers = sum(_size(channels.module.get_submodule(name)) for name in self._layers)
         self._rest = sum(weight.numel() for weight in channels.module.parameters()) - in_layers
 
     def of(self, gone: Mapping[str, int]) -> Cost:
@@ -182,10 +182,12 @@ def choose(
     low, high = 0, len(order)
     if cost(gone(high)) > target:
         first = min(channels.groups, key=lambda group: float(scores[group.name].max()))
-        left = f"{least} channels" if multiple == 1 else f"{least} channels or more, a multiple of {multiple},"
+        left = f"{least} channel{'s' * (least > 1)}"
+        left += f" or more, a multiple of {multiple}," if multiple > 1 else ""
+        total, least_cost = cost({}), cost(gone(high))
         raise Unreachable(
-            f'{target:.4g} {unit} would empty layers, "{first.name}" first: with {left} left in each '
-            f"there are {cost(gone(high)):.4g}; keep more of it, or widen the region",
+            f'{target / total:.4g} of the {unit} ({target:.4g}) would empty layers, "{first.name}" first: '
+            f"with {left} left in each {least_cost / total:.4g} stays ({least_cost:.4g})",
             first.name,
             _removals(gone(high), ranked),
         )

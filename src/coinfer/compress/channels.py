@@ -15,7 +15,6 @@ own; each is named.  Heads are groups of their own.
 from __future__ import annotations
 
 import copy
-import fnmatch
 from collections.abc import Collection, Sequence
 from functools import partial
 
@@ -28,7 +27,7 @@ from ..model.graph import tensors_in
 from ..model.nets_resnet import PadShortcut
 from ..model.trace import TRACE_ERRORS, first_line
 from ..plan import Value
-from .groups import LAYERS, Group, Part, group_of, heads_of, is_gone, outputs_first, take_out, traced
+from .groups import LAYERS, NORMS, Group, Part, fits, group_of, heads_of, is_gone, outputs_first, take_out, traced
 
 # Relative to the largest value of a tensor, of what is masked against what is removed.
 TOLERANCE = 1e-4
@@ -47,8 +46,10 @@ class Channels:
     Args:
         module: in evaluation mode.
         example: what it is called with; a batch of 1 will do.
-        region: shell patterns of layers' names: a group is kept whose makers all fit one of them.
-        ignore: patterns of layers that stay as they are: a group with one of them as a maker is left out.
+        region: shell patterns of layers' names: a group is kept whose makers all fit one of them; batch norms and
+            padded shortcuts need not.
+        ignore: patterns of layers that stay as they are: a group with one of them as a maker is left out.  Of a module
+            that cannot be traced: what only it reads stays as well.
         sound: names of groups that were found sound before: these alone, and they are not checked again.
 
     Raises:
@@ -68,12 +69,14 @@ class Channels:
         self._region, self._ignore, self.refused = tuple(region), tuple(ignore), dict[str, str]()
         self._trace()
         self.groups = tuple(group for group in self._found() if self._fits(group))
+        self._name_unreached()
         if sound is None:
             self._refuse_unsound()
         else:
             self.groups = tuple(group for group in self.groups if group.name in sound)
         if not self.groups:
-            why = "".join(f'; "{name}": {reason}' for name, reason in self.refused.items())
+            near = {name: why for name, why in self.refused.items() if fits(name, region)} or self.refused
+            why = "".join(f'; "{name}": {reason}' for name, reason in near.items())
             left_out = f" without {list(ignore)}" if ignore else ""
             raise ModelError(f"no channel can be removed in the region {list(region)}{left_out}{why}")
 
@@ -127,7 +130,7 @@ class Channels:
             raise ModelError(f'all {size} channels of "{removal.group}" would go: at least one must stay')
 
     def _trace(self) -> None:
-        self._graph = traced(self.module, self._example)
+        self._graph = traced(self.module, self._example, ignore=self._ignore)
 
     def _found(self) -> list[Group]:
         """Every group of the network as it is now."""
@@ -154,8 +157,21 @@ class Channels:
         return [*found, *heads]
 
     def _fits(self, group: Group) -> bool:
+        """Whether its channels may go; noted where the region has some of those that make them."""
         names = [part.name for part in group.makers]
-        return all(_fits(name, self._region) for name in names) and not any(_fits(name, self._ignore) for name in names)
+        if any(fits(name, self._ignore) for name in names):
+            return False
+        makers = [name for name in names if not isinstance(self.module.get_submodule(name), (*NORMS, PadShortcut))]
+        outside = [name for name in makers if not fits(name, self._region)]
+        if outside and len(outside) < len(makers):
+            self.refused[group.name] = f'"{outside[0]}" makes these channels as well, and is not in the region'
+        return not outside
+
+    def _name_unreached(self) -> None:
+        """Name the layers that the trace did not come to."""
+        for name, layer in self.module.named_modules():
+            if isinstance(layer, LAYERS) and layer not in self._graph.module2node and not fits(name, self._ignore):
+                self.refused.setdefault(name, "no gradient leads from the outputs to it, or it is not called itself")
 
     def _refuse_unsound(self) -> None:
         """Keep the groups that can be removed: all at once where that goes well, else by halves."""
@@ -216,7 +232,7 @@ class Channels:
         wanted, smaller = self.masked(removals).cpu(), copy.deepcopy(self.module).cpu()
         example = tuple(value.cpu() for value in self._example)
         try:
-            graph = traced(smaller, example)
+            graph = traced(smaller, example, ignore=self._ignore)
             take_out(smaller, graph, [(self.group(r.group), r.places) for r in removals])
             for inputs in (example, _noise(example)):
                 (got, inside), (whole, within) = (_given(module, inputs) for module in (smaller, wanted))
@@ -267,19 +283,21 @@ def _is_alike(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> bool:
     )
 
 
-def _fits(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def replay(module: nn.Module, example: Sequence[Tensor], removals: Sequence[Sequence[Removal]]) -> None:
-    """Remove in place what was removed before, round by round.
+def replay(
+    module: nn.Module,
+    example: Sequence[Tensor],
+    removals: Sequence[Sequence[Removal]],
+    *,
+    ignore: Sequence[str] = (),
+) -> None:
+    """Remove in place what was removed before, round by round, with the same layers left as they are.
 
     Raises:
         ModelError: the network has no such channels.
     """
     sound = {removal.group for some in removals for removal in some}
     if sound:
-        channels = Channels(module, example, sound=sound)
+        channels = Channels(module, example, ignore=ignore, sound=sound)
         for some in filter(None, removals):
             channels.remove(some)
 

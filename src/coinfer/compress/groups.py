@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +20,7 @@ import torch_pruning
 from torch import Tensor, nn
 
 from ..errors import ModelError
+from ..model.graph import tensors_in
 from ..model.nets_resnet import PadShortcut
 from ..model.trace import TRACE_ERRORS, first_line
 
@@ -44,34 +47,91 @@ class Group(NamedTuple):
     readers: tuple[Part, ...]
 
 
-def traced(module: nn.Module, example: tuple[Tensor, ...]) -> torch_pruning.DependencyGraph:
+def traced(
+    module: nn.Module, example: tuple[Tensor, ...], *, ignore: Sequence[str] = ()
+) -> torch_pruning.DependencyGraph:
     """What depends on what in a module, called with `example`.
+
+    Where the trace fails, it is taken anew without the modules whose names fit a pattern of `ignore`.
 
     Raises:
         ModelError: it cannot be traced (names the layer that ran last).
     """
-    graph = torch_pruning.DependencyGraph()
+    named = {name: layer for name, layer in module.named_modules() if name}
     running: list[str] = []
-    named = [(name, layer) for name, layer in module.named_modules() if name]
-    hooks = [layer.register_forward_pre_hook(partial(_enter, running, name)) for name, layer in named]
+    offer = ""
+    hooks = [layer.register_forward_pre_hook(partial(_enter, running, name)) for name, layer in named.items()]
+    # What is frozen has channels as well.
+    frozen = [weight for weight in module.parameters() if weight.is_floating_point() and not weight.requires_grad]
     try:
-        # What fails here fails there as well, where its reason is lost.
+        # What fails here is not the trace's own.
         with torch.no_grad():
             module(*example)
         running.clear()
-        # Parameters outside of layers are said to be pruned along their last axis; the check finds out.
-        with torch.enable_grad():
-            graph.build_dependency(module, example, verbose=False, customized_pruners={PadShortcut: _PadPruner()})
-        _bounded(graph)
+        offer = "; a module that this is about may be left out by ignore"
+        for weight in frozen:
+            weight.requires_grad_(True)
+        try:
+            return _built(module, example)
+        except TRACE_ERRORS:
+            left_out = [layer for name, layer in named.items() if fits(name, ignore)]
+            if not left_out:
+                raise
+            running.clear()
+            with _without_gradients(left_out):
+                return _built(module, example)
     except TRACE_ERRORS as error:
         where = f' (last in "{running[-1]}")' if running else ""
         raise ModelError(
-            f"the channels of {type(module).__name__} cannot be traced: {first_line(error)}{where}"
+            f"the channels of {type(module).__name__} cannot be traced: {first_line(error)}{where}{offer}"
         ) from error
     finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
         for hook in hooks:
             hook.remove()
+
+
+def fits(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a layer's name fits one of these shell patterns."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _built(module: nn.Module, example: tuple[Tensor, ...]) -> torch_pruning.DependencyGraph:
+    graph = torch_pruning.DependencyGraph()
+    noting = module.register_forward_hook(_check_gradients)
+    try:
+        # Parameters outside of layers are said to be pruned along their last axis; the check finds out.
+        with torch.enable_grad():
+            graph.build_dependency(
+                module, example, forward_fn=lambda network, inputs: network(*inputs), verbose=False,
+                customized_pruners={PadShortcut: _PadPruner()},
+            )  # fmt: skip
+    finally:
+        noting.remove()
+    _bounded(graph)
     return graph
+
+
+def _check_gradients(module: nn.Module, given: object, output: object) -> None:
+    if not any(value.requires_grad for value in tensors_in(output)):
+        why = "no gradient leads from its outputs to its weights, as under torch.no_grad()"
+        raise ModelError(f"the channels of {type(module).__name__} cannot be traced: {why}")
+
+
+@contextmanager
+def _without_gradients(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """These compute as if nothing had made their outputs."""
+    before = [vars(layer).get("forward") for layer in layers]
+    for layer in layers:
+        vars(layer)["forward"] = torch.no_grad()(layer.forward)
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            del vars(layer)["forward"]
+            if own is not None:
+                vars(layer)["forward"] = own
 
 
 def _bounded(graph: torch_pruning.DependencyGraph) -> None:
@@ -202,7 +262,8 @@ def heads_of(name: str, layer: nn.Module) -> Group | None:
 def take_out(
     module: nn.Module, graph: torch_pruning.DependencyGraph, chosen: Sequence[tuple[Group, Sequence[int]]]
 ) -> None:
-    """Remove these places of each group from a module that `graph` is of."""
+    """Remove these places of each group from a module that `graph` is of; what is frozen stays so."""
+    frozen = {name for name, weight in module.named_parameters() if not weight.requires_grad}
     for group, places in chosen:
         if not places:
             continue
@@ -212,6 +273,8 @@ def take_out(
         layer = module.get_submodule(group.name)
         pruner = graph.get_pruner_of_module(layer)
         graph.get_pruning_group(layer, pruner.prune_out_channels, sorted(places)).prune(record_history=False)
+    for name, weight in module.named_parameters():
+        weight.requires_grad_(name not in frozen)
 
 
 @torch.no_grad()

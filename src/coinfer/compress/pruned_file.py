@@ -70,7 +70,7 @@ def load_pruned(path: Path, module: nn.Module, example: Sequence[Tensor], *, net
     try:
         lineage = msgspec.json.decode(metadata["lineage"], type=tuple[Stage, ...])
         for stage in lineage:
-            replay(smaller, example, stage.rounds)
+            replay(smaller, example, stage.rounds, ignore=stage.recipe.ignore)
         for name, value in smaller.state_dict().items():
             given = state.get(name, value).dtype
             if given != value.dtype and not (value.is_floating_point() and given in _HALVES):

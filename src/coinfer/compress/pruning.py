@@ -50,8 +50,9 @@ Progress = Callable[[str, Step], None]
 class PruneRecipe(Value, frozen=True, kw_only=True):
     """How a network is pruned: to `keep` of the `budget`, in `rounds` of equal shares.
 
-    `budget` "channels" counts those of the region; "latency" is measured.  `epochs` of fine-tuning follow each round,
-    `final_epochs` the last one; `sparse_epochs` with an L1 penalty of `strength` on batch norm scales come first.
+    `budget` "channels" counts those of the region; "latency" is measured, of the whole network or of its head up to
+    the cut `latency_at`.  `epochs` of fine-tuning follow each round, `final_epochs` the last one; `sparse_epochs` with
+    an L1 penalty of `strength` on batch norm scales come first.
     `region`: shell patterns of layers whose channels may go, `ignore`: of such that may not; `least` stay in each
     group, and a `multiple` where some go (runtimes compute 8 or 16 at once).  A budget that cannot be met so is
     `unreachable`: "refuse" it, or take the "nearest".  `scored`: pictures that "taylor" scores are computed on.
@@ -63,6 +64,7 @@ class PruneRecipe(Value, frozen=True, kw_only=True):
 
     keep: float
     budget: Budget = "macs"
+    latency_at: str | None = None
     score: Score = "taylor"
     rounds: int = 4
     epochs: int = 1
@@ -242,7 +244,7 @@ class Pruning:
         except Unreachable as error:
             if recipe.unreachable == "refuse":
                 raise
-            self.unmet.append(str(error))
+            self.unmet.append(error.why)
             return error.removals
 
     def _cost(self) -> Callable[[Mapping[str, int]], float]:
@@ -273,7 +275,7 @@ class Pruning:
                 # A smaller share than the least there is: that is tried.
                 removals, layer = error.removals, error.layer
             smaller = copy.deepcopy(self.module)
-            Channels(smaller, self._example, sound=self._sound).remove(removals)
+            Channels(smaller, self._example, ignore=self._recipe.ignore, sound=self._sound).remove(removals)
             took_s = self._latency_of(smaller)
             is_within = took_s <= target_s * (1 + _NEAR)
             if is_within and (best is None or took_s > best[0]):
@@ -285,7 +287,7 @@ class Pruning:
             share *= max(0.5, min(1.5, target_s / took_s))
         if best is None:
             emptied = f', less would empty "{layer}"' if layer else ""
-            tried = f"no network within {1e3 * target_s:.3g} ms was found in {tries} tries{emptied}: keep more of it"
+            tried = f"no network within {1e3 * target_s:.3g} ms was found in {tries} tries{emptied}"
             raise Unreachable(tried, layer, removals)
         return best[1]
 
@@ -301,7 +303,11 @@ class Pruning:
                     raise
                 size = self._batch_size
                 if size // 2 < LEAST_BATCH:
-                    raise ModelError(f"memory is too small for batches of {size} pictures ({name})") from error
+                    module = type(self.module).__name__
+                    raise ModelError(
+                        f"memory is too small for batches of {size} pictures ({name} of {module}), and fewer than "
+                        f"{LEAST_BATCH} are not tried: free some memory, or take smaller pictures"
+                    ) from error
             self._batch_size = size // 2
             self.module.load_state_dict(before)
             # What was trained in larger batches goes; a run that is stopped goes on with these.
@@ -360,11 +366,11 @@ class Pruning:
             return
         state, metadata = load_tensors(path, "pruning")
         self.rounds = msgspec.json.decode(metadata["rounds"], type=list[list[Removal]])
-        replay(self.module, self._example, self.rounds)
+        replay(self.module, self._example, self.rounds, ignore=self._recipe.ignore)
         self.module.load_state_dict(state)
         refused, self.unmet = msgspec.json.decode(metadata["told"], type=tuple[dict[str, str], list[str]])
         self._sound -= refused.keys()
-        self._channels = Channels(self.module, self._example, sound=self._sound)
+        self._channels = Channels(self.module, self._example, ignore=self._recipe.ignore, sound=self._sound)
         self._done, self._batch_size = int(metadata["done"]), int(metadata["batch_size"])
         self.refused = self._channels.refused
         self.refused |= refused

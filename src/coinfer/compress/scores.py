@@ -61,7 +61,8 @@ def taylor(channels: Channels, batches: Iterable[Batch], loss: Loss) -> Scores:
     try:
         for batch in batches:
             if batch.labels is None:
-                raise ModelError('the score "taylor" needs labels, these pictures have none: take "magnitude"')
+                instead = 'take "slimming" or "magnitude"'
+                raise ModelError(f'the score "taylor" needs labels, these pictures have none: {instead}')
             changes.clear()
             moved = Batch(batch.inputs.to(device).requires_grad_(), batch.labels.to(device))
             loss(module(moved.inputs), moved).backward()  # type: ignore[no-untyped-call]

@@ -152,6 +152,34 @@ def test_a_stopped_build_goes_on_with_what_it_had_begun(bench: Bench, clock: lis
     assert Ledger(bench.path, "other").entries == []
 
 
+def test_what_can_begin_without_a_task_begins_where_that_is_given_up(bench: Bench) -> None:
+    def tasks(*, brings_s: float = 0.5) -> list[Task]:
+        def series() -> list[Task]:
+            return [bench.task("series", 0.4)]
+
+        def next_share() -> list[Task]:
+            share = bench.task("0.4", brings_s, takes_s=600.0, following=series)
+            share.otherwise = series
+            return [share]
+
+        return [bench.task("0.7", 0.8, following=next_share)]
+
+    notes = bench.spend(tasks(), Limits(seconds=180.0))
+    assert bench.ran == ["0.7", "series"] and "not trained, beyond the limit: 0.4" in notes
+    # A build that goes on finds both; with more allowed the share is made before, and nothing spent is forgotten.
+    bench.spend(tasks(), Limits(seconds=300.0))
+    assert bench.ran == ["0.7", "series"]
+    bench.spend(tasks(), Limits(seconds=3000.0))
+    assert bench.ran == ["0.7", "0.4", "series"]
+    entries = Ledger(bench.path, "key").entries
+    assert [(entry.task, entry.trainings, entry.seconds) for entry in entries] == [
+        ("0.7", 1, 180.0), ("0.4", 1, 600.0), ("series", 1, 180.0),
+    ]  # fmt: skip
+    bench.path.unlink()
+    notes = bench.spend(tasks(brings_s=2.0), Limits(seconds=3000.0))
+    assert bench.ran == ["0.7", "series"] and "not trained, no condition would gain: 0.4" in notes
+
+
 def test_time_is_noted_while_a_task_runs(bench: Bench, clock: list[float]) -> None:
     ledger = Ledger(bench.path, "key")
     show = ledger.ticking(quiet)
@@ -169,4 +197,11 @@ def test_time_is_noted_while_a_task_runs(bench: Bench, clock: list[float]) -> No
 def test_candidates_of_a_smaller_network_are_in_proportion() -> None:
     (half,) = scaled([device(2.0, loss=3.0)], time=0.5, crossing=0.25)
     assert (half.evidence.head_s, half.evidence.loss_points) == (1.0, 0.0)
-    assert scaled([device(2.0)], time=0.5, crossing=0.25, cuts=("here",)) == []
+    sends = msgspec.structs.replace(device(0.0).evidence, payload_bytes=1000.0, encode_s=2.0, tail_s=4.0)
+    plan = Plan(
+        number=1, kind="upload", variant="net", tail="net.onnx", codec=CodecSpec(transform="raw", coder="none")
+    )
+    upload = Candidate(plan=plan, evidence=sends)
+    (still,) = scaled([upload], time=0.5, crossing=0.25)
+    assert (still.evidence.payload_bytes, still.evidence.encode_s, still.evidence.tail_s) == (1000.0, 2.0, 2.0)
+    assert scaled([device(2.0), upload], time=0.5, crossing=0.25, cuts=("here",)) == []

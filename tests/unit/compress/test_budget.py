@@ -114,11 +114,37 @@ def test_heads_go_one_by_one_whatever_multiple_of_channels_stays() -> None:
     assert min(len(r.places) for r in removals) == 1
 
 
+def test_layers_that_are_not_called_count_with_the_rest() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            words = self.first(x).flatten(2).transpose(1, 2)
+            return self.last(self.attention(words, words, words, need_weights=False)[0].mean(1))
+
+    class Stands(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attends, self.free = Attends(), nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.attends(x) + self.free(x).mean((2, 3))
+
+    torch.manual_seed(0)
+    module = Stands().eval()
+    channels = Channels(module, example())
+    assert [group.name for group in channels.groups] == ["free.0"]
+    assert Costs(channels, example()).of({}).parameters == sum(weight.numel() for weight in module.parameters())
+
+
 def test_a_target_out_of_reach_says_how_far_it_can_go() -> None:
     torch.manual_seed(0)
     channels = Channels(awake(Mobile()), example())
     costs, scores = Costs(channels, example()), magnitude(channels)
-    with pytest.raises(ModelError, match=r'1 parameters would empty layers, ".*" first: with 2 channels left in each'):
+    with pytest.raises(ModelError, match=r'parameters \(1\) would .*, ".*" first: with 2 channels left in each'):
         choose(channels, scores, lambda gone: costs.of(gone).parameters, 1.0, least=2, unit="parameters")
     with pytest.raises(ModelError, match="keeps at least 1 channel, got least = 0"):
         choose(channels, scores, lambda gone: costs.of(gone).parameters, 1.0, least=0)

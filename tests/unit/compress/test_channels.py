@@ -142,8 +142,86 @@ def test_a_module_that_cannot_be_traced_is_named() -> None:
         def forward(self, x: Tensor) -> Tensor:
             raise RuntimeError("not today")
 
-    with pytest.raises(ModelError, match=r'cannot be traced: not today \(last in "1"\)'):
+    with pytest.raises(ModelError, match=r'cannot be traced: not today \(last in "1"\)$'):
         Channels(nn.Sequential(nn.Conv2d(3, 8, 1), Stubborn()).eval(), example())
+
+
+class Blind(nn.Module):
+    """A convolution that has no gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError("no gradients here")
+        return self.inner(x)
+
+
+def test_a_module_that_cannot_be_traced_is_left_out_where_it_is_ignored() -> None:
+    torch.manual_seed(0)
+    first, last = nn.Conv2d(3, 8, 1), (nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 5, 1))
+    net = nn.Sequential(first, Blind(), *last).eval()
+    with pytest.raises(ModelError, match=r'no gradients here \(last in "1"\); .* left out by ignore'):
+        Channels(net, example())
+    again = copy.deepcopy(net)
+    channels = Channels(net, example(), ignore=["1"])
+    assert [group.name for group in channels.groups] == ["2"]
+    assert channels.refused["0"].startswith("no gradient leads") and channels.refused["1.inner"]
+    removal = Removal(group="2", places=(1, 4))
+    wanted = channels.masked([removal])
+    channels.remove([removal])
+    replay(again, example(), [[removal]], ignore=["1"])
+    with torch.no_grad():
+        assert torch.allclose(net(*example()), wanted(*example()), atol=1e-6)
+        assert torch.equal(net(*example()), again(*example()))
+    assert "forward" not in vars(net[1])
+
+
+def test_frozen_layers_have_channels_and_stay_frozen() -> None:
+    torch.manual_seed(0)
+    module = awake(Mobile())
+    groups = [group.name for group in Channels(module, example()).groups]
+    for name, weight in module.named_parameters():
+        weight.requires_grad_(name.startswith("linear"))
+    channels = Channels(module, example())
+    assert [group.name for group in channels.groups] == groups
+    channels.remove([Removal(group=name, places=(0,)) for name in groups])
+    assert {name for name, weight in module.named_parameters() if weight.requires_grad} == {
+        name for name, _ in module.named_parameters() if name.startswith("linear")
+    }
+
+
+class Detached(nn.Module):
+    """Layers before a detach, one behind it, one that is not called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early, self.wide = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1)
+        self.last, self.unused = nn.Conv2d(6, 5, 1), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.wide(self.early(x).detach()))).mean((2, 3))
+
+
+def test_layers_that_no_gradient_reaches_are_named() -> None:
+    torch.manual_seed(0)
+    channels = Channels(Detached().eval(), example())
+    assert [group.name for group in channels.groups] == ["wide"]
+    assert {name for name, why in channels.refused.items() if "no gradient leads" in why} == {"early", "unused"}
+    plain = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)).eval()
+    plain.forward = torch.no_grad()(plain.forward)
+    with pytest.raises(ModelError, match="of Sequential cannot be traced: no gradient leads from its outputs"):
+        Channels(plain, example())
+
+
+def test_a_region_needs_the_layers_and_not_their_norms() -> None:
+    torch.manual_seed(0)
+    module = awake(Mobile())
+    assert [group.name for group in Channels(module, example(), region=["wide.0", "deep.0"]).groups] == ["wide.0"]
+    with pytest.raises(ModelError, match=r'"wide.0": "deep.0" makes these channels as well, and is not in the region'):
+        Channels(module, example(), region=["wide.0"])
 
 
 def test_heads_go_whole() -> None:

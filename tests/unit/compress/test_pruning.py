@@ -191,7 +191,7 @@ def test_too_small_a_memory_halves_the_batch(
     assert sizes == [32, 16, 16]
     assert (pruned.taught.batch_size, pruned.taught.images) == (16, 128)
     monkeypatch.setattr(pruning, "LEAST_BATCH", 32)
-    with pytest.raises(ModelError, match=r"memory is too small for batches of 32 pictures \(round 1\)"):
+    with pytest.raises(ModelError, match=r"memory is too small for batches of 32 pictures \(round 1 of Net\), .* 32 "):
         Pruning(module, EXAMPLE, taught(module), PruneRecipe(keep=0.5, rounds=1, **FEW)).run()
 
 
@@ -256,13 +256,24 @@ def test_a_budget_out_of_reach_is_refused_or_met_as_far_as_it_can_be(module: nn.
     pruning = Pruning(module, EXAMPLE, taught(module), nearest, folder=tmp_path)
     pruned = pruning.run()
     assert [layer.out_channels for layer in pruned.module.modules() if isinstance(layer, nn.Conv2d)] == [4, 4]
-    assert len(pruning.unmet) == 1 and '"' in pruning.unmet[0]
+    assert len(pruning.unmet) == 1 and '"' in pruning.unmet[0] and "keep more" not in pruning.unmet[0]
     slow = PruneRecipe(keep=0.01, least=4, rounds=1, unreachable="nearest", budget="latency", **FEW)
     same = Pruning(module, EXAMPLE, taught(module), slow, latency_of=lambda network: 1.0).run()
     assert [layer.out_channels for layer in same.module.modules() if isinstance(layer, nn.Conv2d)] == [4, 4]
     # What was told once is told by a run that goes on as well.
     again = Pruning(module, EXAMPLE, taught(module), nearest, folder=tmp_path)
     assert again.unmet == pruning.unmet and again.refused == pruning.refused and "linear" in again.refused
+
+
+def test_the_latency_of_another_segment_is_another_pruning(module: nn.Module, tmp_path: Path) -> None:
+    folders = {
+        Pruning(
+            module, EXAMPLE, taught(module), PruneRecipe(keep=0.5, budget="latency", latency_at=cut, rounds=1, **FEW),
+            latency_of=lambda network: 1.0, folder=tmp_path,
+        ).folder
+        for cut in (None, "/relu#0", "/relu#1")
+    }  # fmt: skip
+    assert len(folders) == 3
 
 
 def test_what_makes_no_sense_is_refused(module: nn.Module) -> None:
@@ -286,5 +297,6 @@ def test_what_makes_no_sense_is_refused(module: nn.Module) -> None:
     Pruning(module, EXAMPLE, unlabelled, PruneRecipe(keep=0.5, score="magnitude", rounds=1, **FEW)).run()
     with pytest.raises(ModelError, match='latency_of is for the budget "latency"'):
         Pruning(module, EXAMPLE, unlabelled, PruneRecipe(keep=0.5, budget="latency", **FEW))
-    with pytest.raises(ModelError, match='multiply-accumulates would empty layers, ".*" first: with 1 channels'):
+    words = r'0.001 of the multiply-acc.*\) would empty layers, ".*" first: with 1 channel left in each 0.0\d+ stays'
+    with pytest.raises(ModelError, match=words + r'.*unreachable = "nearest"'):
         Pruning(module, EXAMPLE, taught(module), PruneRecipe(keep=0.001, rounds=1, **FEW)).run()

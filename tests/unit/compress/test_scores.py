@@ -111,7 +111,7 @@ def test_heads_have_scores_too() -> None:
 def test_taylor_without_labels_says_what_to_take() -> None:
     torch.manual_seed(0)
     channels = Channels(Chain().eval(), (torch.randn(2, 3, 16, 16),))
-    with pytest.raises(ModelError, match='"taylor" needs labels, these pictures have none: take "magnitude"'):
+    with pytest.raises(ModelError, match='"taylor" needs labels, these pictures have none: take "slimming" or'):
         taylor(channels, [Batch(torch.randn(2, 3, 16, 16), None)], cross_entropy())
 
 
