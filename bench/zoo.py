@@ -187,9 +187,10 @@ what is measured and pruned is the network of just these: `python -m bench.pruni
         lambda: tuple(map(pruned_row, sorted(PRUNED.glob("*.safetensors")))),
         """
 Made by `python -m bench.winograd bench.pruning build JOB`, with torch 2.13.0 (CPU build, bfloat16), seed 0, on CIFAR-10
-(resnet20.k0.75 by torch's own convolutions in float32, as the last 34 of resnet18_half.k0.345's 60 epochs; those before
-on one H200, bfloat16), and kept by `python -m bench.pruning keep JOB NETWORK`. Each file has all weights of its
-network, in 32 or 16 bits, and in its header every recipe and what was removed:
+(those of ResNet-20 by torch's own convolutions; so, in float32, the last 34 of resnet18_half.k0.345's 60 epochs, those
+before on one H200), and kept in 16 bits by `python -m bench.pruning keep JOB NETWORK`; vgg16.k0.165 is the file of the
+build itself, in 32 bits. Each file has all weights of its network, and in its header every recipe and what was removed
+(those of ResNet-20, made last, also what they were trained on):
 `load_pruned(file, build_model(NETWORK).module, (example,), network=None)` gives the network (docs/pruning.md).
 """,
     ),
