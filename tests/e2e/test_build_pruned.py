@@ -196,9 +196,12 @@ def test_a_series_may_be_at_a_cut_that_is_no_candidate_of_its_own(
 @pytest.mark.parametrize(
     ("prune", "error", "words"),
     [
-        (PruneJob(keep=(0.5,), cuts=("layer9#0",)), CutError, "no cut"),
-        (PruneJob(keep=(0.5,), cuts=("layer9*",)), JobError, "fits no cut"),
-        (PruneJob(keep=(0.5,), region=("layer9*",)), ModelError, "no channel can be removed in the region"),
+        (PruneJob(keep=(0.5,), cuts=("layer9#0",)), JobError, "is no deployable cut of"),
+        (PruneJob(keep=(0.5,), cuts=("layer9*",)), JobError, "is no deployable cut of"),
+        (PruneJob(keep=(0.5,), cuts=("/relu#1*",), ignore=("conv2",)), JobError, "fits no cut of which channels"),
+        (PruneJob(keep=(0.5,), region=("layer9*",)), ModelError, 'region "layer9\\*" fits no layer of'),
+        (PruneJob(keep=(0.5,), ignore=("conv9",)), ModelError, 'ignore "conv9" fits no layer of .*; near are conv'),
+        (PruneJob(keep=(0.5,), region=("classifier",)), ModelError, "no channel can be removed in the region"),
         (PruneJob(keep=(0.5,), ignore=("*",)), ModelError, "without"),
         (PruneJob(keep=(0.001,), least=4), ModelError, "would empty layers, .* with 4 channels left in each"),
         (PruneJob(keep=(0.9, 0.001), least=4), ModelError, "would empty layers"),
@@ -219,6 +222,16 @@ def test_what_cannot_be_pruned_is_refused_before_anything_is_trained(
     with pytest.raises(error, match=words):
         build(job(quick), folder / "refused", progress=lambda stage, *_: stages.append(stage))
     assert not (folder / "refused").exists() and not [stage for stage in stages if "round" in stage]
+
+
+def test_counts_that_cannot_be_made_are_named(built: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = built.folder.parent
+    monkeypatch.chdir(folder)
+    many = PruneJob(cuts=("/relu#1",), counts=(99, 50), mirror=False, batch_size=32)
+    made = build(job(many), folder / "many")
+    assert {c.plan.variant for c in made.candidates()} == {"own_units_factory"}
+    told = "counts (99, 50) at /relu#1: 32 channels cross there, of which 1 or more stay, [] are made"
+    assert told in (folder / "many.work" / "log.txt").read_text()
 
 
 def test_a_latency_is_measured_as_deployed_and_met_as_far_as_it_can_be(

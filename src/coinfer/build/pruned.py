@@ -9,9 +9,7 @@ a second build; one that was killed goes on from the last epoch.
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +33,7 @@ from .progress import Progress, of_training
 from .spending import Outcome, Task, scaled
 from .teachers import Teachers
 from .timing import deployed_s
+from .wanted import series_cuts
 from .workshop import safe_name
 
 
@@ -65,6 +64,7 @@ class Pruner:
         teachers: of all trainings.
         folder: where weights and checkpoints are kept.
         known: measured candidates of the main network, for what a training may gain; none where nobody asks.
+        deployable: names of the main network's cuts where it can be divided as it is deployed.
         keep: is given each network as soon as it is made.
         behind: tasks that can begin when step 1 is done, given its smallest network that keeps the goal's loss.
         progress: is told each training step.
@@ -81,12 +81,14 @@ class Pruner:
         folder: Path,
         known: Sequence[Candidate],
         *,
+        deployable: Collection[str],
         keep: Callable[[PrunedVariant], object],
         behind: Callable[[PrunedVariant], list[Task]],
         progress: Progress,
     ) -> None:
         self._job, self._main, self._teachers, self._folder = job, main, teachers, folder
-        self._known, self._keep, self._behind, self._progress = known, keep, behind, progress
+        self._known, self._deployable = known, deployable
+        self._keep, self._behind, self._progress = keep, behind, progress
         self._views = Views(is_mirrored=job.prune.mirror, mixes=job.prune.mixes)
         self.notes: list[str] = []
         # Whether step 1 has come to the smallest network there is.
@@ -243,6 +245,9 @@ class Pruner:
             self.notes += [f'series: channels of "{layer}" stay: {why}' for layer, why in channels.refused.items()]
         for have, least, cuts in self._places(base, channels):
             counts = [count for count in counts_below(have, job.counts) if count >= least]
+            if not counts or (isinstance(job.counts, tuple) and len(counts) < len(job.counts)):
+                told = f"{have} channels cross there, of which {least} or more stay"
+                self.notes.append(f"counts {job.counts} at {cuts[0].name}: {told}, {list(counts)} are made")
             if counts:
                 tasks.append(self._fewer(base, cuts, have, counts, self._series(base, cuts[0])))
         return tasks
@@ -252,10 +257,11 @@ class Pruner:
         places: dict[tuple[str, ...], list[Cut]] = {}
         for pattern in self._job.prune.cuts:
             try:
-                found = self._cuts(pattern, base.graph, channels)
+                found, reasons = series_cuts(pattern, base.graph, channels, self._deployable)
             except (CutError, JobError) as error:
                 self._refused(base, error)
                 continue
+            self.notes += [reason for reason in reasons if reason not in self.notes]
             for cut in found:
                 key = tuple(group.name for group in crossing_groups(channels, base.graph, cut))
                 if cut not in places.setdefault(key, []):
@@ -270,27 +276,6 @@ class Pruner:
         if base.name == self._main:
             raise error
         self.notes.append(f"no series from {base.name}: {error}")
-
-    def _cuts(self, pattern: str, graph: Graph, channels: Channels) -> list[Cut]:
-        cuts = {cut.name: cut for cut in graph.cuts()}
-        if not ("*" in pattern or "?" in pattern):
-            cut = graph.cut(pattern)
-            crossing_groups(channels, graph, cut)
-            return [cut]
-        found, reasons = [], list[str]()
-        for name in fnmatch.filter(cuts, pattern):
-            try:
-                crossing_groups(channels, graph, cuts[name])
-            except CutError as error:
-                reasons.append(str(error))
-            else:
-                found.append(cuts[name])
-        if not found:
-            near = ", ".join(difflib.get_close_matches(pattern, cuts, n=3, cutoff=0.0))
-            why = reasons[0] if reasons else f"the nearest are {near}"
-            raise JobError(f'[prune] cuts "{pattern}" fits no cut of which channels can be removed: {why}')
-        self.notes += [reason for reason in reasons if reason not in self.notes]
-        return found
 
     def _series(self, base: PrunedVariant, cut: Cut) -> Iterator[Member]:
         job = self._job.prune

@@ -97,6 +97,7 @@ def add_variants(workshop: Workshop, *, progress: Progress) -> None:
             raise DataError(f'training a unit needs at least {least} pictures, got {count} (data "{job.data.source}")')
     pruner = Pruner(
         job, workshop.main, teachers, workshop.folder / "pruned", known,
+        deployable={cut.name for whole in workshop.networks[workshop.main].wholes.values() for cut in whole.cuts},
         keep=keep, behind=behind, progress=progress,
     )  # fmt: skip
     tasks = pruner.tasks()

@@ -1,9 +1,14 @@
-"""Which units a job asks for: cut by cut, share by share of a light head, stride by stride, width by width."""
+"""What a job's patterns ask for.
+
+Units: cut by cut, share by share of a light head, stride by stride, width by width.  Series of ever fewer channels:
+cut by cut.
+"""
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import product
 from typing import NamedTuple
 
@@ -11,8 +16,10 @@ import msgspec
 import torch
 
 from ..compress.bottleneck import UnitSpec, check_unit
+from ..compress.channels import Channels
 from ..compress.divided import several_cross
 from ..compress.encoder import width_for
+from ..compress.series import crossing_groups
 from ..compress.unit_training import UnitRecipe
 from ..errors import CutError, JobError, ModelError
 from ..model.cut import Cut, split
@@ -115,6 +122,37 @@ def _cuts(job: BottleneckJob, graph: Graph) -> list[Cut]:
                 raise several_cross(graph, cut)
             found[cut.name] = cut
     return list(found.values())
+
+
+def series_cuts(
+    pattern: str, graph: Graph, channels: Channels, deployable: Collection[str]
+) -> tuple[list[Cut], list[str]]:
+    """The cuts of a pattern that channels can be removed of, and why of others none can.
+
+    A pattern passes over those that are not `deployable`.
+
+    Raises:
+        CutError: the one cut that is named is none, or of none of its channels any can go.
+        JobError: a pattern that fits no cut of which channels can go.
+    """
+    if not ("*" in pattern or "?" in pattern):
+        cut = graph.cut(pattern)
+        crossing_groups(channels, graph, cut)
+        return [cut], []
+    cuts = {cut.name: cut for cut in graph.cuts() if cut.name in deployable}
+    found, reasons = [], list[str]()
+    for name in fnmatch.filter(cuts, pattern):
+        try:
+            crossing_groups(channels, graph, cuts[name])
+        except CutError as error:
+            reasons.append(str(error))
+        else:
+            found.append(cuts[name])
+    if not found:
+        near = ", ".join(difflib.get_close_matches(pattern, cuts, n=3, cutoff=0.0))
+        why = reasons[0] if reasons else f"the nearest are {near}"
+        raise JobError(f'[prune] cuts "{pattern}" fits no cut of which channels can be removed: {why}')
+    return found, reasons
 
 
 def _is_fit(cut: Cut, job: BottleneckJob) -> bool:

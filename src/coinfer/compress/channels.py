@@ -15,6 +15,7 @@ own; each is named.  Heads are groups of their own.
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Collection, Sequence
 from functools import partial
 
@@ -53,7 +54,8 @@ class Channels:
         sound: names of groups that were found sound before: these alone, and they are not checked again.
 
     Raises:
-        ModelError: the module cannot be traced, or nothing in the region can be removed (names what was refused).
+        ModelError: a pattern fits no layer, the module cannot be traced, or nothing in the region can be removed (names
+            what was refused).
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Channels:
     ) -> None:
         self.module, self._example = module, tuple(example)
         self._region, self._ignore, self.refused = tuple(region), tuple(ignore), dict[str, str]()
+        self._check_patterns()
         self._trace()
         self.groups = tuple(group for group in self._found() if self._fits(group))
         self._name_unreached()
@@ -128,6 +131,16 @@ class Channels:
             raise ModelError(f'group "{removal.group}" has places 0 to {size - 1}, each once, got {removal.places}')
         if len(places) == size:
             raise ModelError(f'all {size} channels of "{removal.group}" would go: at least one must stay')
+
+    def _check_patterns(self) -> None:
+        """Refuse a pattern that fits no layer: a misspelt one would protect nothing."""
+        names = [name for name, _ in self.module.named_modules() if name]
+        for what, patterns in (("region", self._region), ("ignore", self._ignore)):
+            for pattern in patterns:
+                if pattern != "*" and not any(fits(name, (pattern,)) for name in names):
+                    near = ", ".join(difflib.get_close_matches(pattern, names, n=3, cutoff=0.0))
+                    network = type(self.module).__name__
+                    raise ModelError(f'{what} "{pattern}" fits no layer of {network}; near are {near}')
 
     def _trace(self) -> None:
         self._graph = traced(self.module, self._example, ignore=self._ignore)

@@ -185,6 +185,9 @@ def _optimizer(model: nn.Module, schedule: Schedule, slower: Mapping[str, float]
             share = next((share for part, share in slower.items() if name.startswith(f"{part}.")), 1.0)
             decay = schedule.weight_decay if parameter.ndim >= 2 else 0.0
             parts.setdefault((share, decay), []).append(parameter)
+    if not parts:
+        network = type(model).__name__
+        raise ModelError(f"all weights of {network} are frozen: those that may change must require gradients")
     groups = [{"params": part, "share": share, "weight_decay": decay} for (share, decay), part in parts.items()]
     if schedule.optimizer == "adam":
         return torch.optim.AdamW(groups, lr=schedule.lr, betas=(schedule.momentum, 0.999))

@@ -135,7 +135,11 @@ def capture(model: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
     for k, x in enumerate(given):
         if x.ndim == 0 or x.shape[0] == 0:
             raise CaptureError(f"input {k} must have a leading batch of at least 1, got shape {tuple(x.shape)}")
-    copied = copy.deepcopy(model).eval()
+    try:
+        copied = copy.deepcopy(model).eval()
+    except TRACE_ERRORS as error:
+        # Such as tensors that a forward pass left in a module, as torch.nn.utils.weight_norm does.
+        raise CaptureError(f"{type(model).__name__} cannot be copied: {first_line(error)}") from error
     batches = {size: tuple(_batch_of(x, size) for x in given) for size in (1, 2, _MANY)}
     dynamic, output = _run(copied, batches[2], batches[1])
     traced = trace(copied, batches[2 if dynamic else 1], output, dynamic=dynamic)

@@ -193,6 +193,26 @@ def test_frozen_layers_have_channels_and_stay_frozen() -> None:
     }
 
 
+def test_norms_of_single_pictures_go_with_their_layer() -> None:
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), nn.Conv2d(8, 6, 3))
+    net = nn.Sequential(*layers, nn.InstanceNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3)).eval()
+    nn.init.uniform_(net[1].bias, -1, 1)
+    channels = Channels(net, example())
+    assert {group.name for group in channels.groups} == {"0", "3"}
+    removals = [Removal(group="0", places=(1, 2, 3, 6)), Removal(group="3", places=(0, 5))]
+    masked = channels.masked(removals)
+    channels.remove(removals)
+    with torch.no_grad():
+        assert torch.allclose(net(*example()), masked(*example()), atol=1e-5)
+
+
+def test_a_pattern_that_fits_no_layer_is_refused() -> None:
+    for what in ("region", "ignore"):
+        with pytest.raises(ModelError, match=f'{what} "depp.*" fits no layer of Mobile; near are deep'):
+            Channels(awake(Mobile()), example(), **{what: ["depp.*"]})
+
+
 class Detached(nn.Module):
     """Layers before a detach, one behind it, one that is not called."""
 

@@ -297,6 +297,9 @@ def test_what_makes_no_sense_is_refused(module: nn.Module) -> None:
     Pruning(module, EXAMPLE, unlabelled, PruneRecipe(keep=0.5, score="magnitude", rounds=1, **FEW)).run()
     with pytest.raises(ModelError, match='latency_of is for the budget "latency"'):
         Pruning(module, EXAMPLE, unlabelled, PruneRecipe(keep=0.5, budget="latency", **FEW))
+    frozen = Net().eval().requires_grad_(requires_grad=False)
+    with pytest.raises(ModelError, match="all weights of Net are frozen: those that may change must require gradients"):
+        Pruning(frozen, EXAMPLE, taught(frozen), PruneRecipe(keep=0.5, rounds=1, **FEW)).run()
     words = r'0.001 of the multiply-acc.*\) would empty layers, ".*" first: with 1 channel left in each 0.0\d+ stays'
     with pytest.raises(ModelError, match=words + r'.*unreachable = "nearest"'):
         Pruning(module, EXAMPLE, taught(module), PruneRecipe(keep=0.001, rounds=1, **FEW)).run()

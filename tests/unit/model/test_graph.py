@@ -246,6 +246,22 @@ def test_the_network_itself_may_be_the_culprit() -> None:
         capture(make(Branching), torch.zeros(1, 4))
 
 
+def test_what_cannot_be_copied_is_refused_in_one_line() -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.last = self.linear(x)
+            return self.last
+
+    model = Keeps()
+    model(torch.ones(1, 4))
+    with pytest.raises(CaptureError, match="^Keeps cannot be copied: Only Tensors created explicitly"):
+        capture(model, torch.ones(1, 4))
+
+
 def test_random_outputs_are_refused() -> None:
     with pytest.raises(CaptureError, match='the captured Noisy gives another output "add" than the model'):
         capture(make(Noisy), torch.zeros(1, 4))
