@@ -196,8 +196,10 @@ def test_a_series_may_be_at_a_cut_that_is_no_candidate_of_its_own(
 @pytest.mark.parametrize(
     ("prune", "error", "words"),
     [
-        (PruneJob(keep=(0.5,), cuts=("layer9#0",)), JobError, "is no deployable cut of"),
-        (PruneJob(keep=(0.5,), cuts=("layer9*",)), JobError, "is no deployable cut of"),
+        (PruneJob(keep=(0.5,), cuts=("layer9#0",)), CutError, "no cut"),
+        # Fused with the norm behind it.
+        (PruneJob(keep=(0.5,), cuts=("conv1#0",)), JobError, 'cuts "conv1#0" is no deployable cut; near are .*#0'),
+        (PruneJob(keep=(0.5,), cuts=("layer9*",)), JobError, "fits no cut of which .*: the nearest are"),
         (PruneJob(keep=(0.5,), cuts=("/relu#1*",), ignore=("conv2",)), JobError, "fits no cut of which channels"),
         (PruneJob(keep=(0.5,), region=("layer9*",)), ModelError, 'region "layer9\\*" fits no layer of'),
         (PruneJob(keep=(0.5,), ignore=("conv9",)), ModelError, 'ignore "conv9" fits no layer of .*; near are conv'),

@@ -144,7 +144,9 @@ def _known(workshop: Workshop, progress: Progress) -> tuple[list[Candidate], Gai
     Its splits at cuts for which something is to be trained are among them, whether they are candidates or not.
     """
     job, wide = workshop.job, copy.copy(workshop)
-    cuts = (*job.build.cuts, *job.prune.cuts, *job.bottleneck.cuts)
+    trained = (*job.prune.cuts, *job.bottleneck.cuts)
+    named = (name if "*" in name or "?" in name else workshop.graph.cut(name).name for name in trained)
+    cuts = (*job.build.cuts, *named)
     wide.job = msgspec.structs.replace(job, build=msgspec.structs.replace(job.build, cuts=cuts))
     drafts = [draft for draft in all_drafts(wide) if draft.plan.variant == workshop.main and _is_fine(draft)]
     time_segments(wide, drafts, repeats=REPEATS, progress=progress)

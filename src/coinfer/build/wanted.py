@@ -129,14 +129,17 @@ def series_cuts(
 ) -> tuple[list[Cut], list[str]]:
     """The cuts of a pattern that channels can be removed of, and why of others none can.
 
-    A pattern passes over those that are not `deployable`.
+    A pattern passes over those that are not `deployable`; one cut may be named by an alias.
 
     Raises:
         CutError: the one cut that is named is none, or of none of its channels any can go.
-        JobError: a pattern that fits no cut of which channels can go.
+        JobError: it is not deployable, or a pattern fits no cut of which channels can go.
     """
     if not ("*" in pattern or "?" in pattern):
         cut = graph.cut(pattern)
+        if cut.name not in deployable:
+            near = ", ".join(difflib.get_close_matches(cut.name, deployable, n=3, cutoff=0.0))
+            raise JobError(f'[prune] cuts "{pattern}" is no deployable cut; near are {near}')
         crossing_groups(channels, graph, cut)
         return [cut], []
     cuts = {cut.name: cut for cut in graph.cuts() if cut.name in deployable}

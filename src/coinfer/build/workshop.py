@@ -335,12 +335,12 @@ def prepare(job: Job, folder: Path, *, progress: Progress = quiet, data_dir: Pat
 
 def _check_cuts(job: Job, main: Network) -> None:
     names = [cut.name for whole in main.wholes.values() for cut in whole.cuts]
-    for section, pattern in [*(("build", p) for p in job.build.cuts), *(("prune", p) for p in job.prune.cuts)]:
+    for pattern in job.build.cuts:
         # A network that can be cut nowhere may still run on either machine.
         if pattern != "*" and not fnmatch.filter(names, pattern):
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
             raise JobError(
-                f'[{section}] cuts "{pattern}" is no deployable cut of "{main.name}"; near are {", ".join(near)}'
+                f'[build] cuts "{pattern}" is no deployable cut of "{main.name}"; near are {", ".join(near)}'
             )
 
 
