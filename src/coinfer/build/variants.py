@@ -13,7 +13,6 @@ from pathlib import Path
 import msgspec
 
 from ..compress.exits import check_cuts
-from ..compress.groups import fits
 from ..compress.pruning import VERSIONS as PRUNING_VERSIONS
 from ..compress.unit_file import load_unit, network_of
 from ..compress.unit_training import VERSIONS as UNIT_VERSIONS
@@ -30,7 +29,7 @@ from .pruned import PrunedVariant, Pruner
 from .spending import Gains, Ledger, Limits, Task, spend
 from .teachers import Teachers
 from .timing import int8_ratio_of, time_segments
-from .wanted import wanted_units
+from .wanted import is_pattern, wanted_units
 from .workshop import Workshop
 
 # Bits from which a plain split counts as one that loses nothing, before anything was classified.
@@ -95,16 +94,18 @@ def add_variants(workshop: Workshop, *, progress: Progress) -> None:
         count, least = len(workshop.source.drawn("train", units.images)), max(w.recipe.batch_size for w in wanted)
         if count < least:
             raise DataError(f'training a unit needs at least {least} pictures, got {count} (data "{job.data.source}")')
+    main = workshop.networks[workshop.main]
     pruner = Pruner(
         job, workshop.main, teachers, workshop.folder / "pruned", known,
-        deployable={cut.name for whole in workshop.networks[workshop.main].wholes.values() for cut in whole.cuts},
+        deployable={cut.name for whole in main.wholes.values() for cut in whole.cuts},
         keep=keep, behind=behind, progress=progress,
     )  # fmt: skip
     tasks = pruner.tasks()
     if units.cuts and (units.base != "pruned" or not (prune.keep or prune.networks)):
         tasks += unit_tasks(workshop.main, workshop.graph)
     limits = Limits(None if job.build.minutes is None else 60 * job.build.minutes, job.build.trainings)
-    own = [candidate for candidate in known if candidate.plan.cut is None or fits(candidate.plan.cut, job.build.cuts)]
+    admitted = {cut.name for precision in main.wholes for cut in workshop.cuts(main.name, precision)}
+    own = [candidate for candidate in known if candidate.plan.cut is None or candidate.plan.cut in admitted]
     notes = spend(tasks, limits, ledger, own, gains, progress=progress)
     for file in units.units:
         _add_file(workshop, Path(file), graphs)
@@ -145,7 +146,7 @@ def _known(workshop: Workshop, progress: Progress) -> tuple[list[Candidate], Gai
     """
     job, wide = workshop.job, copy.copy(workshop)
     trained = (*job.prune.cuts, *job.bottleneck.cuts)
-    named = (name if "*" in name or "?" in name else workshop.graph.cut(name).name for name in trained)
+    named = (name if is_pattern(name) else workshop.graph.cut(name).name for name in trained)
     cuts = (*job.build.cuts, *named)
     wide.job = msgspec.structs.replace(job, build=msgspec.structs.replace(job.build, cuts=cuts))
     drafts = [draft for draft in all_drafts(wide) if draft.plan.variant == workshop.main and _is_fine(draft)]

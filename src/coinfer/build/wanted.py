@@ -107,7 +107,7 @@ def _cuts(job: BottleneckJob, graph: Graph) -> list[Cut]:
     found: dict[str, Cut] = {}
     for pattern in job.cuts:
         names = fnmatch.filter(single, pattern)
-        if "*" in pattern or "?" in pattern:
+        if is_pattern(pattern):
             fitting = {name: single[name] for name in names if _is_fit(single[name], job)}
             if not fitting:
                 where = f"{len(single)} cuts that one tensor crosses where widths and strides fit"
@@ -124,6 +124,11 @@ def _cuts(job: BottleneckJob, graph: Graph) -> list[Cut]:
     return list(found.values())
 
 
+def is_pattern(text: str) -> bool:
+    """Whether it is a shell pattern of cuts, and not the name of one."""
+    return "*" in text or "?" in text
+
+
 def series_cuts(
     pattern: str, graph: Graph, channels: Channels, deployable: Collection[str]
 ) -> tuple[list[Cut], list[str]]:
@@ -135,7 +140,7 @@ def series_cuts(
         CutError: the one cut that is named is none, or of none of its channels any can go.
         JobError: it is not deployable, or a pattern fits no cut of which channels can go.
     """
-    if not ("*" in pattern or "?" in pattern):
+    if not is_pattern(pattern):
         cut = graph.cut(pattern)
         if cut.name not in deployable:
             near = ", ".join(difflib.get_close_matches(cut.name, deployable, n=3, cutoff=0.0))
